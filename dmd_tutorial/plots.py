@@ -1,0 +1,339 @@
+"""Figures of the book: one style, one set of colours, and no picture without alt text.
+
+A figure is shown as HTML with the picture inside (``<img src="data:...">``): so its alt text and
+its size reach the site, JupyterLab and Colab alike, which an output's metadata does not achieve.
+Figures stay white in dark mode, so that their colours keep their meaning.
+"""
+
+import base64
+import html
+import io
+import math
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from IPython.display import display
+from jaxtyping import Float, UInt8
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from dmd_tutorial.checks import check_finite
+
+DPI = 100  # a CSS pixel is a hundredth of an inch of figure
+SHARPNESS = 2  # shown pictures have twice as many pixels, for dense screens
+WIDTH, HEIGHT = 640, 360  # CSS pixels; they fit the site's column
+CELL = 64  # CSS pixels that one image of a grid gets where there is room for it
+
+# Okabe and Ito (2008): told apart with every common colour blindness.
+COLOURS = {
+    "blue": "#0072B2",
+    "orange": "#E69F00",
+    "green": "#009E73",
+    "red": "#D55E00",
+    "purple": "#CC79A7",
+    "sky": "#56B4E9",
+    "black": "#000000",
+    "yellow": "#F0E442",
+}
+# The same thing has the same colour in every figure.
+ROLES = {
+    "data": COLOURS["black"],
+    "teacher": COLOURS["blue"],
+    "generator": COLOURS["orange"],
+    "critic": COLOURS["green"],
+}
+# Lines differ in more than colour: they can be told apart in grey print, too.
+CYCLE = list(COLOURS.values())[:7]  # yellow is too pale for a line on white
+DASHES, MARKERS = ["-", "--", "-.", ":"], ["o", "s", "^", "D", "v"]
+
+STYLE = {
+    "axes.axisbelow": True,
+    "axes.facecolor": "white",
+    "axes.grid": True,
+    "axes.prop_cycle": plt.cycler(color=CYCLE),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "figure.dpi": DPI,
+    "figure.facecolor": "white",
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
+    "font.size": 11,
+    "grid.alpha": 0.25,
+    "image.cmap": "gray",
+    "image.interpolation": "nearest",
+    "legend.frameon": False,
+    "lines.linewidth": 2,
+}
+
+
+class Html(NamedTuple):
+    """A piece of HTML to display; where only text can be shown, its text is."""
+
+    source: str
+    text: str
+
+    def _repr_html_(self) -> str:
+        return self.source
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+def style() -> None:
+    """Give every figure made from now on the book's look."""
+    plt.rcParams.update(STYLE)
+
+
+def figure(rows: int = 1, columns: int = 1, width: int = WIDTH, height: int = HEIGHT) -> tuple:
+    """Make a figure of the given size in CSS pixels; returns what `plt.subplots` returns."""
+    style()
+    inches = (width / DPI, height / DPI)
+    return plt.subplots(rows, columns, figsize=inches, dpi=DPI, layout="constrained")
+
+
+def png(fig: Figure, sharpness: int = 1) -> bytes:
+    """Draw a whole figure on solid white, `sharpness` pixels to a CSS pixel, and close it."""
+    file = io.BytesIO()
+    fig.savefig(
+        file, format="png", dpi=DPI * sharpness, facecolor="white", bbox_inches=fig.bbox_inches
+    )
+    plt.close(fig)
+    return file.getvalue()
+
+
+def image_tag(picture: bytes, alt: str, width: int, height: int) -> str:
+    """Write an <img> that carries its picture, its alt text and its size.
+
+    Args:
+        picture: The bytes of a PNG file.
+        alt: What is to be seen.
+        width: In CSS pixels; on a narrower page the picture shrinks.
+        height: In CSS pixels: the page keeps the space free, so that nothing shifts.
+
+    Returns:
+        The HTML.
+
+    Raises:
+        ValueError: If the alt text is empty.
+    """
+    if not alt.strip():
+        raise ValueError("the alt text is empty: say what is to be seen in the figure")
+    return (
+        f'<img src="data:image/png;base64,{base64.b64encode(picture).decode()}" '
+        f'alt="{html.escape(alt)}" width="{width}" height="{height}" '
+        'style="max-width:100%;height:auto;padding:0;background:#fff">'
+    )
+
+
+def show(fig: Figure, alt: str) -> None:
+    """Display a figure with its alt text, and close it.
+
+    Args:
+        fig: The figure.
+        alt: What is to be seen, in words for those who do not see it.
+
+    Raises:
+        ValueError: If the alt text is empty.
+    """
+    width, height = (round(inches * DPI) for inches in fig.get_size_inches())
+    display(Html(image_tag(png(fig, SHARPNESS), alt, width, height), alt))
+
+
+def tile(
+    images: Float[Tensor, "n channels height width"], columns: int | None = None
+) -> UInt8[np.ndarray, "rows columns 3"]:
+    """Lay images out row by row with one white pixel between them.
+
+    Args:
+        images: Grey (1 channel) or colour (3) images in [-1, 1]; what lies outside is clamped.
+        columns: Images in a row; by default the grid is about square.
+
+    Returns:
+        The picture, 0 to 255.
+
+    Raises:
+        ValueError: If there is no image, the shape is another one, or a value is not finite.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
+        raise ValueError(f"images have shape {tuple(images.shape)}, not (n, 1 or 3, height, width)")
+    check_finite(images=images)
+    count, _, height, width = images.shape
+    columns = columns or math.ceil(math.sqrt(count))
+    rows = math.ceil(count / columns)
+    levels = ((images.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    canvas = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, 3), 255, np.uint8)
+    for index, image in enumerate(levels):
+        top, left = (index // columns) * (height + 1), (index % columns) * (width + 1)
+        canvas[top : top + height, left : left + width] = image.permute(1, 2, 0).numpy()
+    return canvas
+
+
+def save_grid(
+    images: Float[Tensor, "n channels height width"],
+    path: str | Path,
+    columns: int | None = None,
+    scale: int | None = None,
+) -> None:
+    """Write images as one PNG grid, enlarged `scale` times (small ones to about 64 pixels)."""
+    grid = Image.fromarray(tile(images, columns))
+    scale = scale or max(1, CELL // images.shape[-2])
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    enlarged = grid.resize((grid.width * scale, grid.height * scale), Image.Resampling.NEAREST)
+    enlarged.save(path, format="PNG")
+
+
+def image_grid(
+    images: Float[Tensor, "n channels height width"],
+    columns: int | None = None,
+    *,
+    column_titles: Sequence[str] | None = None,
+    row_titles: Sequence[str] | None = None,
+    ax: Axes | None = None,
+) -> Figure:
+    """Draw images as a grid, row by row, every pixel a sharp square.
+
+    Args:
+        images: Images, (n, channels, height, width), in [-1, 1].
+        columns: Images in a row; by default the grid is about square.
+        column_titles: A title above each column.
+        row_titles: A title left of each row.
+        ax: Axes to draw into; by default those of a new figure of fitting size.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If there are not as many titles as columns or rows.
+    """
+    picture = tile(images, columns)
+    height, width = (side + 1 for side in images.shape[-2:])
+    rows, columns = (picture.shape[0] + 1) // height, (picture.shape[1] + 1) // width
+    column_titles = [""] * columns if column_titles is None else column_titles
+    row_titles = [""] * rows if row_titles is None else row_titles
+    if (len(row_titles), len(column_titles)) != (rows, columns):
+        raise ValueError(
+            f"{len(row_titles)} row and {len(column_titles)} column titles "
+            f"for {rows} rows and {columns} columns"
+        )
+    if ax is None:
+        left, top = 9 * max(map(len, row_titles)), 28 * any(column_titles)
+        cell = min(CELL, (WIDTH - left) / columns)
+        fig_height = rows * cell * height / width + top + 12
+        _, ax = figure(width=round(columns * cell + left + 12), height=round(fig_height))
+    ax.imshow(picture, interpolation="nearest")
+    ax.set_xticks([(i + 0.5) * width - 1 for i in range(columns)], column_titles)
+    ax.set_yticks([(i + 0.5) * height - 1 for i in range(rows)], row_titles)
+    ax.tick_params(length=0, labeltop=True, labelbottom=False)
+    ax.grid(False)
+    ax.spines[:].set_visible(False)
+    return ax.figure
+
+
+def density_and_score(
+    ax: Axes, mixture: Any, sigma: float, *, extent: float = 3.0, arrows: int = 15
+) -> None:
+    """Draw a density on the plane, noised to a level, and its score field over it.
+
+    Scores span orders of magnitude, so the longest arrows are shortened: an arrow's length is
+    tanh(|score| / median |score|), its direction exact.
+
+    Args:
+        ax: Axes to draw into.
+        mixture: Has `log_prob(x, sigma)` and `score(x, sigma)`, x (batch, 2), sigma (batch,).
+        sigma: Noise level, in the units of x.
+        extent: The square from -extent to extent is drawn.
+        arrows: Arrows along each side.
+    """
+
+    def grid(points: int) -> tuple[Tensor, Tensor]:
+        ticks = torch.linspace(-extent, extent, points)
+        x = torch.cartesian_prod(ticks, ticks)
+        return x, torch.full((len(x),), float(sigma))
+
+    with torch.no_grad():
+        x, levels = grid(121)
+        density = _numbers(mixture.log_prob(x, levels).exp()).reshape(121, 121).T
+        start, levels = grid(arrows)
+        score = mixture.score(start, levels)
+    length = score.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    arrow = _numbers(score / length * torch.tanh(length / length.median()))
+    ax.contourf(
+        density, levels=12, cmap="Blues", extent=[-extent, extent, -extent, extent], origin="lower"
+    )
+    ax.quiver(*_numbers(start).T, *arrow.T, color=COLOURS["red"], width=0.004, pivot="mid")
+    ax.set(aspect="equal", xlim=(-extent, extent), ylim=(-extent, extent))
+
+
+def particles(
+    ax: Axes, x: Float[Tensor, "n 2"], *, label: str | None = None, colour: str | None = None
+) -> None:
+    """Draw points of the plane, small and see-through so that crowds show."""
+    ax.plot(*_numbers(x).T, "o", markersize=4, alpha=0.5, markeredgewidth=0, label=label, c=colour)
+    ax.set_aspect("equal")
+
+
+def trajectories(
+    ax: Axes,
+    paths: Float[Tensor, "steps n 2"],
+    *,
+    label: str | None = None,
+    colour: str | None = None,
+) -> None:
+    """Draw a line for each moving point, with a dot at its start and a ring at its end."""
+    colour = colour or COLOURS["blue"]
+    points = _numbers(paths)
+    ax.plot(points[..., 0], points[..., 1], color=colour, linewidth=1, alpha=0.6)
+    ax.plot(*points[0].T, "o", color=colour, markersize=3)
+    ax.plot(*points[-1].T, "o", color=colour, markersize=6, fillstyle="none", label=label)
+    ax.set_aspect("equal")
+
+
+def series(
+    ax: Axes,
+    x: Any,
+    ys: Mapping[str, Any],
+    *,
+    xlabel: str,
+    ylabel: str,
+    logx: bool = False,
+    logy: bool = False,
+    spread: Mapping[str, tuple[Any, Any]] | None = None,
+    colours: Mapping[str, str] | None = None,
+) -> None:
+    """Draw named curves that differ in colour, dashes and marker.
+
+    Args:
+        ax: Axes to draw into.
+        x: Abscissae, (n,), or one such row for each name.
+        ys: Name to ordinates, (n,).
+        xlabel: What x is, with its unit.
+        ylabel: What y is, with its unit.
+        logx: Make the x axis logarithmic.
+        logy: Make the y axis logarithmic.
+        spread: Name to (low, high), drawn as a band.
+        colours: Name to colour, where the order of the style will not do.
+    """
+    for (name, y), colour, dash, marker in zip(
+        ys.items(), cycle(CYCLE), cycle(DASHES), cycle(MARKERS), strict=False
+    ):
+        at = _numbers(x[name] if isinstance(x, Mapping) else x)
+        colour = (colours or {}).get(name, colour)
+        few = marker if len(at) <= 24 else None  # markers on a long curve hide it
+        ax.plot(at, _numbers(y), color=colour, linestyle=dash, marker=few, label=name)
+        if name in (spread or {}):
+            ax.fill_between(at, *map(_numbers, spread[name]), color=colour, alpha=0.15, lw=0)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.set(xscale="log" if logx else "linear", yscale="log" if logy else "linear")
+    if len(ys) > 1:
+        ax.legend()
+
+
+def _numbers(values: Any) -> np.ndarray:
+    """Numbers that matplotlib draws, from a tensor on any device or anything like a list."""
+    return np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
