@@ -53,7 +53,7 @@ ROLES = {
 CYCLE = list(COLOURS.values())[:7]  # yellow is too pale for a line on white
 DASHES, MARKERS = ["-", "--", "-.", ":"], ["o", "s", "^", "D", "v"]
 
-STYLE = {
+STYLE: Any = {
     "axes.axisbelow": True,
     "axes.facecolor": "white",
     "axes.grid": True,
@@ -131,6 +131,12 @@ def image_tag(picture: bytes, alt: str, width: int, height: int) -> str:
     )
 
 
+def figure_tag(fig: Figure, alt: str) -> str:
+    """Draw a figure, close it, and write it as a sharp <img>."""
+    width, height = (round(inches * DPI) for inches in fig.get_size_inches())
+    return image_tag(png(fig, SHARPNESS), alt, width, height)
+
+
 def show(fig: Figure, alt: str) -> None:
     """Display a figure with its alt text, and close it.
 
@@ -141,8 +147,7 @@ def show(fig: Figure, alt: str) -> None:
     Raises:
         ValueError: If the alt text is empty.
     """
-    width, height = (round(inches * DPI) for inches in fig.get_size_inches())
-    display(Html(image_tag(png(fig, SHARPNESS), alt, width, height), alt))
+    display(Html(figure_tag(fig, alt), alt))
 
 
 def tile(
@@ -195,7 +200,7 @@ def image_grid(
     column_titles: Sequence[str] | None = None,
     row_titles: Sequence[str] | None = None,
     ax: Axes | None = None,
-) -> Figure:
+) -> Any:
     """Draw images as a grid, row by row, every pixel a sharp square.
 
     Args:
@@ -326,8 +331,9 @@ def series(
         colour = (colours or {}).get(name, colour)
         few = marker if len(at) <= 24 else None  # markers on a long curve hide it
         ax.plot(at, _numbers(y), color=colour, linestyle=dash, marker=few, label=name)
-        if name in (spread or {}):
-            ax.fill_between(at, *map(_numbers, spread[name]), color=colour, alpha=0.15, lw=0)
+        if spread and name in spread:
+            low, high = map(_numbers, spread[name])
+            ax.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.set(xscale="log" if logx else "linear", yscale="log" if logy else "linear")
     if len(ys) > 1:

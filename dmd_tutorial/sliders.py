@@ -1,0 +1,344 @@
+"""Sliders that work with and without a kernel, from one drawing function.
+
+With a live kernel (JupyterLab, Colab) `slider` is a widget that draws again at any value. In the
+site there is no kernel: there it is a plain ``<input type="range">`` over pictures drawn when the
+site was built, which needs no library and obeys keyboard, touch and screen reader. Every picture
+carries the SHA-256 of its bytes, so that a test can hold the page against the drawing function.
+"""
+
+import hashlib
+import html
+import io
+import itertools
+import json
+import math
+import os
+from base64 import b64encode
+from collections.abc import Callable, Sequence
+from numbers import Integral
+from typing import Any, NamedTuple
+
+import ipywidgets
+from IPython import get_ipython
+from IPython.display import display
+from matplotlib.figure import Figure
+from PIL import Image
+
+from dmd_tutorial.plots import Html, figure_tag, image_tag, png
+
+STATIC = "DMD_TUTORIAL_STATIC"  # set to 1 by the site build and by the notebook tests
+PALETTE = 64  # colours of a stored picture: a quarter of the bytes, and no difference to be seen
+
+Value = Any  # a float, a whole number, or a name
+
+
+class Axis(NamedTuple):
+    """One quantity that a slider moves: its values, its name and its unit."""
+
+    values: Sequence[Value]
+    label: str
+    unit: str = ""
+
+    def text(self, value: Value) -> str:
+        """The value as it is read out, with its unit."""
+        number = f"{value:.3g}" if isinstance(value, float) else str(value)
+        return f"{number} {self.unit}".strip()
+
+
+class Frame(NamedTuple):
+    """One state of a slider: the values it stands for, and the picture drawn for them."""
+
+    values: tuple[Value, ...]
+    picture: bytes
+    width: int
+    height: int
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the picture's bytes."""
+        return hashlib.sha256(self.picture).hexdigest()
+
+
+def slider(
+    draw: Callable[..., Figure],
+    values: Sequence[Value],
+    label: str,
+    unit: str = "",
+    *,
+    alt: Callable[..., str],
+    default: Value | tuple[Value, Value] | None = None,
+    second: tuple | None = None,
+    snap: bool = False,
+) -> None:
+    """Display a slider over the figures that a function draws.
+
+    Args:
+        draw: Draws the figure of one state: `draw(value)`, or `draw(a, b)` for two sliders. It
+            must depend on nothing else, and keep its axis limits.
+        values: What the site shows: floats, whole numbers, or names. A live slider also draws
+            between numbers, on a logarithmic scale where they are spaced so.
+        label: What the slider moves.
+        unit: The unit of the values.
+        alt: Says what is to be seen in one state, called like `draw`.
+        default: The state shown first, a pair for two sliders; by default the middle one.
+        second: `(values, label, unit)` of a second slider.
+        snap: Also a live slider stops at the given values only, because `draw` knows no others.
+
+    Raises:
+        ValueError: If there are fewer than two values, a value twice, values of mixed kinds, a
+            default that is none of them, an empty or repeated alt text, or pictures of
+            different sizes.
+    """
+    axes = [_axis(values, label, unit)]
+    if second is not None:
+        axes.append(_axis(*second))
+    start = _start(axes, default)
+    if os.environ.get(STATIC) == "1" or get_ipython() is None:
+        display(Html(page(draw, axes, alt, start), alt(*start)))
+    else:
+        display(widget(draw, axes, alt, start, snap))
+
+
+def frames(
+    draw: Callable[..., Figure], values: Sequence[Value], second: Sequence[Value] | None = None
+) -> list[Frame]:
+    """Draw every state of a slider.
+
+    Args:
+        draw: The drawing function.
+        values: The values of the slider.
+        second: Those of the second slider, which runs fastest.
+
+    Returns:
+        One frame for each state, each a PNG of at most 64 colours.
+
+    Raises:
+        ValueError: If the pictures differ in size.
+    """
+    drawn = [
+        _frame(draw, state) for state in itertools.product(values, *([second] if second else []))
+    ]
+    sizes = [(frame.width, frame.height) for frame in drawn]
+    for frame, size in zip(drawn, sizes, strict=True):
+        if size != sizes[0]:
+            raise ValueError(f"the picture for {frame.values} is {size}, the first is {sizes[0]}")
+    return drawn
+
+
+def _frame(draw: Callable[..., Figure], state: tuple[Value, ...]) -> Frame:
+    full = Image.open(io.BytesIO(png(draw(*state)))).convert("RGB")
+    file = io.BytesIO()
+    full.quantize(PALETTE, dither=Image.Dither.NONE).save(file, format="PNG", optimize=True)
+    return Frame(state, file.getvalue(), *full.size)
+
+
+def _axis(values: Any, label: str, unit: str = "") -> Axis:
+    """An axis over plain Python values, after refusing those that no slider can move over."""
+    axis = Axis(tuple(values.tolist() if hasattr(values, "tolist") else values), label, unit)
+    if len(axis.values) < 2:
+        raise ValueError(f"{axis.label!r} has {len(axis.values)} value(s), a slider needs two")
+    if len(set(axis.values)) != len(axis.values):
+        raise ValueError(f"{axis.label!r} has a value twice: {axis.values}")
+    names = [isinstance(value, str) for value in axis.values]
+    if any(names) and not all(names):
+        raise ValueError(f"{axis.label!r} mixes names and numbers: {axis.values}")
+    if not any(names) and list(axis.values) != sorted(axis.values):
+        raise ValueError(f"{axis.label!r} has values that do not rise: {axis.values}")
+    return axis
+
+
+def _start(axes: list[Axis], default: Any) -> tuple[Value, ...]:
+    """The state shown first."""
+    if default is None:
+        return tuple(axis.values[len(axis.values) // 2] for axis in axes)
+    start = default if isinstance(default, tuple) else (default,)
+    if len(start) != len(axes):
+        raise ValueError(f"the default {default!r} has {len(start)} value(s), not {len(axes)}")
+    for value, axis in zip(start, axes, strict=True):
+        if value not in axis.values:
+            raise ValueError(f"the default {value!r} of {axis.label!r} is none of {axis.values}")
+    return start
+
+
+# With a kernel: widgets that draw again.
+
+
+def widget(
+    draw: Callable[..., Figure],
+    axes: list[Axis],
+    alt: Callable[..., str],
+    start: tuple[Value, ...],
+    snap: bool = False,
+) -> ipywidgets.Widget:
+    """Make the live slider: controls, and under them the picture of their state.
+
+    Args:
+        draw: The drawing function.
+        axes: What each control moves.
+        alt: Says what is to be seen.
+        start: The state shown first.
+        snap: Stop at the given values only.
+
+    Returns:
+        The widget.
+    """
+    controls = [_control(axis, value, snap) for axis, value in zip(axes, start, strict=True)]
+    view = ipywidgets.HTML()
+
+    def redraw(_: Any = None) -> None:
+        state = tuple(control.value for control in controls)
+        view.value = figure_tag(draw(*state), alt(*state))
+
+    for control in controls:
+        control.observe(redraw, names="value")
+    redraw()
+    return ipywidgets.VBox([*controls, view])
+
+
+def _control(axis: Axis, start: Value, snap: bool) -> ipywidgets.Widget:
+    """The widget that fits the values: names, whole numbers, decades or an interval."""
+    look = {
+        "description": f"{axis.label} ({axis.unit})" if axis.unit else axis.label,
+        "continuous_update": False,
+        "style": {"description_width": "initial"},
+        "layout": ipywidgets.Layout(width="min(40rem, 100%)"),
+    }
+    if snap or isinstance(axis.values[0], str):
+        options = [(axis.text(value), value) for value in axis.values]
+        return ipywidgets.SelectionSlider(options=options, value=start, **look)
+    low, high = axis.values[0], axis.values[-1]
+    if all(isinstance(value, Integral) for value in axis.values):
+        return ipywidgets.IntSlider(value=start, min=low, max=high, **look)
+    if _log_spaced(axis.values):
+        exponents = {"min": math.log10(low), "max": math.log10(high)}
+        step = (exponents["max"] - exponents["min"]) / 100
+        return ipywidgets.FloatLogSlider(
+            value=start, step=step, readout_format=".3g", **exponents, **look
+        )
+    step = (high - low) / 100
+    return ipywidgets.FloatSlider(
+        value=start, min=low, max=high, step=step, readout_format=".3g", **look
+    )
+
+
+def _log_spaced(values: Sequence[Value]) -> bool:
+    """Whether the steps of the logarithms differ less than those of the values themselves."""
+    if values[0] <= 0 or len(values) < 3:
+        return False
+
+    def unevenness(numbers: list[float]) -> float:
+        steps = [later - sooner for sooner, later in itertools.pairwise(numbers)]
+        return max(steps) / min(steps)
+
+    return unevenness([math.log(value) for value in values]) < unevenness(list(values))
+
+
+# Without a kernel: a page that carries its pictures.
+
+_number = itertools.count(1)  # two sliders on a page never share an id
+
+CONTROL = """\
+<div style="display:flex;flex-wrap:wrap;align-items:center;gap:0 .75em">
+<label for="{id}">{label}</label>
+<input id="{id}" type="range" min="0" max="{last}" step="1" value="{start}" hidden
+ aria-valuetext="{text}" style="flex:1 1 12em;min-width:8em;height:2.75rem;margin:0">
+<output for="{id}" aria-live="off" style="min-width:6em">{text}</output>
+</div>
+"""
+
+# The script of one slider. It finds its parts by the figure's id, runs once, and asks nothing of
+# the page. JupyterLab takes the arrow keys for itself, unless they are stopped at the window.
+SCRIPT = """\
+(() => {
+  const root = document.getElementById("%s");
+  if (!root || root.dataset.ready) return;
+  root.dataset.ready = "yes";
+  const axes = JSON.parse(root.querySelector("script[type='application/json']").textContent);
+  const picture = root.querySelector("img");
+  const spoken = root.querySelector("[role=status]");
+  const inputs = [...root.querySelectorAll("input")];
+  const outputs = [...root.querySelectorAll("output")];
+  const update = (event) => {
+    let state = 0;
+    inputs.forEach((input, i) => {
+      const text = axes.texts[i][input.value];
+      input.setAttribute("aria-valuetext", text);
+      outputs[i].textContent = text;
+      state = state * axes.texts[i].length + Number(input.value);
+    });
+    const frame = axes.frames[state];
+    picture.src = "data:image/png;base64," + frame.png;
+    picture.alt = frame.alt;
+    root.dataset.digest = frame.digest;
+    if (event) spoken.textContent = frame.alt;
+  };
+  for (const input of inputs) {
+    input.hidden = false;
+    input.addEventListener("input", update);
+  }
+  update();
+  if (window.dmdSliderKeys) return;
+  window.dmdSliderKeys = true;
+  window.addEventListener("keydown", (event) => {
+    const ours = event.target.closest && event.target.closest(".dmd-slider input");
+    if (ours && /^(Arrow|Home|End|Page)/.test(event.key)) event.stopImmediatePropagation();
+  }, true);
+})();
+"""
+
+
+def page(
+    draw: Callable[..., Figure],
+    axes: list[Axis],
+    alt: Callable[..., str],
+    start: tuple[Value, ...],
+) -> str:
+    """Write the slider of a page without a kernel, as HTML that needs nothing else.
+
+    Without JavaScript, and in print, it is the picture of the first state with its values.
+
+    Args:
+        draw: The drawing function.
+        axes: What each slider moves.
+        alt: Says what is to be seen.
+        start: The state shown first.
+
+    Returns:
+        The HTML.
+
+    Raises:
+        ValueError: If two states have the same alt text, or pictures differ in size.
+    """
+    drawn = frames(draw, *[axis.values for axis in axes])
+    alts = [alt(*frame.values) for frame in drawn]
+    if len(set(alts)) < len(alts):
+        raise ValueError(f"{len(alts)} states, but only {len(set(alts))} different alt texts")
+    first = next(frame for frame in drawn if frame.values == start)
+    name = f"dmd-slider-{next(_number)}-{first.digest[:8]}"
+    controls = [
+        CONTROL.format(
+            id=f"{name}-{i}",
+            label=html.escape(axis.label),
+            last=len(axis.values) - 1,
+            start=axis.values.index(value),
+            text=html.escape(axis.text(value)),
+        )
+        for i, (axis, value) in enumerate(zip(axes, start, strict=True))
+    ]
+    data = {
+        "texts": [[axis.text(value) for value in axis.values] for axis in axes],
+        "frames": [
+            {"png": b64encode(frame.picture).decode(), "alt": text, "digest": frame.digest}
+            for frame, text in zip(drawn, alts, strict=True)
+        ],
+    }
+    hidden = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)"
+    return (
+        f'<figure id="{name}" class="dmd-slider" data-digest="{first.digest}" '
+        'style="margin:0;position:relative">\n'
+        + image_tag(first.picture, alt(*start), first.width, first.height)
+        + f'\n{"".join(controls)}<span role="status" style="{hidden}"></span>\n'
+        # "<" inside a script could end it
+        + f'<script type="application/json">{json.dumps(data).replace("<", chr(92) + "u003c")}'
+        + f"</script>\n<script>\n{SCRIPT % name}</script>\n</figure>"
+    )
