@@ -1,0 +1,260 @@
+"""The regression anchor: pairs (z, y) of noise and what the teacher's ODE makes of it.
+
+Pairs lie in a folder of safetensors files, one per chunk. Each file says in its header how it was
+made: teacher, sampler, steps, seed, chunk. A run that stopped continues at the first missing one.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dmd_tutorial.checks import check_finite, check_same_shape
+from dmd_tutorial.samplers import heun, sample
+
+CHUNK = 1000
+
+
+class Pairs(NamedTuple):
+    """Noise and the sample that the teacher's ODE makes of it.
+
+    Attributes:
+        z: Standard normal noise, (count, *shape).
+        y: The teacher's samples, (count, *shape), not clamped.
+        label: Class of each, (count,), or None.
+    """
+
+    z: Float[Tensor, "count *shape"]
+    y: Float[Tensor, "count *shape"]
+    label: Int[Tensor, " count"] | None = None
+
+
+def fingerprint(module: nn.Module) -> str:
+    """A short name for a network's exact weights.
+
+    Args:
+        module: Any network.
+
+    Returns:
+        The first 16 hexadecimal digits of a SHA-256 over names, types, shapes and values.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        tensor = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def make_pairs(
+    teacher: nn.Module,
+    folder: str | Path,
+    count: int,
+    shape: tuple[int, ...],
+    classes: int = 0,
+    *,
+    steps: int = 18,
+    seed: int = 0,
+) -> Iterator[int]:
+    """Make pairs with Heun's method, chunk by chunk, skipping the chunks that are there.
+
+    Chunk k depends on the seed and k alone, so a run that stopped, or several at once, make what
+    one undisturbed run makes. Labels are class-balanced.
+
+    Args:
+        teacher: The teacher, a network.
+        folder: Where the files go; it is made.
+        count: How many pairs, a multiple of 1000 (one chunk).
+        shape: Shape of one sample.
+        classes: Number of classes, 0 for none.
+        steps: Heun steps; N cost 2N - 1 evaluations.
+        seed: Seed of the noise.
+
+    Yields:
+        How many pairs there are by now.
+
+    Raises:
+        ValueError: If count is not a positive multiple of 1000, or the folder holds pairs that
+            were made otherwise.
+
+    Source: Yin et al. 2024 (DMD), Section 3.3.
+    """
+    if count <= 0 or count % CHUNK:
+        raise ValueError(f"the number of pairs must be a multiple of {CHUNK}, not {count}")
+    made_by = _made_by(teacher, steps, seed)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for chunk in range(count // CHUNK):
+        path = folder / f"{chunk:05d}.safetensors"
+        if path.exists():
+            _check_made_by(path, made_by | {"chunk": chunk})
+        else:
+            _save(path, _make_chunk(teacher, shape, classes, steps, seed, chunk), made_by, chunk)
+        yield (chunk + 1) * CHUNK
+
+
+def load_pairs(
+    folder: str | Path, teacher: nn.Module | None = None, count: int | None = None
+) -> Pairs:
+    """Read pairs.
+
+    Args:
+        folder: Where `make_pairs` put them.
+        teacher: The teacher that they must belong to, if that is to be checked.
+        count: How many to read; all of them without it.
+
+    Returns:
+        The pairs.
+
+    Raises:
+        FileNotFoundError: If the folder holds none.
+        ValueError: If a file is damaged or belongs to another teacher, or there are too few.
+    """
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"{folder} holds no pairs (*.safetensors)")
+    if count is not None:
+        files = files[: -(-count // CHUNK)]
+    wanted = {} if teacher is None else {"teacher": fingerprint(teacher)}
+    parts: dict[str, list[Tensor]] = {}
+    for path in files:
+        _check_made_by(path, wanted)
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118  (not a dict)
+                parts.setdefault(name, []).append(file.get_tensor(name))
+    columns = {name: torch.cat(tensors)[:count] for name, tensors in parts.items()}
+    pairs = Pairs(columns["z"], columns["y"], columns.get("label"))
+    if count is not None and len(pairs.z) < count:
+        raise ValueError(f"{folder} holds {len(pairs.z)} pairs, {count} are wanted")
+    check_same_shape(z=pairs.z, y=pairs.y)
+    check_finite(z=pairs.z, y=pairs.y)
+    return pairs
+
+
+def _make_chunk(teacher, shape, classes: int, steps: int, seed: int, chunk: int) -> Pairs:
+    rng = torch.Generator().manual_seed(seed * 1_000_003 + chunk)
+    z = torch.randn(CHUNK, *shape, generator=rng)
+    label = torch.arange(CHUNK) % classes if classes else None
+    device = next(teacher.parameters()).device
+    on_device = None if label is None else label.to(device)
+    y = sample(teacher, z.to(device), on_device, steps=steps, sampler=heun)
+    return Pairs(z, y.cpu(), label)
+
+
+def _made_by(teacher: nn.Module, steps: int, seed: int) -> dict:
+    return {
+        "teacher": fingerprint(teacher), "sampler": "heun", "steps": steps, "seed": seed,
+        "evaluations": 2 * steps - 1,
+    }  # fmt: skip
+
+
+def _save(path: Path, pairs: Pairs, made_by: dict, chunk: int) -> None:
+    tensors = {name: t for name, t in pairs._asdict().items() if t is not None}
+    partial = path.with_suffix(f".part{os.getpid()}")
+    header = {"made_by": json.dumps(made_by | {"chunk": chunk}, sort_keys=True)}
+    save_file(tensors, partial, metadata=header)
+    os.replace(partial, path)  # a file is whole or not there
+
+
+def _check_made_by(path: Path, wanted: dict) -> None:
+    try:
+        with safe_open(path, "pt") as file:
+            made_by = json.loads((file.metadata() or {})["made_by"])
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is damaged or not a file of pairs: {error}") from error
+    for name, value in wanted.items():
+        if made_by.get(name) != value:
+            raise ValueError(f"{path} was made with {name} {made_by.get(name)}, not {value}")
+
+
+def l2(x: Float[Tensor, "batch *shape"], y: Float[Tensor, "batch *shape"]) -> Float[Tensor, ""]:
+    """Mean square difference.
+
+    Args:
+        x: The generator's samples, (batch, *shape).
+        y: The teacher's, (batch, *shape).
+
+    Returns:
+        A scalar, in the units of x squared.
+
+    Raises:
+        ValueError: If shapes differ.
+    """
+    check_same_shape(x=x, y=y)
+    return functional.mse_loss(x, y)
+
+
+class LPIPS(nn.Module):
+    """The learned perceptual distance of the paper's anchor, from the `lpips` package.
+
+    Args:
+        backbone: ``"vgg"`` (the paper's), ``"alex"`` or ``"squeeze"``.
+        size: Images are resized to this, at least 64; the paper takes 224.
+        random_backbone: Leave the backbone at random weights: no download, for tests only.
+
+    Raises:
+        ValueError: If size is below 64.
+        RuntimeError: If the backbone's weights are not there and cannot be downloaded.
+
+    Source: Zhang et al. 2018; Yin et al. 2024 (DMD), Eq. 9 and appendix.
+    """
+
+    def __init__(
+        self, backbone: str = "vgg", size: int = 224, random_backbone: bool = False
+    ) -> None:
+        super().__init__()
+        if size < 64:
+            raise ValueError(f"LPIPS needs images of at least 64 pixels, size is {size}")
+        self.size = size
+        self.network = _load_lpips(backbone, random_backbone)
+
+    def forward(
+        self, x: Float[Tensor, "batch channels h w"], y: Float[Tensor, "batch channels h w"]
+    ) -> Float[Tensor, ""]:
+        """Mean distance of two batches of images.
+
+        Args:
+            x: The generator's images in [-1, 1], (batch, channels, h, w), 1 or 3 channels.
+            y: The teacher's, the same shape.
+
+        Returns:
+            A scalar without unit.
+
+        Raises:
+            ValueError: If shapes differ or there are not 1 or 3 channels.
+        """
+        check_same_shape(x=x, y=y)
+        return self.network(self._prepare(x), self._prepare(y)).mean()
+
+    def _prepare(self, x: Tensor) -> Tensor:
+        if x.ndim != 4 or x.shape[1] not in (1, 3):
+            raise ValueError(f"LPIPS wants images with 1 or 3 channels, not {tuple(x.shape)}")
+        x = x.expand(-1, 3, -1, -1)  # grey images count as three equal channels
+        return functional.interpolate(x, size=(self.size, self.size), mode="bilinear")
+
+
+def _load_lpips(backbone: str, random_backbone: bool) -> Callable:
+    import warnings
+
+    import lpips
+
+    with warnings.catch_warnings():  # lpips still uses torchvision's old argument names
+        warnings.simplefilter("ignore")
+        try:
+            network = lpips.LPIPS(net=backbone, pnet_rand=random_backbone, verbose=False)
+        except OSError as error:  # URLError is one
+            raise RuntimeError(
+                f"LPIPS needs torchvision's ImageNet weights of '{backbone}', which are neither "
+                f"in {torch.hub.get_dir()}/checkpoints nor could be downloaded ({error}). "
+                "Get them on a machine with a network, or choose the L2 anchor."
+            ) from error
+    return network.requires_grad_(False).eval()

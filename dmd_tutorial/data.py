@@ -1,0 +1,97 @@
+"""Data: two-dimensional targets and scikit-learn's handwritten digits."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+
+from dmd_tutorial.mixtures import GaussianMixture
+
+
+class Images(NamedTuple):
+    """Images with their classes.
+
+    Attributes:
+        x: Pixels, (count, channels, height, width), float32 in [-1, 1].
+        label: Class of each image, (count,).
+        classes: Number of classes.
+    """
+
+    x: Float[Tensor, "count channels height width"]
+    label: Int[Tensor, " count"]
+    classes: int
+
+
+def digits() -> Images:
+    """The 1797 handwritten digits that scikit-learn carries, 8 x 8 pixels, 10 classes.
+
+    Returns:
+        The images; scikit-learn's 17 grey levels 0..16 become -1..1.
+
+    Source: Alpaydin and Kaynak 1998, UCI "Optical Recognition of Handwritten Digits".
+    """
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    x = torch.as_tensor(raw.images, dtype=torch.float32)[:, None] / 8 - 1
+    return Images(x, torch.as_tensor(raw.target, dtype=torch.int64), classes=10)
+
+
+def two_modes(distance: float = 4.0, std: float = 0.4) -> GaussianMixture:
+    """Two round Gaussians side by side: the target of the paper's Figure 3.
+
+    Args:
+        distance: Between the centres, which lie on the first axis around the origin.
+        std: Standard deviation of each.
+
+    Returns:
+        The mixture, half of its weight in each mode.
+    """
+    half = distance / 2
+    return GaussianMixture.isotropic(torch.tensor([[-half, 0.0], [half, 0.0]]), std)
+
+
+def ring(modes: int = 8, radius: float = 2.0, std: float = 0.2) -> GaussianMixture:
+    """Round Gaussians on a circle.
+
+    Args:
+        modes: How many, equally spaced, the first on the first axis.
+        radius: Of the circle.
+        std: Standard deviation of each.
+
+    Returns:
+        The mixture, equal weights.
+    """
+    angle = 2 * math.pi * torch.arange(modes, dtype=torch.float64) / modes
+    return GaussianMixture.isotropic(radius * torch.stack([angle.cos(), angle.sin()], dim=1), std)
+
+
+def balanced_labels(count: int, classes: int) -> Int[Tensor, " count"]:
+    """Labels in which every class is equally frequent (up to one).
+
+    Args:
+        count: How many labels.
+        classes: Number of classes.
+
+    Returns:
+        0, 1, ..., classes - 1, 0, 1, ..., (count,).
+    """
+    return torch.arange(count) % classes
+
+
+def normal(
+    count: int, shape: tuple[int, ...], generator: Generator | None = None
+) -> Float[Tensor, "count *shape"]:
+    """Standard normal noise z, the generator's and the sampler's input.
+
+    Args:
+        count: How many samples.
+        shape: Shape of one sample.
+        generator: Source of randomness; torch's own without one.
+
+    Returns:
+        Noise, (count, *shape), float32.
+    """
+    return torch.randn(count, *shape, generator=generator)

@@ -1,0 +1,96 @@
+"""A multilayer perceptron for points in a few dimensions, and several of them side by side."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def noise_features(c_noise: Float[Tensor, " batch"], count: int) -> Float[Tensor, "batch count"]:
+    """Waves of the noise level, from which a network tells levels apart.
+
+    Args:
+        c_noise: ``ln(sigma) / 4``, (batch,).
+        count: How many features, an even number.
+
+    Returns:
+        Cosines and sines of c_noise at wave numbers from 1/4 to 8, (batch, count).
+    """
+    exponents = torch.linspace(-2, 3, count // 2, device=c_noise.device, dtype=c_noise.dtype)
+    phase = c_noise[:, None] * (2 * math.pi * 2**exponents)
+    return torch.cat([phase.cos(), phase.sin()], dim=1)
+
+
+class MLP(nn.Module):
+    """A multilayer perceptron F(x, c_noise, label) for points.
+
+    With `copies` above 1 it is that many independent networks, trained side by side: the batch is
+    cut into so many equal blocks, one for each. Ten seeds then cost little more than one.
+
+    Args:
+        dim: Dimensions of a point.
+        hidden: Width of the hidden layers.
+        layers: Number of hidden layers.
+        classes: Number of classes, 0 for none.
+        copies: Number of independent networks.
+    """
+
+    def __init__(
+        self, dim: int = 2, hidden: int = 128, layers: int = 3, classes: int = 0, copies: int = 1
+    ) -> None:
+        super().__init__()
+        self.dim, self.classes, self.copies = dim, classes, copies
+        self.features = 16
+        widths = [dim + self.features + classes, *[hidden] * layers]
+        self.hidden = nn.ModuleList(
+            _Linears(copies, before, after)
+            for before, after in zip(widths, widths[1:], strict=False)
+        )
+        self.out = _Linears(copies, hidden, dim, zero=True)  # so that D starts as c_skip x
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch dim"],
+        c_noise: Float[Tensor, " batch"],
+        label: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch dim"]:
+        """Map scaled noisy points to F.
+
+        Args:
+            x: Points, (batch, dim); batch is a multiple of `copies`.
+            c_noise: ``ln(sigma) / 4``, (batch,).
+            label: Class of each point; without it the class input is zero.
+
+        Returns:
+            F, (batch, dim).
+
+        Raises:
+            ValueError: If points have another dimension or the batch cannot be cut into blocks.
+        """
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise ValueError(f"x has shape {tuple(x.shape)}, the network wants (batch, {self.dim})")
+        if len(x) % self.copies:
+            raise ValueError(f"x has batch {len(x)}, not a multiple of {self.copies} copies")
+        one_hot = x.new_zeros(len(x), self.classes)
+        if label is not None:
+            one_hot[torch.arange(len(x)), label] = 1
+        inputs = torch.cat([x, noise_features(c_noise, self.features), one_hot], dim=1)
+        h = inputs.reshape(self.copies, -1, inputs.shape[1])  # (copies, block, features)
+        for layer in self.hidden:
+            h = functional.silu(layer(h))
+        return self.out(h).reshape(x.shape)
+
+
+class _Linears(nn.Module):
+    """One linear layer for each copy: (copies, block, before) -> (copies, block, after)."""
+
+    def __init__(self, copies: int, before: int, after: int, zero: bool = False) -> None:
+        super().__init__()
+        bound = 0.0 if zero else 1 / math.sqrt(before)
+        self.weight = nn.Parameter(torch.empty(copies, before, after).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(copies, 1, after).uniform_(-bound, bound))
+
+    def forward(self, h: Tensor) -> Tensor:
+        return torch.baddbmm(self.bias, h, self.weight)

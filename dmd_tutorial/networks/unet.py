@@ -1,0 +1,164 @@
+"""A small class-conditional U-Net, to be read in one sitting.
+
+Shapes in comments: b batch, c channels, h height, w width, e embedding.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dmd_tutorial.networks.mlp import noise_features
+
+
+class UNet(nn.Module):
+    """A U-Net F(x, c_noise, label) for small images.
+
+    Down: blocks at each resolution, halved between. Middle: a block with attention, where every
+    place sees every other. Up: the same again, each resolution fed with what was there on the
+    way down.
+
+    Args:
+        size: Height and width of an image, divisible by ``2 ** (levels - 1)``.
+        channels: Colour channels.
+        classes: Number of classes, 0 for none.
+        width: Channels at the highest resolution, a multiple of 8.
+        multipliers: Channels at each resolution, in multiples of width, highest first.
+        blocks: Blocks at each resolution, on each way.
+        embedding: Size of the vector that carries noise level and class.
+
+    Raises:
+        ValueError: If the size cannot be halved often enough.
+    """
+
+    def __init__(
+        self,
+        size: int = 8,
+        channels: int = 1,
+        classes: int = 10,
+        width: int = 32,
+        multipliers: Sequence[int] = (1, 2),
+        blocks: int = 1,
+        embedding: int = 128,
+    ) -> None:
+        super().__init__()
+        if size % 2 ** (len(multipliers) - 1):
+            raise ValueError(f"size {size} cannot be halved {len(multipliers) - 1} times")
+        self.size, self.channels, self.classes = size, channels, classes
+        self.config = dict(
+            size=size, channels=channels, classes=classes, width=width,
+            multipliers=list(multipliers), blocks=blocks, embedding=embedding,
+        )  # fmt: skip
+        widths = [width * multiplier for multiplier in multipliers]
+
+        self.noise_embedding = nn.Linear(32, embedding)
+        self.class_embedding = nn.Embedding(classes, embedding) if classes else None
+        self.embed = nn.Sequential(nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU())
+
+        self.first = nn.Conv2d(channels, width, 3, padding=1)
+        self.down, self.up = nn.ModuleList(), nn.ModuleList()
+        before = width
+        for level_width in widths:
+            self.down.append(_level(before, level_width, blocks, embedding))
+            before = level_width
+        self.middle = Block(before, before, embedding)
+        self.attention = Attention(before)
+        for level_width in reversed(widths):
+            self.up.append(_level(before + level_width, level_width, blocks, embedding))
+            before = level_width
+        self.last_norm = nn.GroupNorm(8, before)
+        self.last = nn.Conv2d(before, channels, 3, padding=1)
+        nn.init.zeros_(self.last.weight)  # so that D starts as c_skip x
+        nn.init.zeros_(self.last.bias)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch channels size size"],
+        c_noise: Float[Tensor, " batch"],
+        label: Int[Tensor, " batch"] | None = None,
+    ) -> Float[Tensor, "batch channels size size"]:
+        """Map scaled noisy images to F.
+
+        Args:
+            x: Images, (batch, channels, size, size).
+            c_noise: ``ln(sigma) / 4``, (batch,).
+            label: Class of each image, (batch,); without it the class embedding is zero.
+
+        Returns:
+            F, (batch, channels, size, size).
+
+        Raises:
+            ValueError: If the images have another shape.
+        """
+        if x.shape[1:] != (self.channels, self.size, self.size):
+            wanted = f"(batch, {self.channels}, {self.size}, {self.size})"
+            raise ValueError(f"x has shape {tuple(x.shape)}, the network wants {wanted}")
+        embedding = self.noise_embedding(noise_features(c_noise, 32))  # (b, e)
+        if label is not None:
+            embedding = embedding + self.class_embedding(label)
+        embedding = self.embed(embedding)
+
+        h = self.first(x)  # (b, c, h, w)
+        skips = []
+        for level in self.down:
+            if skips:
+                h = functional.avg_pool2d(h, 2)
+            for block in level:
+                h = block(h, embedding)
+            skips.append(h)
+        h = self.attention(self.middle(h, embedding))
+        for level in self.up:
+            skip = skips.pop()
+            if h.shape[-1] != skip.shape[-1]:
+                h = functional.interpolate(h, scale_factor=2, mode="nearest")
+            h = torch.cat([h, skip], dim=1)
+            for block in level:
+                h = block(h, embedding)
+        return self.last(functional.silu(self.last_norm(h)))
+
+
+class Block(nn.Module):
+    """Two convolutions with a short cut; the embedding scales and shifts what is between them."""
+
+    def __init__(self, before: int, after: int, embedding: int) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(8, before)
+        self.conv1 = nn.Conv2d(before, after, 3, padding=1)
+        self.scale_shift = nn.Linear(embedding, 2 * after)
+        self.norm2 = nn.GroupNorm(8, after)
+        self.conv2 = nn.Conv2d(after, after, 3, padding=1)
+        self.short_cut = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Map (b, before, h, w) and (b, e) to (b, after, h, w)."""
+        h = self.conv1(functional.silu(self.norm1(x)))
+        scale, shift = self.scale_shift(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = self.conv2(functional.silu(self.norm2(h) * (1 + scale) + shift))
+        return self.short_cut(x) + h
+
+
+class Attention(nn.Module):
+    """Self-attention over all places of a feature map, with four heads."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(8, width)
+        self.query_key_value = nn.Conv2d(width, 3 * width, 1)
+        self.out = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (b, c, h, w) to the same shape."""
+        b, c, h, w = x.shape
+        qkv = self.query_key_value(self.norm(x)).reshape(b, 3, 4, c // 4, h * w)
+        query, key, value = qkv.mT.unbind(dim=1)  # (b, heads, h w, c / heads) each
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        return x + self.out(mixed.mT.reshape(b, c, h, w))
+
+
+def _level(before: int, after: int, blocks: int, embedding: int) -> nn.ModuleList:
+    widths = [before, *[after] * blocks]
+    return nn.ModuleList(
+        Block(a, b, embedding) for a, b in zip(widths, widths[1:], strict=False)
+    )
