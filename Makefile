@@ -1,0 +1,81 @@
+# make book    set up if needed, execute the chapters, build the site, print where it is
+# make serve   open the built site
+# make test    set up if needed, check style, docstrings and types, run every test and notebook
+# make lint    the checks of style, docstrings and types alone
+# make format  bring code, notebooks and generated pages into their one form
+# make clean   remove what was built (the environment stays)
+
+.PHONY: book serve test lint format clean setup help
+.DEFAULT_GOAL := help
+
+# Another interpreter: make book PYTHON=/path/to/python3.12
+CANDIDATES := $(PYTHON) python3.13 python3.12 python3.11 python3.14 python3 python
+SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+
+VENV := .venv
+BIN := $(VENV)/bin
+SITE := _build/html
+NOTEBOOKS := $(sort $(wildcard book/*.ipynb))
+JOBS := 2
+
+# The environment is made anew when what it is made from changes, and only then.
+KEY := $(shell cat pyproject.toml constraints.txt | cksum | cut -d ' ' -f 1)
+INSTALLED := $(VENV)/installed-$(KEY)
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+setup: $(INSTALLED)
+
+$(INSTALLED):
+	@for python in $(CANDIDATES); do \
+	  if $$python -c '$(SUITABLE)' >/dev/null 2>&1; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "No Python 3.11 or newer with the modules venv and ensurepip was found"; \
+	  echo "(on Debian and Ubuntu: apt install python3-venv)."; exit 1; \
+	fi; \
+	[ -x $(BIN)/python ] || { echo "Making $(VENV) with $$($$found --version)"; \
+	  $$found -m venv $(VENV); }
+	@echo "Installing into $(VENV): minutes and about 6 GB the first time, most of it PyTorch"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@# matplotlib announces its font cache on stderr, which would fail the first build
+	@$(BIN)/python -c 'import matplotlib.font_manager' 2>/dev/null
+	@rm -f $(VENV)/installed-* && touch $@
+
+book: $(INSTALLED)
+	$(BIN)/python book/tools/execute.py
+	DMD_TUTORIAL_STATIC=1 $(BIN)/jupyter-book build . -W --keep-going --all --quiet
+	@echo
+	@echo "The book: $(abspath $(SITE)/index.html)   (make serve opens it)"
+
+$(SITE)/index.html:
+	$(MAKE) book
+
+serve: $(SITE)/index.html
+	@echo "http://localhost:8000 (end with Ctrl-C)"
+	@(sleep 1; $(BIN)/python -m webbrowser -t http://localhost:8000 >/dev/null) &
+	@$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory $(SITE) >/dev/null 2>&1
+
+# One thread in each of the processes: two would fight over the same cores.
+test: lint
+	OMP_NUM_THREADS=1 DMD_TUTORIAL_STATIC=1 $(BIN)/python -m pytest tests $(NOTEBOOKS) \
+	  --nbval-lax --nbval-current-env -n $(JOBS) --dist loadfile
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pydoclint --quiet dmd_tutorial
+	$(BIN)/mypy
+	$(BIN)/python book/tools/format_notebooks.py --check
+	$(BIN)/python book/tools/ledger.py --check
+	$(BIN)/python book/tools/set_repository.py --check
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix --exit-zero --quiet .
+	$(BIN)/ruff format --quiet .
+	$(BIN)/python book/tools/format_notebooks.py
+	$(BIN)/python book/tools/ledger.py
+
+clean:
+	rm -rf _build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
