@@ -21,6 +21,7 @@ from IPython.display import display
 from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 from PIL import Image
 from torch import Tensor
 
@@ -85,6 +86,14 @@ class Html(NamedTuple):
         return self.text
 
 
+class PlainLogFormatter(LogFormatter):
+    """Labels of a logarithmic axis as they are said: 0.1, 1, 20."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        """The label of a tick, empty where there is no room."""
+        return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def style() -> None:
     """Give every figure made from now on the book's look."""
     plt.rcParams.update(STYLE)
@@ -124,8 +133,9 @@ def image_tag(picture: bytes, alt: str, width: int, height: int) -> str:
     """
     if not alt.strip():
         raise ValueError("the alt text is empty: say what is to be seen in the figure")
+    # "dark-light" asks the site's theme not to dim the picture in dark mode
     return (
-        f'<img src="data:image/png;base64,{base64.b64encode(picture).decode()}" '
+        f'<img class="dark-light" src="data:image/png;base64,{base64.b64encode(picture).decode()}" '
         f'alt="{html.escape(alt)}" width="{width}" height="{height}" '
         'style="max-width:100%;height:auto;padding:0;background:#fff">'
     )
@@ -228,7 +238,7 @@ def image_grid(
         )
     if ax is None:
         left, top = 9 * max(map(len, row_titles)), 28 * any(column_titles)
-        cell = min(CELL, (WIDTH - left) / columns)
+        cell = min(CELL, (WIDTH - left - 12) / columns)
         fig_height = rows * cell * height / width + top + 12
         _, ax = figure(width=round(columns * cell + left + 12), height=round(fig_height))
     ax.imshow(picture, interpolation="nearest")
@@ -256,22 +266,33 @@ def density_and_score(
         arrows: Arrows along each side.
     """
 
-    def grid(points: int) -> tuple[Tensor, Tensor]:
-        ticks = torch.linspace(-extent, extent, points)
+    def grid(points: int, end: float) -> tuple[Tensor, Tensor]:
+        ticks = torch.linspace(-end, end, points)
         x = torch.cartesian_prod(ticks, ticks)
         return x, torch.full((len(x),), float(sigma))
 
     with torch.no_grad():
-        x, levels = grid(121)
+        x, levels = grid(121, extent)
         density = _numbers(mixture.log_prob(x, levels).exp()).reshape(121, 121).T
-        start, levels = grid(arrows)
-        score = mixture.score(start, levels)
+        spacing = 2 * extent / arrows
+        middle, levels = grid(arrows, extent - spacing / 2)
+        score = mixture.score(middle, levels)
     length = score.norm(dim=1, keepdim=True).clamp(min=1e-12)
     arrow = _numbers(score / length * torch.tanh(length / length.median()))
     ax.contourf(
         density, levels=12, cmap="Blues", extent=[-extent, extent, -extent, extent], origin="lower"
     )
-    ax.quiver(*_numbers(start).T, *arrow.T, color=COLOURS["red"], width=0.004, pivot="mid")
+    # the longest arrow spans one cell of its grid, in every figure
+    ax.quiver(
+        *_numbers(middle).T,
+        *arrow.T,
+        color=COLOURS["red"],
+        pivot="mid",
+        width=0.004,
+        angles="xy",
+        scale_units="xy",
+        scale=1 / spacing,
+    )
     ax.set(aspect="equal", xlim=(-extent, extent), ylim=(-extent, extent))
 
 
@@ -335,7 +356,11 @@ def series(
             low, high = map(_numbers, spread[name])
             ax.fill_between(at, low, high, color=colour, alpha=0.15, linewidth=0)
     ax.set(xlabel=xlabel, ylabel=ylabel)
-    ax.set(xscale="log" if logx else "linear", yscale="log" if logy else "linear")
+    for axis, log, set_scale in [(ax.xaxis, logx, ax.set_xscale), (ax.yaxis, logy, ax.set_yscale)]:
+        if log:
+            set_scale("log")
+            axis.set_major_formatter(PlainLogFormatter())
+            axis.set_minor_formatter(PlainLogFormatter(minor_thresholds=(1, 0.4)))
     if len(ys) > 1:
         ax.legend()
 

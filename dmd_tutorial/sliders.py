@@ -238,13 +238,14 @@ def _log_spaced(values: Sequence[Value]) -> bool:
 _number = itertools.count(1)  # two sliders on a page never share an id
 
 CONTROL = """\
-<div style="display:flex;flex-wrap:wrap;align-items:center;gap:0 .75em">
-<label for="{id}">{label}</label>
+<label for="{id}">{label}:</label> <output for="{id}" aria-live="off">{text}</output>
 <input id="{id}" type="range" min="0" max="{last}" step="1" value="{start}" hidden
- aria-valuetext="{text}" style="flex:1 1 12em;min-width:8em;height:2.75rem;margin:0">
-<output for="{id}" aria-live="off" style="min-width:6em">{text}</output>
-</div>
+ aria-valuetext="{text}" style="width:100%;height:2.75rem;margin:0;accent-color:#0072B2">
 """
+
+# A white card in dark mode, too, because the picture is one.
+CARD = "margin:0;position:relative;text-align:left;background:#fff;color:#222;color-scheme:light"
+UNSEEN = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)"
 
 # The script of one slider. It finds its parts by the figure's id, runs once, and asks nothing of
 # the page. JupyterLab takes the arrow keys for itself, unless they are stopped at the window.
@@ -332,13 +333,12 @@ def page(
             for frame, text in zip(drawn, alts, strict=True)
         ],
     }
-    hidden = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)"
+    stored = json.dumps(data).replace("<", "\\u003c")  # a "<" could end the script
     return (
         f'<figure id="{name}" class="dmd-slider" data-digest="{first.digest}" '
-        'style="margin:0;position:relative">\n'
-        + image_tag(first.picture, alt(*start), first.width, first.height)
-        + f'\n{"".join(controls)}<span role="status" style="{hidden}"></span>\n'
-        # "<" inside a script could end it
-        + f'<script type="application/json">{json.dumps(data).replace("<", chr(92) + "u003c")}'
-        + f"</script>\n<script>\n{SCRIPT % name}</script>\n</figure>"
+        f'style="{CARD};max-width:{first.width}px">\n'
+        f"{image_tag(first.picture, alt(*start), first.width, first.height)}<br>\n"
+        f'{"".join(controls)}<span role="status" style="{UNSEEN}"></span>\n'
+        f'<script type="application/json">{stored}</script>\n'
+        f"<script>\n{SCRIPT % name}</script>\n</figure>"
     )

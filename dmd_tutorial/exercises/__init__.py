@@ -8,6 +8,7 @@ notebook runs through whether its exercises are solved, wrong, or not attempted.
 The exercises stand in `chapter1.py`, `chapter2.py`, ..., each with a list `EXERCISES`.
 """
 
+import html
 import importlib
 import pkgutil
 import traceback
@@ -36,6 +37,9 @@ class Result:
 
     def __repr__(self) -> str:
         return f"{SIGNS[self.passed]}: {self.message}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(repr(self))}</p>"  # wraps, as plain output does not
 
 
 class NotAttemptedError(Exception):
