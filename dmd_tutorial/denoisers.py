@@ -144,6 +144,24 @@ class OneStepGenerator(nn.Module):
         return self.denoiser(self.sigma_max * z, sigma, label)
 
 
+def zero_score(
+    x: Float[Tensor, "batch *shape"],
+    sigma: Float[Tensor, " batch"],
+    label: Int[Tensor, " batch"] | None = None,
+) -> Float[Tensor, "batch *shape"]:
+    """The denoiser of a flat density: it answers x itself, so its score is 0 everywhere.
+
+    Args:
+        x: Noisy samples, (batch, *shape).
+        sigma: Noise levels, (batch,), not used.
+        label: Classes, (batch,), not used.
+
+    Returns:
+        x.
+    """
+    return x
+
+
 def score_from_denoised(
     x: Float[Tensor, "batch *shape"],
     denoised: Float[Tensor, "batch *shape"],
@@ -274,7 +292,7 @@ def denoised_from_v(
     v: Float[Tensor, "batch *shape"],
     sigma: Float[Tensor, " batch"],
 ) -> Float[Tensor, "batch *shape"]:
-    """The inverse of `v_from_denoised`: ``denoised = (x - sigma sqrt(1 + sigma^2) v) / (1 + sigma^2)``.
+    """The inverse of `v_from_denoised`: ``(x - sigma sqrt(1 + sigma^2) v) / (1 + sigma^2)``.
 
     Args:
         x: Noisy samples, (batch, *shape), variance-exploding.

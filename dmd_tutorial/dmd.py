@@ -1,9 +1,8 @@
 """Distribution matching distillation: the gradient, its loss, the critic, one iteration.
 
-Read from top to bottom. Nothing here knows of images, files or devices: a point in the plane with
-an exact mixture for a teacher and an image with a U-Net for one go through the same lines. The
-form is variance-exploding (alpha = 1), so ``x_noisy = x + sigma * noise``. Equation numbers are
-those of Yin et al. 2024, "One-step Diffusion with Distribution Matching Distillation" (DMD).
+Nothing here knows of images, files or devices: points with an exact mixture for a teacher and
+images with a U-Net for one go through the same lines. The form is variance-exploding (alpha = 1).
+Equations are those of DMD: Yin et al. 2024, "One-step Diffusion with Distribution Matching ...".
 """
 
 from collections.abc import Callable
@@ -18,19 +17,17 @@ from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
 
 from dmd_tutorial.checks import check_finite, check_same_shape, check_sigma, expand
-from dmd_tutorial.denoisers import Denoiser, denoising_loss
-from dmd_tutorial.noise import add_noise, dmd_sigma, grid_sigma, karras_grid
-
-SMALLEST_ERROR = 1e-6  # guards Eq. 8 where the teacher's error is 0; the paper has no guard
+from dmd_tutorial.denoisers import Denoiser, denoising_loss, zero_score  # noqa: F401
+from dmd_tutorial.noise import add_noise, dmd_sigma, grid_sigma, karras_grid, noise_like
 
 
 class Weighting(StrEnum):
-    """How strongly each noise level speaks: w_t of Eq. 7."""
+    """How strongly each noise level speaks: w_t of Eq. 7, with alpha = 1 (DMD, Table 2)."""
 
-    EQ8 = "eq8"  #     sigma^2 / mean|x - D_real|: the paper's; about the same size at every level
-    SIGMA = "sigma"  #   sigma: DreamFusion's; low levels outweigh all others
-    SIGMA3 = "sigma3"  # sigma^3: ProlificDreamer's; high levels outweigh all others
-    NONE = "none"  #   sigma^2: Eq. 8 without its normaliser, the bare difference of denoisers
+    EQ8 = "eq8"  # sigma^2 / mean|x - D_real|: the paper's; about the same size at every level
+    SIGMA = "sigma"  # sigma: DreamFusion's; low levels outweigh all others
+    SIGMA3 = "sigma3"  # sigma^3: DreamFusion's and ProlificDreamer's; high levels outweigh all
+    NONE = "none"  # sigma^2: Eq. 8 without its normaliser, the bare difference of denoisers
 
 
 WeightFunction = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, sigma, denoised_real) -> w_t
@@ -42,28 +39,22 @@ def weight(
     sigma: Float[Tensor, " batch"],
     denoised_real: Float[Tensor, "batch *shape"],
 ) -> Float[Tensor, " batch"]:
-    """The weight w_t of each sample.
+    """The weight w_t of each sample (DMD, Eq. 8; ``C S / ||.||_1`` is one over the mean).
 
     Args:
-        weighting: One of `Weighting`, or a function of the other three arguments.
+        weighting: One of `Weighting`, or a function of the other arguments.
         x: The generator's clean output, (batch, *shape).
         sigma: Noise levels, (batch,), in the units of x.
-        denoised_real: The teacher's denoised estimate of the noised x, (batch, *shape).
+        denoised_real: The teacher's estimate of the noised x, (batch, *shape).
 
     Returns:
         Weights, (batch,).
-
-    Source: DMD, Eq. 8 and Table 2, with alpha = 1. ``C S / ||.||_1`` is one over the mean.
     """
     if weighting is Weighting.EQ8:
         error = (x - denoised_real).abs().flatten(1).mean(dim=1)
-        return sigma**2 / error.clamp_min(SMALLEST_ERROR)
-    if weighting is Weighting.SIGMA:
-        return sigma
-    if weighting is Weighting.SIGMA3:
-        return sigma**3
-    if weighting is Weighting.NONE:
-        return sigma**2
+        return sigma**2 / error.clamp_min(1e-6)  # the paper has no guard against error 0
+    if isinstance(weighting, Weighting):
+        return sigma ** {Weighting.SIGMA: 1, Weighting.NONE: 2, Weighting.SIGMA3: 3}[weighting]
     return weighting(x, sigma, denoised_real)
 
 
@@ -76,8 +67,8 @@ def matching_gradient(
 ) -> Float[Tensor, "batch *shape"]:
     """The distribution-matching gradient at each sample: ``w_t (s_fake - s_real)``.
 
-    Both scores are ``(denoised - x_noisy) / sigma^2`` (Eq. 4, 5), so x_noisy cancels. Descending
-    it moves samples along ``s_real - s_fake``: towards the real density, away from the fake one.
+    Both scores are ``(denoised - x_noisy) / sigma^2`` (DMD, Eq. 4, 5): x_noisy cancels. Descent
+    moves samples along s_real - s_fake, towards the real density and away from the fake one.
 
     Args:
         x: The generator's clean output, (batch, *shape).
@@ -87,7 +78,7 @@ def matching_gradient(
         weighting: See `weight`.
 
     Returns:
-        What Eq. 7 multiplies with dG/dtheta, (batch, *shape), without gradient history.
+        What DMD's Eq. 7 multiplies with dG/dtheta, (batch, *shape), without gradient history.
 
     Raises:
         ValueError: If shapes differ, or a denoised estimate is not finite.
@@ -103,16 +94,17 @@ def matching_gradient(
 def matching_loss(
     x: Float[Tensor, "batch *shape"], gradient: Float[Tensor, "batch *shape"]
 ) -> Float[Tensor, ""]:
-    """A loss whose gradient with respect to x is the given one, over the number of values.
+    """A loss whose derivative by x is the given gradient over the number of values in it.
 
-    ``0.5 mean((x - stopgrad(x - gradient))^2)``. Its value says nothing; its derivative is all.
+    ``0.5 mean((x - stopgrad(x - gradient))^2)``. Its value says nothing, its derivative all. It is
+    a mean because lambda_reg is calibrated to that pair (DMD, appendix).
 
     Args:
         x: The generator's output, (batch, *shape), with gradient history.
         gradient: `matching_gradient` there, (batch, *shape).
 
     Returns:
-        A scalar. It is a *mean* because lambda_reg is calibrated to that (DMD, appendix).
+        A scalar.
 
     Raises:
         ValueError: If shapes differ.
@@ -128,85 +120,56 @@ def critic_loss(
     noise: Float[Tensor, "batch *shape"],
     label: Int[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, ""]:
-    """The critic's loss: plain denoising of the generator's samples, which count as data.
+    """The critic's loss: denoising, with the generator's samples for data (DMD, Eq. 6).
 
     Args:
         critic: The fake denoiser.
-        x: The generator's output, (batch, *shape); no gradient reaches the generator.
+        x: The generator's output, (batch, *shape), detached here.
         sigma: Noise levels, (batch,), from the whole grid.
         noise: Standard normal noise, (batch, *shape).
         label: The labels that made x, (batch,), or None.
 
     Returns:
-        The loss, a scalar, with EDM's weight.
-
-    Source: DMD, Eq. 6.
+        A scalar, with EDM's weight.
     """
     return denoising_loss(critic, x.detach(), sigma, noise, label)
 
 
-def zero_score(x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
-    """The denoiser of a flat density, whose score is 0: as critic it leaves the real score alone."""
-    return x
-
-
 @dataclass(frozen=True)
 class Objective:
-    """What one iteration optimises.
-
-    Attributes:
-        weighting: w_t of Eq. 7.
-        matching: Whether the distribution-matching loss counts at all.
-        lambda_reg: Weight of the regression anchor; 0 leaves it out.
-        distance: The anchor's distance of two batches, a scalar (Eq. 9).
-        critic_steps: Critic updates per generator update; 0 freezes the critic.
-        clip: Largest L2 norm of each network's gradient.
-        grid: Ascending noise levels, (bins,).
-    """
+    """What an iteration optimises: L = matching + lambda_reg * distance(G(z_ref), y_ref)."""
 
     weighting: Weighting | WeightFunction = Weighting.EQ8
-    matching: bool = True
-    lambda_reg: float = 0.25
-    distance: Callable[[Tensor, Tensor], Tensor] = functional.mse_loss
-    critic_steps: int = 1
-    clip: float = 10.0
-    grid: Tensor = field(default_factory=karras_grid, repr=False)
+    matching: bool = True  # False: regression alone
+    lambda_reg: float = 0.25  # 0: no anchor
+    distance: Callable[[Tensor, Tensor], Tensor] = functional.mse_loss  # Eq. 9
+    critic_steps: int = 1  # critic updates per generator update; 0 freezes the critic
+    clip: float = 10.0  # largest L2 norm of each network's gradient
+    grid: Tensor = field(default_factory=karras_grid, repr=False)  # noise levels, ascending
 
 
 class Batch(NamedTuple):
-    """What one iteration consumes: noise, and pairs of the anchor if there are any."""
+    """What an iteration consumes: noise (batch, *shape), and the anchor's pairs if it has any."""
 
-    z: Float[Tensor, "batch *shape"]
-    label: Int[Tensor, " batch"] | None = None
-    z_ref: Float[Tensor, "pairs *shape"] | None = None
-    y_ref: Float[Tensor, "pairs *shape"] | None = None
-    label_ref: Int[Tensor, " pairs"] | None = None
+    z: Tensor
+    label: Tensor | None = None
+    z_ref: Tensor | None = None
+    y_ref: Tensor | None = None
+    label_ref: Tensor | None = None
 
 
 class Record(NamedTuple):
-    """What one iteration did; tensors carry no gradient history.
+    """What an iteration did; the tensors, (batch, *shape), carry no gradient history."""
 
-    Attributes:
-        x: The generator's samples before the update, (batch, *shape).
-        sigma: The noise levels at which they were judged, (batch,).
-        denoised_real: The teacher's estimates, (batch, *shape), or None without matching.
-        denoised_fake: The critic's.
-        loss_matching: Value of the matching loss; says nothing by itself.
-        loss_anchor: The anchor's distance, before lambda_reg.
-        loss_critic: The critic's loss, mean over its updates.
-        norm_generator: L2 norm of the generator's gradient before clipping.
-        norm_critic: The same of the critic, last update.
-    """
-
-    x: Tensor
-    sigma: Tensor | None = None
+    x: Tensor  # the generator's samples, before its update
+    sigma: Tensor | None = None  # the levels at which they were judged; None without matching
     denoised_real: Tensor | None = None
     denoised_fake: Tensor | None = None
-    loss_matching: float = 0.0
-    loss_anchor: float = 0.0
-    loss_critic: float = 0.0
-    norm_generator: float = 0.0
-    norm_critic: float = 0.0
+    loss_matching: float = 0.0  # says nothing by itself
+    loss_anchor: float = 0.0  # before lambda_reg
+    loss_critic: float = 0.0  # mean over the critic's updates
+    norm_generator: float = 0.0  # of the gradient, before clipping
+    norm_critic: float = 0.0  # the same, last update
 
 
 def iteration(
@@ -219,92 +182,68 @@ def iteration(
     objective: Objective,
     rng: Generator | None = None,
 ) -> Record:
-    """One iteration of DMD: a generator update, then critic updates on the same samples.
+    """One iteration (DMD, Algorithm 1): update the generator, then the critic on the same samples.
 
     Args:
-        generator: The student, ``x = generator(z, label)``, in training.
+        generator: The student, ``x = generator(z, label)``.
         critic: The fake denoiser, in training unless `critic_steps` is 0.
         teacher: The real denoiser, frozen.
         generator_optimizer: Holds the generator's parameters.
-        critic_optimizer: Holds the critic's; None where there is nothing to train.
+        critic_optimizer: Holds the critic's; None where it is not trained.
         batch: Noise, labels and pairs.
-        objective: Weighting, anchor, clipping.
+        objective: What to optimise.
         rng: Source of noise and noise levels; torch's own without one.
 
     Returns:
         What was done.
 
     Raises:
-        ValueError: If an anchor is asked for without pairs, or an output is not finite.
-
-    Source: DMD, Algorithm 1.
+        ValueError: If the anchor has no pairs, or an output is not finite.
     """
     if objective.lambda_reg and batch.y_ref is None:
         raise ValueError(f"lambda_reg is {objective.lambda_reg}, but the batch has no pairs")
-    # generator and anchor in one call: networks are faster on one large batch than on two
     x, x_ref = _generate(generator, batch, anchored=objective.lambda_reg > 0)
     check_finite(**{"the generator's output": x})
     loss, record = x.new_zeros(()), Record(x.detach())
     if objective.matching:
         sigma = dmd_sigma(len(x), objective.grid, rng).to(x)
         with torch.no_grad():  # the scores are targets: no gradient runs through either network
-            x_noisy = add_noise(x, sigma, _noise_like(x, rng))
-            denoised_real = teacher(x_noisy, sigma, batch.label)
-            denoised_fake = critic(x_noisy, sigma, batch.label)
-        gradient = matching_gradient(x, sigma, denoised_real, denoised_fake, objective.weighting)
-        loss = matching_loss(x, gradient)
-        record = record._replace(
-            sigma=sigma, denoised_real=denoised_real, denoised_fake=denoised_fake,
-            loss_matching=loss.item(),
-        )  # fmt: skip
+            x_noisy = add_noise(x, sigma, noise_like(x, rng))
+            real = teacher(x_noisy, sigma, batch.label)
+            fake = critic(x_noisy, sigma, batch.label)
+        loss = matching_loss(x, matching_gradient(x, sigma, real, fake, objective.weighting))
+        record = Record(x.detach(), sigma, real, fake, loss_matching=loss.item())
     if x_ref is not None:
         distance = objective.distance(x_ref, batch.y_ref)
         loss = loss + objective.lambda_reg * distance
         record = record._replace(loss_anchor=distance.item())
-    norm = update(generator_optimizer, loss, objective.clip)
-    record = record._replace(norm_generator=norm)
+    record = record._replace(norm_generator=update(generator_optimizer, loss, objective.clip))
 
-    losses = []
     for step in range(objective.critic_steps if objective.matching else 0):
-        if step == 0:
-            fake, label = x.detach(), batch.label  # the samples just made serve once more
-        else:
-            fake, label = _fresh_samples(generator, batch, rng)
-        sigma = grid_sigma(len(fake), objective.grid, generator=rng).to(fake)
-        loss = critic_loss(critic, fake, sigma, _noise_like(fake, rng), label)
+        if step > 0:  # the first update reuses the samples; more of them see fresh ones
+            with torch.no_grad():
+                x = generator(noise_like(batch.z, rng), batch.label)
+        sigma = grid_sigma(len(x), objective.grid, generator=rng).to(x)
+        loss = critic_loss(critic, x, sigma, noise_like(x, rng), batch.label)
+        mean = record.loss_critic + loss.item() / objective.critic_steps
         norm = update(critic_optimizer, loss, objective.clip)
-        losses.append(loss.item())
-        record = record._replace(loss_critic=sum(losses) / len(losses), norm_critic=norm)
+        record = record._replace(loss_critic=mean, norm_critic=norm)
     return record
 
 
 def update(optimizer: torch.optim.Optimizer, loss: Tensor, clip: float) -> float:
     """One optimiser step down a loss, the gradient's norm clipped; returns the norm before."""
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.zero_grad()
     loss.backward()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = clip_grad_norm_(parameters, clip)
+    norm = clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip)
     optimizer.step()
     return norm.item()
 
 
-def _generate(
-    generator: nn.Module, batch: Batch, anchored: bool
-) -> tuple[Tensor, Tensor | None]:
+def _generate(generator: nn.Module, batch: Batch, anchored: bool) -> tuple[Tensor, Tensor | None]:
+    """G(z), and G(z_ref) in the same call: one large batch is faster than two."""
     if not anchored:
         return generator(batch.z, batch.label), None
     label = None if batch.label is None else torch.cat([batch.label, batch.label_ref])
     both = generator(torch.cat([batch.z, batch.z_ref]), label)
     return both[: len(batch.z)], both[len(batch.z) :]
-
-
-@torch.no_grad()
-def _fresh_samples(
-    generator: nn.Module, batch: Batch, rng: Generator | None
-) -> tuple[Tensor, Tensor | None]:
-    z = _noise_like(batch.z, rng)
-    return generator(z, batch.label), batch.label
-
-
-def _noise_like(x: Tensor, rng: Generator | None) -> Tensor:
-    return torch.randn(x.shape, generator=rng).to(x)

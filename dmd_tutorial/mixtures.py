@@ -1,4 +1,4 @@
-"""Gaussian mixtures: the one family whose density, score and denoiser are exact at every noise level.
+"""Gaussian mixtures: density, score and denoiser are exact at every noise level.
 
 Noise of level sigma adds ``sigma^2`` to every covariance, so a noisy mixture is a mixture again.
 """

@@ -39,6 +39,23 @@ def add_noise(
     return x + expand(sigma, x) * noise
 
 
+def noise_like(
+    x: Float[Tensor, "batch *shape"], generator: Generator | None = None
+) -> Float[Tensor, "batch *shape"]:
+    """Standard normal noise in the shape, type and place of x.
+
+    Args:
+        x: Any samples, (batch, *shape).
+        generator: Source of randomness; torch's own without one.
+
+    Returns:
+        Noise, (batch, *shape). It is drawn where the generator lives, so a CPU generator gives
+        the same noise for every device.
+    """
+    device = "cpu" if generator is None else generator.device
+    return torch.randn(x.shape, generator=generator, device=device).to(x)
+
+
 def karras_grid(
     bins: int = BINS,
     sigma_min: float = SIGMA_MIN,

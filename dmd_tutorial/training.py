@@ -10,18 +10,17 @@ import math
 import os
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from dmd_tutorial import dmd
 from dmd_tutorial.anchor import Pairs
 from dmd_tutorial.data import Images
-from dmd_tutorial.denoisers import Denoiser, OneStepGenerator, denoising_loss
+from dmd_tutorial.denoisers import OneStepGenerator, denoising_loss
 from dmd_tutorial.noise import SIGMA_MAX, karras_grid, lognormal_sigma
 
 

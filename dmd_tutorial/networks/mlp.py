@@ -1,5 +1,6 @@
 """A multilayer perceptron for points in a few dimensions, and several of them side by side."""
 
+import itertools
 import math
 
 import torch
@@ -45,8 +46,7 @@ class MLP(nn.Module):
         self.features = 16
         widths = [dim + self.features + classes, *[hidden] * layers]
         self.hidden = nn.ModuleList(
-            _Linears(copies, before, after)
-            for before, after in zip(widths, widths[1:], strict=False)
+            _Linears(copies, before, after) for before, after in itertools.pairwise(widths)
         )
         self.out = _Linears(copies, hidden, dim, zero=True)  # so that D starts as c_skip x
 

@@ -3,6 +3,7 @@
 Shapes in comments: b batch, c channels, h height, w width, e embedding.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -47,10 +48,10 @@ class UNet(nn.Module):
         if size % 2 ** (len(multipliers) - 1):
             raise ValueError(f"size {size} cannot be halved {len(multipliers) - 1} times")
         self.size, self.channels, self.classes = size, channels, classes
-        self.config = dict(
-            size=size, channels=channels, classes=classes, width=width,
-            multipliers=list(multipliers), blocks=blocks, embedding=embedding,
-        )  # fmt: skip
+        self.config = {
+            "size": size, "channels": channels, "classes": classes, "width": width,
+            "multipliers": list(multipliers), "blocks": blocks, "embedding": embedding,
+        }  # fmt: skip
         widths = [width * multiplier for multiplier in multipliers]
 
         self.noise_embedding = nn.Linear(32, embedding)
@@ -159,6 +160,4 @@ class Attention(nn.Module):
 
 def _level(before: int, after: int, blocks: int, embedding: int) -> nn.ModuleList:
     widths = [before, *[after] * blocks]
-    return nn.ModuleList(
-        Block(a, b, embedding) for a, b in zip(widths, widths[1:], strict=False)
-    )
+    return nn.ModuleList(Block(a, b, embedding) for a, b in itertools.pairwise(widths))
