@@ -44,6 +44,7 @@ $(INSTALLED):
 	@rm -f $(VENV)/installed-* && touch $@
 
 book: $(INSTALLED)
+	$(BIN)/python book/tools/ledger.py --check
 	$(BIN)/python book/tools/execute.py
 	DMD_TUTORIAL_STATIC=1 $(BIN)/jupyter-book build . -W --keep-going --all --quiet
 	@echo
@@ -69,6 +70,7 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/python book/tools/format_notebooks.py --check
 	$(BIN)/python book/tools/ledger.py --check
+	$(BIN)/python book/tools/reference.py --check
 	$(BIN)/python book/tools/set_repository.py --check
 
 format: $(INSTALLED)
@@ -76,6 +78,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format --quiet .
 	$(BIN)/python book/tools/format_notebooks.py
 	$(BIN)/python book/tools/ledger.py
+	$(BIN)/python book/tools/reference.py
 
 clean:
 	rm -rf _build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

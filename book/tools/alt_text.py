@@ -1,6 +1,6 @@
 """Fail if a picture of the built site says nothing to a reader who does not see it.
 
-    python book/tools/alt_text.py _build/html
+python book/tools/alt_text.py _build/html
 """
 
 import sys

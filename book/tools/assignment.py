@@ -1,11 +1,10 @@
 """Cut a notebook for students from a chapter: without solutions, without hidden checks.
 
-    python book/tools/assignment.py book/3-kl-gradient.ipynb               # 3-kl-gradient-student.ipynb
-    python book/tools/assignment.py book/3-kl-gradient.ipynb -o hand-out.ipynb
-    python book/tools/assignment.py book/3-kl-gradient.ipynb --grader g.ipynb
+    python book/tools/assignment.py book/3-kl-gradient.ipynb
+    python book/tools/assignment.py book/3-kl-gradient.ipynb -o hand-out.ipynb --grader g.ipynb
 
-With --grader the hidden checks are written too, into a notebook of their own: append its cells
-to a student's notebook and run it to grade.
+The first writes 3-kl-gradient-student.ipynb. With --grader the hidden checks are written too,
+into a notebook of their own: append its cells to a student's notebook and run it to grade.
 """
 
 import argparse

@@ -24,8 +24,15 @@ from sphinx.transforms import SphinxTransform
 CACHES = ROOT / "_build" / "cache"
 CACHES_KEPT = 3
 # Scripts of MathJax that a page may ask for; the rest of the 20 MB are other bundles of the same.
-MATHJAX = ["tex-chtml.js", "output/chtml/fonts/woff-v2", "input/tex/extensions", "a11y",
-           "sre/mathmaps/base.json", "sre/mathmaps/en.json", "sre/mathmaps/nemeth.json"]
+MATHJAX = [
+    "tex-chtml.js",
+    "output/chtml/fonts/woff-v2",
+    "input/tex/extensions",
+    "a11y",
+    "sre/mathmaps/base.json",
+    "sre/mathmaps/en.json",
+    "sre/mathmaps/nemeth.json",
+]
 
 
 class BookError(SphinxError):

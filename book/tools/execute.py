@@ -13,6 +13,7 @@ from pathlib import Path
 import book_site
 import book_source
 import nbformat
+from book_source import ROOT
 from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn, JupyterCacheAbstract
 from jupyter_cache.executors.utils import single_nb_execution
@@ -40,7 +41,9 @@ def execute(path: Path) -> str:
     """Execute one notebook and store its outputs; return the traceback, empty if all went well."""
     start = time.monotonic()
     notebook = nbformat.read(path, as_version=4)
-    result = single_nb_execution(notebook, cwd=str(path.parent), timeout=SECONDS_PER_CELL)
+    result = single_nb_execution(
+        notebook, cwd=str(path.parent), timeout=SECONDS_PER_CELL, allow_errors=False
+    )
     print(f"{path.name}: {time.monotonic() - start:.0f} s", flush=True)
     if result.err is not None:
         return f"{path.name} failed:\n{result.exc_string}"
@@ -48,6 +51,14 @@ def execute(path: Path) -> str:
     cache = get_cache(book_site.cache_folder())
     cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
     return ""
+
+
+def quiet_kernels() -> None:
+    """Give the kernels settings of their own: no advice in the log, nobody's start-up files."""
+    profile = ROOT / "_build" / "ipython" / "profile_default"
+    profile.mkdir(parents=True, exist_ok=True)
+    (profile / "ipython_kernel_config.py").write_text("get_config().IPKernelApp.log_level = 40\n")
+    os.environ["IPYTHONDIR"] = str(profile.parent)
 
 
 def main() -> int:
@@ -61,6 +72,7 @@ def main() -> int:
     workers = min(cores(), len(missing))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // workers)))
     os.environ["DMD_TUTORIAL_STATIC"] = "1"
+    quiet_kernels()
     print(f"executing {len(missing)} notebook(s), {workers} at a time", flush=True)
     with ProcessPoolExecutor(workers) as pool:
         failures = [text for text in pool.map(execute, missing) if text]

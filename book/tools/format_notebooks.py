@@ -1,4 +1,4 @@
-"""Write the book's notebooks in one canonical form, so that a diff shows only what a person changed.
+"""Write the book's notebooks in one canonical form: a diff then shows what a person changed.
 
     python book/tools/format_notebooks.py            # all notebooks of the book
     python book/tools/format_notebooks.py book/3-*   # these
@@ -27,7 +27,7 @@ METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "na
 # A person sets the tag on the left; the rest follows from it.
 FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form"}  # in JupyterLab, in Colab
 TAG_IN_THE_SITE = {
-    "bootstrap": "hide-input",
+    "bootstrap": "remove-cell",
     "solution": "hide-cell",
     "hidden-check": "remove-cell",
 }
@@ -99,8 +99,8 @@ def write(paths: list[Path]) -> None:
     """Let ruff format the code, then write the canonical form; untouched files keep their time."""
     ruff = [sys.executable, "-m", "ruff"]
     names = [str(path) for path in paths]
-    subprocess.run([*ruff, "check", "--quiet", "--fix", "--exit-zero", *names], cwd=ROOT, check=True)
-    subprocess.run([*ruff, "format", "--quiet", *names], cwd=ROOT, check=True)
+    for command in (["check", "--fix", "--exit-zero"], ["format"]):
+        subprocess.run([*ruff, *command, "--quiet", *names], cwd=ROOT, check=True)
     for path in paths:
         if difference(path):
             path.write_text(dump(canonical(book_source.read_notebook(path))), encoding="utf8")

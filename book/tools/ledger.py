@@ -76,8 +76,12 @@ def equation_tests(folder: Path = ROOT / "tests") -> list[EquationTest]:
 def equation_tests_in(path: Path, root: Path) -> Iterator[EquationTest]:
     """Yield the marked tests of one file; a method's name carries its class."""
     tree = ast.parse(path.read_text(encoding="utf8"))
-    owners = {child: node.name for node in tree.body if isinstance(node, ast.ClassDef)
-              for child in node.body}
+    owners = {
+        child: node.name
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+        for child in node.body
+    }
     for node in ast.walk(tree):
         if not isinstance(node, ast.FunctionDef):
             continue
@@ -143,9 +147,7 @@ def page(found: list[Equation], tests: list[EquationTest]) -> str:
 
 def entry(equation: Equation, tests: list[EquationTest]) -> str:
     """Return one equation, and under it what each of its tests says and is called."""
-    lines = [
-        f"- {test.says}  \n  `{test.name}`" for test in tests if test.tag == equation.tag
-    ]
+    lines = [f"- {test.says}  \n  `{test.name}`" for test in tests if test.tag == equation.tag]
     return f"$$\n{equation.latex}\n$$\n\n" + "\n".join(lines) + "\n"
 
 

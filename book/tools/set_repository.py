@@ -1,8 +1,8 @@
 """Carry the repository's address from pyproject.toml to every badge, link and first cell.
 
-    python book/tools/set_repository.py https://github.com/me/my-fork   # set, then carry
-    python book/tools/set_repository.py                                 # carry
-    python book/tools/set_repository.py --check                         # name what disagrees
+python book/tools/set_repository.py https://github.com/me/my-fork   # set, then carry
+python book/tools/set_repository.py                                 # carry
+python book/tools/set_repository.py --check                         # name what disagrees
 """
 
 import argparse
@@ -52,7 +52,8 @@ def carried(text: str, address: str) -> str:
 
 def disagreeing(address: str) -> list[Path]:
     """Return the files that carry another address."""
-    return [path for path in files() if path.read_text("utf8") != carried(path.read_text("utf8"), address)]
+    texts = {path: path.read_text("utf8") for path in files()}
+    return [path for path, text in texts.items() if text != carried(text, address)]
 
 
 def main() -> int:

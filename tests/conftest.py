@@ -1,0 +1,37 @@
+"""What all tests share."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "book" / "tools"))
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a reader run the tests of one equation or of one chapter's equations."""
+    parser.addoption(
+        "--equation",
+        metavar="TAG",
+        help="run only the tests of the equation TAG, such as 3.2; 3 means all of chapter 3",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep only the tests that --equation asks for."""
+    wanted = config.getoption("--equation")
+    if wanted is None:
+        return
+    kept = [item for item in items if any(wanted in names(tag) for tag in equation_tags(item))]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+def equation_tags(item: pytest.Item) -> list[str]:
+    """Return the numbers of the equations that a test is marked with."""
+    return [mark.args[0] for mark in item.iter_markers("equation")]
+
+
+def names(tag: str) -> tuple[str, str]:
+    """Return what a reader may call an equation by: its number, or its chapter's."""
+    return tag, tag.partition(".")[0]
