@@ -137,7 +137,7 @@ def image_tag(picture: bytes, alt: str, width: int, height: int) -> str:
     return (
         f'<img class="dark-light" src="data:image/png;base64,{base64.b64encode(picture).decode()}" '
         f'alt="{html.escape(alt)}" width="{width}" height="{height}" '
-        'style="max-width:100%;height:auto;padding:0;background:#fff">'
+        'style="display:block;max-width:100%;height:auto;padding:0;background:#fff">'
     )
 
 

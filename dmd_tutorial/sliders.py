@@ -308,10 +308,12 @@ def page(
         The HTML.
 
     Raises:
-        ValueError: If two states have the same alt text, or pictures differ in size.
+        ValueError: If a state has no alt text, or one that another has, or pictures differ in size.
     """
     drawn = frames(draw, *[axis.values for axis in axes])
     alts = [alt(*frame.values) for frame in drawn]
+    if not all(text.strip() for text in alts):
+        raise ValueError(f"the alt text is empty in one of {len(alts)} states")
     if len(set(alts)) < len(alts):
         raise ValueError(f"{len(alts)} states, but only {len(set(alts))} different alt texts")
     first = next(frame for frame in drawn if frame.values == start)
@@ -337,7 +339,7 @@ def page(
     return (
         f'<figure id="{name}" class="dmd-slider" data-digest="{first.digest}" '
         f'style="{CARD};max-width:{first.width}px">\n'
-        f"{image_tag(first.picture, alt(*start), first.width, first.height)}<br>\n"
+        f"{image_tag(first.picture, alt(*start), first.width, first.height)}\n"
         f'{"".join(controls)}<span role="status" style="{UNSEEN}"></span>\n'
         f'<script type="application/json">{stored}</script>\n'
         f"<script>\n{SCRIPT % name}</script>\n</figure>"

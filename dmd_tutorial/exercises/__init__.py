@@ -39,7 +39,9 @@ class Result:
         return f"{SIGNS[self.passed]}: {self.message}"
 
     def _repr_html_(self) -> str:
-        return f"<p>{html.escape(repr(self))}</p>"  # wraps, as plain output does not
+        return (
+            f"<p style='margin:0'>{html.escape(repr(self))}</p>"  # wraps, as plain output does not
+        )
 
 
 class NotAttemptedError(Exception):
