@@ -1,0 +1,238 @@
+"""Exercises of chapter 1: score functions."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dmd_tutorial.checks import expand
+from dmd_tutorial.exercises import Exercise
+
+
+def score_of_denoiser(x: Tensor, denoised: Tensor, sigma: Tensor) -> Tensor:
+    """Score that a denoised estimate implies: the answer to 1.1."""
+    return (denoised - x) / expand(sigma, x) ** 2
+
+
+def _images() -> Sequence[tuple]:
+    """Three images of three pixels a side: a forgotten reshape of sigma raises no error here."""
+    x, denoised = torch.randn(2, 3, 1, 3, 3)
+    return [(x, denoised, torch.tensor([0.3, 0.7, 2.0]))]
+
+
+def mixture_score(x: Tensor, means: Tensor, std: float, weights: Tensor) -> Tensor:
+    """Score of a mixture of Gaussians on the line, as an average of scores: the answer to 1.2."""
+    shares = (weights.log() - (x[:, None] - means) ** 2 / (2 * std**2)).softmax(dim=1)
+    return (shares * (means - x[:, None]) / std**2).sum(dim=1)
+
+
+def _score_with_shares(shares: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """Mixture score in which another rule than Bayes' says how much each component counts."""
+    x, means, std, weights = arguments
+    return (shares(x, means, std, weights) * (means - x[:, None]) / std**2).sum(dim=1)
+
+
+def _densities(x: Tensor, means: Tensor, std: float, weights: Tensor) -> Tensor:
+    """Weight times density of each component, not yet divided by their sum."""
+    return weights * torch.distributions.Normal(means, std).log_prob(x[:, None]).exp()
+
+
+def _unweighted_shares(x: Tensor, means: Tensor, std: float, weights: Tensor) -> Tensor:
+    densities = _densities(x, means, std, torch.ones_like(weights))
+    return densities / densities.sum(dim=1, keepdim=True)
+
+
+def best_denoiser(x_noisy: Tensor, data: Tensor, sigma: float) -> Tensor:
+    """Conditional mean where the data are finitely many points: the answer to 1.3."""
+    return _weighted_points(x_noisy, data, lambda square: -square / (2 * sigma**2))
+
+
+def _weighted_points(
+    x_noisy: Tensor, data: Tensor, log_weight: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Average of the points, weighted by a function of the squared distance."""
+    square = ((x_noisy[:, None] - data) ** 2).sum(dim=-1)  # (batch, points)
+    return log_weight(square).softmax(dim=1) @ data
+
+
+def _nearest(x_noisy: Tensor, data: Tensor, sigma: float) -> Tensor:
+    return data[((x_noisy[:, None] - data) ** 2).sum(dim=-1).argmin(dim=1)]
+
+
+def matching_loss(score: Callable, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    """Denoising score matching, weighted by the noise level squared: the answer to 1.4."""
+    return (_squares(score, x, sigma, noise) * sigma**2).mean() / 2
+
+
+def _squares(score: Callable, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    """Squared distance between a score and the conditional score, (batch,)."""
+    level = sigma[:, None]
+    return ((score(x + level * noise, sigma) + noise / level) ** 2).sum(dim=1)
+
+
+def _wrong_target(
+    score: Callable, x: Tensor, sigma: Tensor, noise: Tensor, target: Tensor
+) -> Tensor:
+    error = score(x + sigma[:, None] * noise, sigma) - target
+    return ((error**2).sum(dim=1) * sigma**2).mean() / 2
+
+
+def _points_and_noise() -> Sequence[tuple]:
+    def crude(x: Tensor, sigma: Tensor) -> Tensor:
+        return -(x - 0.3).sin() / (1 + sigma[:, None] ** 2)
+
+    x, noise = torch.randn(2, 6, 3)
+    return [(crude, x, torch.linspace(0.2, 1.5, 6), noise)]
+
+
+def langevin_step(x: Tensor, score: Tensor, step_size: float, noise: Tensor) -> Tensor:
+    """One step of Langevin dynamics: the answer to 1.5."""
+    return _walk(1, 2, x, score, step_size, noise)
+
+
+def _walk(
+    along: float, spread: float, x: Tensor, score: Tensor, step_size: float, noise: Tensor
+) -> Tensor:
+    """A step `along` times the score, with noise of variance `spread` times the step size."""
+    return x + along * step_size * score + (spread * step_size) ** 0.5 * noise
+
+
+EXERCISES = [
+    Exercise(
+        "1.1",
+        "score of a denoiser",
+        truth=score_of_denoiser,
+        mistakes={
+            "the sign is the other way round: the score points from the noisy sample towards the "
+            "denoised one": lambda x, denoised, sigma: -score_of_denoiser(x, denoised, sigma),
+            "divide by sigma twice: once gives minus the noise estimate, not the score": (
+                lambda x, denoised, sigma: (denoised - x) / expand(sigma, x)
+            ),
+            "multiply by sigma squared to go from the score to the denoiser; the way back "
+            "divides": lambda x, denoised, sigma: (denoised - x) * expand(sigma, x) ** 2,
+            "sigma has one number for each image, and torch lined them up with the last axis, the "
+            "pixels of a row: reshape it to (batch, 1, 1, 1) first": (
+                lambda x, denoised, sigma: (denoised - x) / sigma**2
+            ),
+        },
+        inputs=_images,
+    ),
+    Exercise(
+        "1.2",
+        "score of a mixture",
+        truth=mixture_score,
+        mistakes={
+            "the sign is the other way round: each component pulls towards its mean": (
+                lambda *a: -mixture_score(*a)
+            ),
+            "each component counts by its responsibility at x, not by its weight: a far component "
+            "has hardly any say": partial(_score_with_shares, lambda x, m, s, w: w),
+            "the responsibilities leave out the weights of the components": partial(
+                _score_with_shares, _unweighted_shares
+            ),
+            "the responsibilities must sum to 1 at every x: divide by the density of the whole "
+            "mixture (yours is the gradient of the density, not of its logarithm)": partial(
+                _score_with_shares, _densities
+            ),
+            "the components' scores are averaged, not summed: each has its responsibility as "
+            "a factor": partial(_score_with_shares, lambda x, m, s, w: torch.ones_like(w)),
+            "a component's score is (mean - x) divided by the variance, std**2, not by std": (
+                lambda x, m, s, w: mixture_score(x, m, s, w) * s
+            ),
+        },
+        inputs=lambda: [
+            (
+                torch.linspace(-3, 3, 13),
+                torch.tensor([-1.5, 0.5, 2.0]),
+                0.6,
+                torch.tensor([0.5, 0.2, 0.3]),
+            )
+        ],
+    ),
+    Exercise(
+        "1.3",
+        "best denoiser of a finite data set",
+        truth=best_denoiser,
+        mistakes={
+            "the squared distance is divided by 2 sigma**2: the 2 of the Gaussian is missing": (
+                lambda x, data, s: _weighted_points(x, data, lambda d: -d / s**2)
+            ),
+            "the squared distance is divided by 2 sigma**2; yours is divided by 2 sigma": (
+                lambda x, data, s: _weighted_points(x, data, lambda d: -d / (2 * s))
+            ),
+            "the exponent holds the *squared* distance; yours holds the distance": (
+                lambda x, data, s: _weighted_points(x, data, lambda d: -(d.sqrt()) / (2 * s**2))
+            ),
+            "the exponent is negative: near points count most": (
+                lambda x, data, s: _weighted_points(x, data, lambda d: d / (2 * s**2))
+            ),
+            "the nearest point alone is the most likely one, not the mean: average over all "
+            "points with their probabilities": _nearest,
+            "this is the mean of the data wherever x_noisy is: the weights must depend on the "
+            "distance": lambda x, data, s: data.mean(dim=0).expand_as(x),
+            "this is the score: add x_noisy and the factor sigma**2 to have the denoised point": (
+                lambda x, data, s: (best_denoiser(x, data, s) - x) / s**2
+            ),
+        },
+        inputs=lambda: [(torch.randn(5, 2), torch.randn(7, 2), 0.6)],
+    ),
+    Exercise(
+        "1.4",
+        "denoising score matching loss",
+        truth=matching_loss,
+        mistakes={
+            "the target is minus noise / sigma: the score points back to where the sample came "
+            "from": lambda f, x, s, n: _wrong_target(f, x, s, n, n / s[:, None]),
+            "the target is minus noise divided by sigma; yours is minus the noise itself": (
+                lambda f, x, s, n: _wrong_target(f, x, s, n, -n)
+            ),
+            "the target is minus noise divided by sigma; yours is divided by sigma squared": (
+                lambda f, x, s, n: _wrong_target(f, x, s, n, -n / s[:, None] ** 2)
+            ),
+            "the score must be asked at the noisy point x + sigma noise, not at the clean one": (
+                lambda f, x, s, n: matching_loss(lambda y, _: f(x, s), x, s, n)
+            ),
+            "the weight sigma**2 is missing, so that the lowest noise level drowns the others": (
+                lambda f, x, s, n: _squares(f, x, s, n).mean() / 2
+            ),
+            "the weight is sigma**2; yours is sigma": (
+                lambda f, x, s, n: (_squares(f, x, s, n) * s).mean() / 2
+            ),
+            "the factor one half is missing": lambda *a: 2 * matching_loss(*a),
+            "sum over the coordinates of a point and average over the points; yours averages "
+            "over both": lambda f, x, s, n: matching_loss(f, x, s, n) / x.shape[1],
+            "the length of the error is squared: yours is missing the square, and its minimiser "
+            "is no conditional mean": (
+                lambda f, x, s, n: (_squares(f, x, s, n).sqrt() * s**2).mean() / 2
+            ),
+        },
+        inputs=_points_and_noise,
+    ),
+    Exercise(
+        "1.5",
+        "Langevin step",
+        truth=langevin_step,
+        mistakes={
+            "the walk goes up the score, not down": partial(_walk, -1, 2),
+            "the variance of the new noise is twice the step size: the 2 under the root is "
+            "missing": partial(_walk, 1, 1),
+            "without new noise the walk climbs to the top of a mode and stays there": (
+                lambda x, score, h, noise: x + h * score
+            ),
+            "the noise is multiplied by the square root of twice the step size: the root is "
+            "missing": lambda x, score, h, noise: x + h * score + 2 * h * noise,
+            "the score is multiplied by the step size, not by its root": (
+                lambda x, score, h, noise: x + (2 * h) ** 0.5 * (score + noise)
+            ),
+            "this step is half as long as asked for: with step_size / 2 before the score the "
+            "noise has variance step_size, which is how Song and Ermon count": partial(
+                _walk, 0.5, 1
+            ),
+            "the factors are the wrong way round: the drift has step_size, the noise "
+            "sqrt(2 step_size)": partial(_walk, 2, 1),
+        },
+        inputs=lambda: [(*torch.randn(2, 8, 2).unbind(), 0.07, torch.randn(8, 2))],
+    ),
+]
