@@ -193,7 +193,8 @@ def difference(found: Any, expected: Any, tolerance: float) -> str | None:
         found: Numbers, arrays, tensors, strings, None, or sequences and dicts of these.
         expected: The outcome of the right answer.
         tolerance: Largest relative difference that counts as none. The largest absolute one is
-            the same where results reach one, and smaller where all of them are smaller.
+            the same where results reach one, and down to a thousandth of it where all of them are
+            smaller.
 
     Returns:
         A sentence, or None if there is no difference.
@@ -237,9 +238,10 @@ def _numeric_difference(found: Tensor, expected: Tensor, tolerance: float) -> st
     """The difference between two float64 tensors."""
     if found.shape != expected.shape:
         return f"the shape is {tuple(found.shape)}, it should be {tuple(expected.shape)}"
-    size = expected[expected.isfinite()].abs()
-    scale = min(1.0, size.max().item()) if size.any() else 1.0
-    close = torch.isclose(found, expected, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
+    size = expected[expected.isfinite()].abs().flatten().tolist()
+    # never below a thousandth: there only rounding would be compared
+    absolute = tolerance * min(1.0, max(size, default=1.0) + 1e-3)
+    close = torch.isclose(found, expected, rtol=tolerance, atol=absolute, equal_nan=True)
     if close.all():
         return None
     bad = ~found.isfinite() & expected.isfinite()
@@ -254,9 +256,7 @@ def _numeric_difference(found: Tensor, expected: Tensor, tolerance: float) -> st
     if (
         expected.numel() > 1
         and right
-        and torch.allclose(
-            found, expected * (yours / right), rtol=tolerance, atol=tolerance * scale
-        )
+        and torch.allclose(found, expected * (yours / right), rtol=tolerance, atol=absolute)
     ):
         return f"{sentence}; all numbers are off by the factor {yours / right:.5g}"
     return f"{sentence}; {int((~close).sum())} of {close.numel()} numbers differ"
