@@ -1,7 +1,7 @@
 """Distribution matching distillation: the gradient, its loss, the critic, one iteration.
 
 Nothing here knows of images, files or devices: points with an exact mixture for a teacher and
-images with a U-Net for one go through the same lines. The form is variance-exploding (alpha = 1).
+images with a U-Net go through the same lines. The form is variance-exploding (alpha = 1).
 Equations are those of DMD: Yin et al. 2024, "One-step Diffusion with Distribution Matching ...".
 """
 
@@ -96,8 +96,7 @@ def matching_loss(
 ) -> Float[Tensor, ""]:
     """A loss whose derivative by x is the given gradient over the number of values in it.
 
-    ``0.5 mean((x - stopgrad(x - gradient))^2)``. Its value says nothing, its derivative all. It is
-    a mean because lambda_reg is calibrated to that pair (DMD, appendix).
+    Its value says nothing. It is a mean because lambda_reg is calibrated to that (DMD, appendix).
 
     Args:
         x: The generator's output, (batch, *shape), with gradient history.
@@ -161,7 +160,7 @@ class Batch(NamedTuple):
 class Record(NamedTuple):
     """What an iteration did; the tensors, (batch, *shape), carry no gradient history."""
 
-    x: Tensor  # the generator's samples, before its update
+    x: Tensor  # G(z) before the update; G(z_ref) without matching
     sigma: Tensor | None = None  # the levels at which they were judged; None without matching
     denoised_real: Tensor | None = None
     denoised_fake: Tensor | None = None
@@ -202,18 +201,17 @@ def iteration(
     """
     if objective.lambda_reg and batch.y_ref is None:
         raise ValueError(f"lambda_reg is {objective.lambda_reg}, but the batch has no pairs")
-    x, x_ref = _generate(generator, batch, anchored=objective.lambda_reg > 0)
+    x, x_ref = _generate(generator, batch, objective)
     check_finite(**{"the generator's output": x})
     loss, record = x.new_zeros(()), Record(x.detach())
     if objective.matching:
         sigma = dmd_sigma(len(x), objective.grid, rng).to(x)
         with torch.no_grad():  # the scores are targets: no gradient runs through either network
             x_noisy = add_noise(x, sigma, noise_like(x, rng))
-            real = teacher(x_noisy, sigma, batch.label)
-            fake = critic(x_noisy, sigma, batch.label)
+            real, fake = (D(x_noisy, sigma, batch.label) for D in (teacher, critic))
         loss = matching_loss(x, matching_gradient(x, sigma, real, fake, objective.weighting))
         record = Record(x.detach(), sigma, real, fake, loss_matching=loss.item())
-    if x_ref is not None:
+    if objective.lambda_reg:
         distance = objective.distance(x_ref, batch.y_ref)
         loss = loss + objective.lambda_reg * distance
         record = record._replace(loss_anchor=distance.item())
@@ -240,10 +238,12 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor, clip: float) -> float
     return norm.item()
 
 
-def _generate(generator: nn.Module, batch: Batch, anchored: bool) -> tuple[Tensor, Tensor | None]:
-    """G(z), and G(z_ref) in the same call: one large batch is faster than two."""
-    if not anchored:
-        return generator(batch.z, batch.label), None
+def _generate(generator: nn.Module, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:
+    """G(z) and G(z_ref), what is needed of them in one call: a large batch is faster than two."""
+    if not objective.lambda_reg:
+        return generator(batch.z, batch.label), batch.z[:0]
+    if not objective.matching:
+        return (generator(batch.z_ref, batch.label_ref),) * 2
     label = None if batch.label is None else torch.cat([batch.label, batch.label_ref])
     both = generator(torch.cat([batch.z, batch.z_ref]), label)
     return both[: len(batch.z)], both[len(batch.z) :]

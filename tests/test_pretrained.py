@@ -1,0 +1,93 @@
+"""Networks on disk: round trips, damaged files, the shipped ones."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dmd_tutorial import pretrained
+from dmd_tutorial.data import balanced_labels
+from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
+from dmd_tutorial.networks import UNet
+from dmd_tutorial.pretrained import load, load_denoiser, made_by, save_denoiser
+
+
+def network() -> EDMDenoiser:
+    torch.manual_seed(0)
+    unet = UNet(width=8, embedding=16)
+    torch.nn.init.normal_(unet.last.weight, std=0.1)
+    return EDMDenoiser(unet, sigma_data=0.7)
+
+
+@pytest.mark.parametrize("wrap", [lambda d: d, lambda d: OneStepGenerator(d, 40.0)])
+def test_what_is_saved_is_loaded(wrap, tmp_path):
+    model, path = wrap(network()).eval(), tmp_path / "net.safetensors"
+    save_denoiser(path, model, seed=3, command="x")
+    again = load_denoiser(path)
+    assert type(again) is type(model)
+    assert made_by(path) == {"seed": 3, "command": "x"}
+    assert not any(p.requires_grad for p in again.parameters())
+    x, label = torch.randn(2, 1, 8, 8), torch.tensor([1, 2])
+    inputs = (x, label) if isinstance(model, OneStepGenerator) else (x, torch.ones(2), label)
+    assert torch.allclose(model(*inputs), again(*inputs), atol=1e-5)
+
+
+def test_damaged_and_foreign_files_are_refused(tmp_path):
+    path = tmp_path / "net.safetensors"
+    save_denoiser(path, network())
+    whole = path.read_bytes()
+    for damaged in (whole[:-100], whole[:20], b"", b"\x80\x04not safetensors" * 50):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match="not a readable network file"):
+            load_denoiser(path)
+    save_file({"a": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match="not a readable network file"):
+        load_denoiser(path)
+    with pytest.raises(FileNotFoundError):
+        load_denoiser(tmp_path / "none.safetensors")
+    with pytest.raises(FileNotFoundError, match=r"no shipped network \(digits-teacher"):
+        load("digits-techer")
+
+
+def test_weights_that_do_not_fit_or_are_not_finite_are_refused(tmp_path):
+    path, model = tmp_path / "net.safetensors", network()
+    header = {"network": model.network.config | {"width": 16}, "sigma_data": 0.5}
+    metadata = {"model": json.dumps(header), "made_by": "{}"}
+    save_file(dict(model.state_dict()), path, metadata=metadata)
+    with pytest.raises(ValueError, match="does not fit the network in its header"):
+        load_denoiser(path)
+    model.network.first.weight.data[0, 0, 0, 0] = torch.nan
+    save_denoiser(path, model)
+    with pytest.raises(ValueError, match=r"network\.first\.weight is not finite: 1 of"):
+        load_denoiser(path)
+
+
+def test_a_shipped_file_that_was_changed_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrained, "WEIGHTS", tmp_path)
+    save_denoiser(tmp_path / "digits-teacher.safetensors", network())
+    with pytest.raises(ValueError, match="the shipped one has"):
+        load("digits-teacher")
+
+
+@pytest.mark.parametrize("name", pretrained.SHIPPED)
+def test_shipped_networks_load_and_say_how_they_were_made(name):
+    assert load(name) is not None
+    notes = made_by(name)
+    assert notes["command"].startswith("dmd ")
+    assert {"settings", "versions", "seconds"} <= set(notes)
+    assert "seed" in notes["settings"]
+
+
+def test_shipped_networks_are_together_at_most_4_mb():
+    files = [pretrained.WEIGHTS / f"{name}.safetensors" for name in pretrained.SHIPPED]
+    assert sum(f.stat().st_size for f in files) <= 4_000_000
+
+
+def test_the_shipped_student_makes_the_digits_it_is_asked_for():
+    from dmd_tutorial.metrics import class_coverage
+
+    label = balanced_labels(500, 10)
+    z = torch.randn(500, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    coverage = class_coverage(load("digits-student")(z, label), label)
+    assert coverage.as_label > 0.95

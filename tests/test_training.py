@@ -1,0 +1,224 @@
+"""Training loops: averages, rates, checkpoints, and a process that is killed."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+import torch
+
+from dmd_tutorial.anchor import Pairs
+from dmd_tutorial.data import Images, digits
+from dmd_tutorial.denoisers import EDMDenoiser
+from dmd_tutorial.networks import MLP, UNet
+from dmd_tutorial.training import (
+    EMA,
+    DistillationRun,
+    DistillSettings,
+    TeacherRun,
+    TeacherSettings,
+    distill,
+    rate_factor,
+    save_atomically,
+    train_teacher,
+)
+
+TEACHER = TeacherSettings(steps=12, batch=8, warm_up=3)
+DISTILL = DistillSettings(steps=12, batch=4, batch_pairs=4, warm_up=3, critic_steps=2)
+
+
+def small_teacher(seed: int = 0) -> EDMDenoiser:
+    torch.manual_seed(seed)
+    return EDMDenoiser(UNet(width=8, embedding=16))
+
+
+def small_pairs() -> Pairs:
+    rng = torch.Generator().manual_seed(0)
+    z, y = torch.randn(2, 40, 1, 8, 8, generator=rng)
+    return Pairs(z, y, torch.arange(40) % 10)
+
+
+def finish(run, loop) -> dict:
+    for _ in loop:
+        pass
+    return run.state_dict()
+
+
+def same(one: object, other: object) -> bool:
+    """Equal to the last bit, all the way down."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[k], other[k]) for k in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def teacher_run():
+    run = TeacherRun(small_teacher(), TEACHER)
+    return run, train_teacher(run, digits())
+
+
+def distillation_run():
+    run = DistillationRun(small_teacher(), DISTILL)
+    return run, distill(run, (1, 8, 8), 10, small_pairs())
+
+
+@pytest.mark.parametrize("make", [teacher_run, distillation_run])
+def test_a_run_that_is_saved_and_loaded_goes_on_to_the_same_bits(make, tmp_path):
+    straight = finish(*make())
+    run, loop = make()
+    for _ in range(5):
+        next(loop)
+    run.save(tmp_path / "run.ckpt", settings={"a": 1})
+    torch.manual_seed(99)  # what else happens in the process must not matter
+    run, loop = make()
+    run.load(tmp_path / "run.ckpt", settings={"a": 1})
+    assert run.step == 5
+    assert same(finish(run, loop), straight)
+
+
+@pytest.mark.parametrize("make", [teacher_run, distillation_run])
+def test_another_seed_is_another_run(make):
+    run, loop = make()
+    first = finish(run, loop)
+    run, loop = make()
+    run.rng.manual_seed(1)
+    assert not same(finish(run, loop), first)
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_continues_as_if_nothing_had_been(tmp_path):
+    """SIGKILL in the middle of `dmd train-teacher`, then the same command again."""
+    command = [
+        sys.executable, "-m", "dmd_tutorial.cli", "train-teacher", "--steps", "60", "--batch", "8",
+        "--checkpoint-minutes", "0",
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+
+    def start(folder):
+        return subprocess.Popen([*command, "--out", str(folder)], env=environment)
+
+    assert start(tmp_path / "straight").wait() == 0
+    process = start(tmp_path / "killed")
+    checkpoint = tmp_path / "killed" / "teacher.ckpt"
+    while process.poll() is None and not checkpoint.exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    stopped = torch.load(checkpoint, weights_only=True)["state"]
+    assert 0 < stopped["step"] < 60
+    assert start(tmp_path / "killed").wait() == 0
+    states = [
+        torch.load(tmp_path / name / "teacher.ckpt", weights_only=True)["state"]
+        for name in ("straight", "killed")
+    ]
+    assert states[0]["step"] == 60
+    assert same(*states)
+
+
+def test_teacher_learns():
+    settings = TeacherSettings(steps=200, batch=32, warm_up=5, learning_rate=5e-3)
+    run = TeacherRun(small_teacher(), settings)
+    losses = [m.loss for m in train_teacher(run, digits())]
+    assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
+
+
+def test_regression_learns_its_pairs():
+    settings = replace(DISTILL, steps=150, matching=False, learning_rate=3e-3, batch_pairs=40)
+    run = DistillationRun(small_teacher(), settings)
+    losses = [m.loss for m in distill(run, (1, 8, 8), 10, small_pairs())]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_teacher_stays_frozen_and_generator_starts_as_its_copy():
+    teacher = small_teacher()
+    before = {name: t.clone() for name, t in teacher.state_dict().items()}
+    run = DistillationRun(teacher, DISTILL)
+    assert same(dict(run.generator.denoiser.state_dict()), before)
+    finish(run, distill(run, (1, 8, 8), 10, small_pairs()))
+    assert same(dict(teacher.state_dict()), before)
+    assert not same(dict(run.critic.state_dict()), before)
+
+
+def test_points_without_classes_go_through_the_same_loop():
+    run = DistillationRun(EDMDenoiser(MLP()), replace(DISTILL, lambda_reg=0.0))
+    metric = next(distill(run, (2,), 0))
+    assert metric.record.x.shape == (4, 2)
+    images = Images(torch.randn(20, 2), torch.zeros(20, dtype=torch.int64), classes=0)
+    assert math.isfinite(next(train_teacher(TeacherRun(EDMDenoiser(MLP()), TEACHER), images)).loss)
+
+
+# --- rates and averages -----------------------------------------------------------------------
+
+
+def test_rate_rises_stays_and_falls_to_nothing():
+    factors = [rate_factor(step, 100, 10, 0.5) for step in range(100)]
+    assert factors[0] == 0.1
+    assert factors[9:51] == [1.0] * 42
+    assert (torch.tensor(factors[50:]).diff() < 0).all()
+    assert factors[-1] < 0.01
+
+
+def test_average_is_the_average_of_the_weights_it_has_seen():
+    """With a constant decay d, the average of w_1.. is sum (1-d) d^(n-k) w_k + d^n w_0."""
+    module = torch.nn.Linear(1, 1, bias=False)
+    module.weight.data.fill_(2.0)
+    ema, expected = EMA(module, 0.5), 2.0
+    for step in range(100, 105):  # past the warm-up of the decay
+        module.weight.data.add_(1.0)
+        ema.update(module, step)
+        expected = 0.5 * expected + 0.5 * module.weight.item()
+    assert ema.module.weight.item() == pytest.approx(expected)
+
+
+def test_average_forgets_its_start_quickly():
+    module = torch.nn.Linear(1, 1, bias=False)
+    module.weight.data.fill_(0.0)
+    ema = EMA(module, 0.999)
+    module.weight.data.fill_(1.0)
+    for step in range(20):
+        ema.update(module, step)
+    assert ema.module.weight.item() > 0.99
+
+
+# --- checkpoints ------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, monkeypatch):
+    path = tmp_path / "run.ckpt"
+    save_atomically({"good": 1}, path)
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        save_atomically({"bad": 2}, path)
+    assert torch.load(path, weights_only=True) == {"good": 1}
+    assert list(tmp_path.iterdir()) == [path]  # no half-written file is left
+
+
+def test_checkpoints_of_other_runs_and_damaged_ones_are_refused(tmp_path):
+    run, _ = teacher_run()
+    path = tmp_path / "run.ckpt"
+    run.save(path, settings={"steps": 12})
+    with pytest.raises(ValueError, match=r"made with settings = {'steps': 12}, not {'steps': 13}"):
+        run.load(path, settings={"steps": 13})
+    with pytest.raises(ValueError, match="this run wants"):
+        distillation_run()[0].load(path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        run.load(path)
+    with pytest.raises(FileNotFoundError):
+        run.load(tmp_path / "none.ckpt")
+
+
+def test_an_average_with_decay_1_is_refused():
+    with pytest.raises(ValueError, match=r"in \[0, 1\), not 1"):
+        EMA(torch.nn.Linear(1, 1), 1.0)
