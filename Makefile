@@ -71,6 +71,7 @@ lint: $(INSTALLED)
 	$(BIN)/python book/tools/format_notebooks.py --check
 	$(BIN)/python book/tools/ledger.py --check
 	$(BIN)/python book/tools/reference.py --check
+	$(BIN)/python book/tools/timings.py --check
 	$(BIN)/python book/tools/set_repository.py --check
 
 format: $(INSTALLED)
@@ -79,6 +80,7 @@ format: $(INSTALLED)
 	$(BIN)/python book/tools/format_notebooks.py
 	$(BIN)/python book/tools/ledger.py
 	$(BIN)/python book/tools/reference.py
+	$(BIN)/python book/tools/timings.py
 
 clean:
 	rm -rf _build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -1,7 +1,8 @@
 """Execute the book's notebooks, as many at once as there are cores, into the cache of the site.
 
 The site build would execute them too, one after the other. Notebooks whose code and package
-sources did not change are served from the cache.
+sources did not change are served from the cache. With --one-at-a-time each notebook has the whole
+machine to itself: slower, and the way to measure how long a chapter takes.
 """
 
 import os
@@ -69,7 +70,7 @@ def main() -> int:
     if not missing:
         print("every notebook is in the cache")
         return 0
-    workers = min(cores(), len(missing))
+    workers = 1 if "--one-at-a-time" in sys.argv else min(cores(), len(missing))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // workers)))
     os.environ["DMD_TUTORIAL_STATIC"] = "1"
     quiet_kernels()

@@ -1,0 +1,397 @@
+"""The book's sources: every chapter has its anatomy, and the tools that hold it do their work."""
+
+import ast
+import copy
+import json
+import re
+from pathlib import Path
+
+import alt_text
+import assignment
+import book_site
+import book_source
+import format_notebooks
+import ledger
+import pytest
+import reference
+import set_repository
+import timings
+import yaml
+
+CHAPTERS = book_source.chapters()
+EVERY_CHAPTER = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+EVERY_NOTEBOOK = pytest.mark.parametrize(
+    "path", book_source.notebooks(), ids=lambda path: path.stem
+)
+
+BOOTSTRAP = """\
+# @title Set-up: in Colab this installs the package, anywhere else it does nothing
+import importlib.util
+import sys
+
+if "google.colab" in sys.modules and importlib.util.find_spec("dmd_tutorial") is None:
+    %pip install --quiet "dmd-tutorial @ git+{repository}"
+"""
+EXERCISE = re.compile(r"^### Exercise (\d+\.\d+): \S", flags=re.MULTILINE)
+DIFFICULTY = re.compile(r"^\*Difficulty: (easy|medium|hard) · \d+ minutes\*$", flags=re.MULTILINE)
+HINT = re.compile(r"<details><summary>Hint \d</summary>\n\n.+?\n\n</details>", flags=re.DOTALL)
+# What other readers than the site would show as rubbish: directives, roles, targets.
+RAW = re.compile(r"^(`{3,}|:{3,})\{|\{[a-z:-]+\}`|^\([\w-]+\)=$", flags=re.MULTILINE)
+
+
+def code_cells(path, tag=None):
+    """The sources of a chapter's code cells, of all or of those with a tag."""
+    cells = book_source.read_notebook(path)["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    return [book_source.source(cell) for cell in code if tag in (None, *book_source.tags(cell))]
+
+
+def text_of(path):
+    return book_source.markdown(book_source.read_notebook(path))
+
+
+def calls(path, name):
+    """The calls of a function of that name, with or without a module before it, in a chapter."""
+    for source in code_cells(path):
+        code = re.sub(r"^(\s*)[%!].*$", r"\1pass", source, flags=re.MULTILINE)
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == name:
+                yield node
+
+
+def exercises(path):
+    """Each exercise of a chapter: its number, its text, and the code cells up to the next one."""
+    found = []
+    for cell in book_source.read_notebook(path)["cells"]:
+        text = book_source.source(cell)
+        if cell["cell_type"] == "code":
+            if found:
+                found[-1][2].append(cell)
+        elif match := EXERCISE.search(text):
+            found.append((match.group(1), text, []))
+        elif re.match("## ", text) and found:
+            break
+        elif found:
+            found[-1] = (found[-1][0], f"{found[-1][1]}\n\n{text}", found[-1][2])
+    return found
+
+
+# Every chapter
+
+
+def test_the_table_of_contents_and_the_folder_agree():
+    contents = yaml.safe_load((book_source.ROOT / "_toc.yml").read_text("utf8"))
+    listed = [entry["file"] for part in contents["parts"] for entry in part["chapters"]]
+    listed.append(contents["root"])
+    pages = [path for path in book_source.BOOK.iterdir() if path.suffix in (".md", ".ipynb")]
+    assert sorted(listed) == sorted(f"book/{path.stem}" for path in pages)
+
+
+def test_chapters_are_numbered_without_a_gap():
+    assert [book_source.number(path) for path in CHAPTERS] == list(range(1, len(CHAPTERS) + 1))
+    assert len(CHAPTERS) >= 6
+
+
+@EVERY_CHAPTER
+def test_a_chapter_opens_with_what_a_reader_must_know(path):
+    first = book_source.source(book_source.read_notebook(path)["cells"][0])
+    name = book_source.repository().removeprefix("https://github.com/")
+    colab = f"https://colab.research.google.com/github/{name}/blob/main/book/{path.name}"
+    assert first.startswith(f"# {book_source.number(path)}. ")
+    assert f"[Open in Colab]({colab})" in first
+    assert "**Builds on:** " in first
+    assert timings.times(path)
+
+
+@EVERY_CHAPTER
+def test_a_chapter_sets_colab_up_in_its_first_code_cell(path):
+    wanted = BOOTSTRAP.format(repository=book_source.repository()).rstrip()
+    assert code_cells(path)[0] == wanted
+    assert code_cells(path, "bootstrap") == [wanted]
+
+
+@EVERY_CHAPTER
+@pytest.mark.parametrize(
+    "heading", ["Objectives", "What goes wrong", "Exercises", "Summary", "Where to read more"]
+)
+def test_a_chapter_has_every_part(path, heading):
+    assert re.search(rf"^## {heading}", text_of(path), flags=re.MULTILINE)
+
+
+@EVERY_CHAPTER
+def test_a_chapter_has_one_title(path):
+    assert len(re.findall(r"^# ", text_of(path), flags=re.MULTILINE)) == 1
+
+
+@EVERY_CHAPTER
+def test_a_chapter_has_a_slider_and_says_what_every_picture_shows(path):
+    sliders = list(calls(path, "slider"))
+    assert sliders
+    for call in sliders:
+        assert "alt" in [keyword.arg for keyword in call.keywords], ast.unparse(call)
+    for call in calls(path, "show"):
+        named = "alt" in [keyword.arg for keyword in call.keywords]
+        assert named or len(call.args) >= 2, ast.unparse(call)
+
+
+@EVERY_CHAPTER
+def test_a_chapter_has_exercises_with_difficulty_time_hints_and_solution(path):
+    found = exercises(path)
+    assert len(found) >= 3
+    number = book_source.number(path)
+    assert [name for name, _, _ in found] == [f"{number}.{k + 1}" for k in range(len(found))]
+    for name, text, cells in found:
+        assert DIFFICULTY.search(text), f"exercise {name} lacks its difficulty and minutes"
+        assert len(HINT.findall(text)) >= 2, f"exercise {name} has fewer than two hints"
+        kinds = ["solution" in book_source.tags(cell) for cell in cells]
+        assert kinds[:2] == [False, True], f"exercise {name}: its stub, then its solution"
+        stub, solution = (book_source.source(cell) for cell in cells[:2])
+        assert f'check("{name}"' in stub
+        assert solution.startswith(f"# @title Solution {name}")
+        assert f'check("{name}"' in solution
+        assert "assert " in solution, f"the solution of exercise {name} is not held to be right"
+
+
+@EVERY_NOTEBOOK
+def test_text_reads_well_outside_the_site(path):
+    assert not RAW.findall(text_of(path))
+
+
+@pytest.mark.parametrize(
+    "name", ["intro", "notation", "glossary", "bibliography", "equations", "package"]
+)
+def test_pages_read_well_outside_the_site(name):
+    assert not RAW.findall((book_source.BOOK / f"{name}.md").read_text("utf8"))
+
+
+@EVERY_NOTEBOOK
+def test_notebooks_are_in_canonical_form(path):
+    assert format_notebooks.difference(path) == ""
+
+
+# The ledger of equations and tests
+
+
+def test_every_equation_has_a_test_and_every_test_its_equation():
+    assert ledger.problems(ledger.equations(), ledger.equation_tests()) == []
+
+
+def test_the_page_of_equations_is_up_to_date():
+    wanted = ledger.page(ledger.equations(), ledger.equation_tests())
+    assert ledger.PAGE.read_text("utf8") == wanted
+
+
+EQUATION = ledger.Equation("3.2", r"a = b \tag{3.2}", Path("3-kl-gradient.ipynb"))
+ITS_TEST = ledger.EquationTest("3.2", "tests/test_x.py::test_y", "a is b.")
+
+
+@pytest.mark.parametrize(
+    ("equations", "tests", "sentence"),
+    [
+        ([EQUATION], [], "equation (3.2) has no test"),
+        ([], [ITS_TEST], "no chapter has the equation (3.2)"),
+        ([EQUATION, EQUATION], [ITS_TEST], "equation (3.2) is numbered 2 times"),
+        ([EQUATION], [ledger.EquationTest("3.2", "test_y", "")], "must say what equation (3.2)"),
+        (
+            [ledger.Equation("2.9", "", EQUATION.chapter)],
+            [ledger.EquationTest("2.9", "test_y", "Says it.")],
+            "does not carry its chapter's number",
+        ),
+    ],
+)
+def test_an_unbalanced_ledger_is_named(equations, tests, sentence):
+    (problem,) = ledger.problems(equations, tests)
+    assert sentence in problem
+
+
+def test_a_balanced_ledger_has_no_problems():
+    assert ledger.problems([EQUATION], [ITS_TEST]) == []
+
+
+def test_the_ledger_finds_marked_functions_and_methods(tmp_path):
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_some.py").write_text(
+        "import pytest\n\n"
+        '@pytest.mark.equation("1.1")\n@pytest.mark.equation("1.2")\n'
+        'def test_two():\n    """Both\n    hold.\n\n    More."""\n\n'
+        "class TestGroup:\n"
+        '    @pytest.mark.equation("1.3")\n    def test_one(self):\n        """It holds."""\n\n'
+        'def test_other():\n    """No equation."""\n'
+    )
+    assert ledger.equation_tests(tmp_path / "tests") == [
+        ledger.EquationTest("1.1", "tests/test_some.py::test_two", "Both hold."),
+        ledger.EquationTest("1.2", "tests/test_some.py::test_two", "Both hold."),
+        ledger.EquationTest("1.3", "tests/test_some.py::TestGroup::test_one", "It holds."),
+    ]
+
+
+def test_the_ledger_finds_the_tagged_displays_of_a_chapter(tmp_path):
+    text = "$$\na = b \\tag{3.1}\n$$\n\nand $$c = d$$ and\n\n$$\ne \\\\ f \\tag{3.2}\n$$"
+    path = tmp_path / "3-some.ipynb"
+    path.write_text(json.dumps({"cells": [{"cell_type": "markdown", "source": text}]}))
+    found = list(ledger.equations_in(path))
+    assert [(equation.tag, equation.latex) for equation in found] == [
+        ("3.1", r"a = b \tag{3.1}"),
+        ("3.2", r"e \\ f \tag{3.2}"),
+    ]
+
+
+# The form of the notebooks
+
+
+def notebook(*cells):
+    """A notebook of (kind, source, tags), with the dirt that editors leave."""
+    dirt = {"collapsed": False, "scrolled": True}
+    made = []
+    for kind, source, tags in cells:
+        cell = {"cell_type": kind, "source": source, "metadata": {**dirt, "tags": list(tags)}}
+        if kind == "code":
+            cell |= {"outputs": [{"output_type": "stream"}], "execution_count": 7}
+        made.append(cell)
+    return {"cells": made, "metadata": {"kernelspec": {"name": "mine"}}, "nbformat_minor": 2}
+
+
+def test_the_canonical_form_is_reached_in_one_step():
+    once = format_notebooks.canonical(
+        notebook(("code", "a = 1  \n\n", ["solution"]), ("markdown", "", []), ("code", "b", []))
+    )
+    assert format_notebooks.canonical(copy.deepcopy(once)) == once
+    solution, other = once["cells"]
+    assert solution["source"] == ["a = 1"]
+    assert solution["outputs"] == []
+    assert solution["execution_count"] is None
+    assert solution["metadata"]["tags"] == ["hide-cell", "solution"]
+    assert solution["metadata"]["jupyter"] == {"source_hidden": True}
+    assert other["metadata"] == {}
+    assert once["metadata"]["kernelspec"]["name"] == "python3"
+
+
+def test_a_cell_keeps_its_id_when_it_moves_and_equal_cells_differ():
+    cells = [("code", "a", []), ("code", "b", []), ("code", "a", [])]
+
+    def ids(some):
+        return [cell["id"] for cell in format_notebooks.canonical(notebook(*some))["cells"]]
+
+    first, second, third = ids(cells)
+    assert ids(cells[::-1]) == [first, second, third]
+    assert len({first, second, third}) == 3
+    assert ids([("markdown", "a", [])]) != [first]
+
+
+def test_a_notebook_out_of_form_is_shown_as_a_diff(tmp_path):
+    path = tmp_path / "some.ipynb"
+    path.write_text(json.dumps(notebook(("code", "a = 1", []))))
+    assert '+ "nbformat_minor": 5' in format_notebooks.difference(path)
+
+
+# The repository's address
+
+
+def test_every_file_carries_the_repository_address_of_pyproject():
+    assert set_repository.disagreeing(book_source.repository()) == []
+
+
+def test_a_fork_changes_our_addresses_and_no_others():
+    ours = (
+        "https://colab.research.google.com/github/a/b/blob/main/book/1.ipynb "
+        '"dmd-tutorial @ git+https://github.com/a/b" https://github.com/a/b/actions/workflows/x '
+        "git clone https://github.com/a/b\nurl: https://github.com/a/b\nhttps://a.github.io/b/ "
+    )
+    theirs = "https://github.com/NVlabs/edm and https://github.com/tianweiy/DMD2."
+    carried = set_repository.carried(ours + theirs, "https://github.com/Some-One/my.fork")
+    assert carried == (
+        ours.replace("a.github.io/b", "some-one.github.io/my.fork").replace(
+            "a/b", "Some-One/my.fork"
+        )
+        + theirs
+    )
+
+
+@pytest.mark.parametrize(
+    "address", ["", "github.com/a/b", "https://github.com/a", "https://x.y/a/b"]
+)
+def test_a_malformed_address_is_refused(address):
+    with pytest.raises(ValueError, match="not of the form"):
+        set_repository.carried("", address)
+
+
+# Assignments
+
+
+@EVERY_CHAPTER
+def test_students_get_the_stubs_without_solutions_and_hidden_checks(path):
+    chapter = book_source.read_notebook(path)
+    student = assignment.for_students(chapter)
+    text = "\n".join(map(book_source.source, student["cells"]))
+    for name, _, cells in exercises(path):
+        assert book_source.source(cells[0]) in text
+        assert f"# @title Solution {name}" not in text
+    tags = {tag for cell in student["cells"] for tag in book_source.tags(cell)}
+    assert not tags & {"solution", "hidden-check"}
+
+
+def test_hidden_checks_go_to_the_grader_alone():
+    made = notebook(("code", "stub", []), ("code", "secret", ["hidden-check"]))
+    assert [cell["source"] for cell in assignment.for_graders(made)["cells"]] == [["secret"]]
+    assert [cell["source"] for cell in assignment.for_students(made)["cells"]] == [["stub"]]
+
+
+def test_a_grader_without_hidden_checks_is_refused():
+    with pytest.raises(ValueError, match="no cell tagged hidden-check"):
+        assignment.for_graders(notebook(("code", "stub", [])))
+
+
+# Pictures, pages, times
+
+
+def test_a_picture_without_alternative_text_is_found(tmp_path):
+    (tmp_path / "page.html").write_text(
+        '<img src="a.png" alt="A curve.">\n<img src="b.png" alt=" ">\n<img src="c.png">'
+    )
+    assert alt_text.silent_pictures(tmp_path) == [
+        "page.html, line 2: b.png",
+        "page.html, line 3: c.png",
+    ]
+
+
+def test_the_package_reference_is_up_to_date():
+    assert reference.PAGE.read_text("utf8") == reference.page()
+
+
+def test_a_docstring_becomes_lists():
+    docstring = "Do it to *all*.\n\nArgs:\n    x: A sample,\n        of size $1.\n\nThe end."
+    assert list(reference.described(docstring)) == [
+        r"Do it to \*all\*.",
+        "",
+        "*Arguments:*\n",
+        "- `x`: A sample,",
+        r"  of size \$1.",
+        "",
+        "The end.",
+    ]
+
+
+def test_the_readme_carries_the_times_of_the_chapters():
+    table = timings.TABLE.search(timings.README.read_text("utf8"))
+    assert table is not None
+    assert table.group() == timings.table()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2, "5 s"), (41, "45 s"), (90, "90 s"), (91, "2 minutes"), (125, "2.5 minutes")],
+)
+def test_times_are_rounded_up(seconds, words):
+    assert timings.spoken(seconds) == words
+
+
+def test_the_cache_depends_on_the_sources_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(book_site, "ROOT", tmp_path)
+    (tmp_path / "dmd_tutorial" / "__pycache__").mkdir(parents=True)
+    source = tmp_path / "dmd_tutorial" / "dmd.py"
+    source.write_text("a = 1")
+    before = book_site.sources_digest()
+    (tmp_path / "dmd_tutorial" / "__pycache__" / "dmd.pyc").write_text("compiled")
+    assert book_site.sources_digest() == before
+    source.write_text("a = 2")
+    assert book_site.sources_digest() != before
