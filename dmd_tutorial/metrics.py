@@ -1,0 +1,448 @@
+"""How good samples are: Frechet distance, precision and recall, coverage, sliced Wasserstein.
+
+Images are compared in the features of a network, see `dmd_tutorial.features`. Only a Frechet
+distance in Inception's features may be called FID.
+
+None of these numbers is ideal even for perfect samples, because samples are finite.
+`sampling_floor` and `evaluation_floor` measure what perfect samples get.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from scipy.stats import chi2
+from torch import Generator, Tensor
+from torch_fidelity.metric_fid import fid_statistics_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+from dmd_tutorial.checks import check_finite, check_label
+from dmd_tutorial.features import extract_features, load_classifier
+from dmd_tutorial.mixtures import GaussianMixture
+
+
+class Evaluation(NamedTuple):
+    """What `evaluate` measures.
+
+    Attributes:
+        frechet: Frechet distance, in squared units of the features.
+        precision: Share of the samples that lie among the reference images.
+        recall: Share of the reference images that lie among the samples.
+        class_share: How often the classifier reads each class; None for other images than digits.
+        as_label: Share of the samples that are read as their label; None without labels.
+        count: Samples that went into the Frechet distance.
+        reference_count: Reference images that did.
+        nearest: Largest number of either that went into precision and recall.
+        features: "digits" or "inception".
+    """
+
+    frechet: float
+    precision: float
+    recall: float
+    class_share: tuple[float, ...] | None
+    as_label: float | None
+    count: int
+    reference_count: int
+    nearest: int
+    features: str
+
+    def __str__(self) -> str:
+        return (
+            f"Frechet distance ({self.features} features) {self.frechet:.3f}, precision "
+            f"{self.precision:.3f}, recall {self.recall:.3f}, {self.count:,} samples"
+        )
+
+
+def evaluate(
+    samples: Float[Tensor, "count channels h w"],
+    reference: Float[Tensor, "reference_count *image_or_features"],
+    label: Int[Tensor, " count"] | None = None,
+    features: str = "digits",
+    minimum: int = 10_000,
+    balanced: bool = True,
+    nearest: int = 10_000,
+) -> Evaluation:
+    """Compare samples with reference images. All are clamped and rounded to 8 bits first.
+
+    Args:
+        samples: Images in [-1, 1].
+        reference: Images in [-1, 1], or their features from `extract_features`.
+        label: The class that each sample was asked to be.
+        features: "digits" or "inception".
+        minimum: Fewer samples are refused: with few, the distance measures mostly their number.
+        balanced: Refuse labels whose classes are not equally frequent (up to one): the distance
+            then measures mostly the labels. `data.balanced_labels` makes balanced ones.
+        nearest: Precision and recall, whose cost grows with the square of the count, take a
+            random choice (the same in every call) of at most this many of each set.
+
+    Returns:
+        The measured numbers.
+
+    Raises:
+        ValueError: If there are too few samples, labels are unbalanced or out of range, shapes do
+            not fit, or an input is not finite.
+        RuntimeError: If Inception's weights are not there and cannot be downloaded.
+
+    Source: Heusel et al. 2017 (Frechet distance); Kynkäänniemi et al. 2019 (precision, recall).
+    """
+    if len(samples) < minimum:
+        raise ValueError(
+            f"{len(samples)} samples are too few, {minimum} are wanted; a smaller `minimum` "
+            "allows them, and `sampling_floor` says what they are worth"
+        )
+    if label is not None:
+        _check_balanced(samples, label, 10 if features == "digits" else None, balanced)
+    ours, theirs = extract_features(samples, features), _features_of(reference, features)
+    share, as_label = _coverage(ours, label) if features == "digits" else (None, None)
+    precision, recall = precision_recall(ours, theirs, nearest)
+    return Evaluation(
+        frechet(ours, theirs), precision, recall, share, as_label,
+        len(ours), len(theirs), nearest, features,
+    )  # fmt: skip
+
+
+def _check_balanced(samples, label: Tensor, classes: int | None, balanced: bool) -> None:
+    classes = classes or int(label.max()) + 1
+    check_label(samples, label, classes)
+    counts = torch.bincount(label, minlength=classes)
+    if balanced and counts.max() - counts.min() > 1:
+        most, least = int(counts.argmax()), int(counts.argmin())
+        raise ValueError(
+            f"labels are unbalanced: class {most} has {counts[most]}, class {least} has "
+            f"{counts[least]}; draw them with data.balanced_labels"
+        )
+
+
+def _features_of(images_or_features: Tensor, features: str) -> Tensor:
+    if images_or_features.ndim == 2:
+        return images_or_features.cpu()
+    return extract_features(images_or_features, features)
+
+
+def frechet(
+    features1: Float[Tensor, "count1 width"], features2: Float[Tensor, "count2 width"]
+) -> float:
+    """Frechet distance between two sets, each taken for a Gaussian.
+
+    Args:
+        features1: One set, (count1, width).
+        features2: The other, (count2, width).
+
+    Returns:
+        The squared distance, in squared units of the features.
+
+    Raises:
+        ValueError: If widths differ, a set has fewer than two members, or is not finite.
+    """
+    _check_sets(features1, features2, least=2)
+    first, second = features1.double(), features2.double()
+    return frechet_distance(first.mean(0), first.T.cov(), second.mean(0), second.T.cov())
+
+
+def frechet_distance(
+    mean1: Float[Tensor, " dim"],
+    cov1: Float[Tensor, "dim dim"],
+    mean2: Float[Tensor, " dim"],
+    cov2: Float[Tensor, "dim dim"],
+) -> float:
+    """Frechet distance between two Gaussians, their squared Wasserstein distance of order 2.
+
+    ``|mean1 - mean2|^2 + trace(cov1 + cov2 - 2 (cov1 cov2)^(1/2))``
+
+    Args:
+        mean1: Mean of one, (dim,).
+        cov1: Its covariance, (dim, dim).
+        mean2: Mean of the other, (dim,).
+        cov2: Its covariance, (dim, dim).
+
+    Returns:
+        The squared distance, in squared units of the means.
+
+    Raises:
+        ValueError: If shapes do not fit or an input is not finite.
+
+    Source: Dowson and Landau 1982; the computation is torch-fidelity's.
+    """
+    check_finite(mean1=mean1, cov1=cov1, mean2=mean2, cov2=cov2)
+    dim = len(mean1)
+    shapes = [tuple(t.shape) for t in (mean1, cov1, mean2, cov2)]
+    if shapes != [(dim,), (dim, dim)] * 2:
+        raise ValueError(f"means and covariances do not fit: {shapes}")
+    first = {"mu": mean1.double().cpu().numpy(), "sigma": cov1.double().cpu().numpy()}
+    second = {"mu": mean2.double().cpu().numpy(), "sigma": cov2.double().cpu().numpy()}
+    return fid_statistics_to_metric(first, second, verbose=False)["frechet_inception_distance"]
+
+
+def precision_recall(
+    samples: Float[Tensor, "count width"],
+    reference: Float[Tensor, "reference_count width"],
+    nearest: int = 10_000,
+) -> tuple[float, float]:
+    """Share of each set that lies in the manifold of the other.
+
+    The manifold of a set is the union of balls around its members, each of which reaches to the
+    third nearest other member. Both numbers depend on both counts: compare like with like.
+
+    Args:
+        samples: Features of the samples, (count, width).
+        reference: Features of the reference, (reference_count, width).
+        nearest: At most so many of each set, chosen at random, the same in every call.
+
+    Returns:
+        Precision (of the samples) and recall (of the reference), each from 0 to 1.
+
+    Raises:
+        ValueError: If widths differ, a set has fewer than four members, or is not finite.
+
+    Source: Kynkäänniemi et al. 2019; the computation is torch-fidelity's, in blocks.
+    """
+    _check_sets(samples, reference, least=4)
+    chosen = [_choice(features.cpu(), nearest) for features in (samples, reference)]
+    answer = prc_features_to_metric(
+        *chosen, prc_neighborhood=3, prc_batch_size=1_000, save_cpu_ram=True, verbose=False
+    )
+    return answer["precision"], answer["recall"]
+
+
+def _choice(features: Tensor, count: int) -> Tensor:
+    if len(features) <= count:
+        return features
+    return features[torch.randperm(len(features), generator=Generator().manual_seed(0))[:count]]
+
+
+def _check_sets(features1: Tensor, features2: Tensor, least: int) -> None:
+    shape1, shape2 = tuple(features1.shape), tuple(features2.shape)
+    if len(shape1) != 2 or len(shape2) != 2 or shape1[1] != shape2[1]:
+        raise ValueError(f"two sets must be (count, width) each, they are {shape1} and {shape2}")
+    if min(shape1[0], shape2[0]) < least:
+        raise ValueError(f"sets of {shape1[0]} and {shape2[0]}, at least {least} each are needed")
+    check_finite(features1=features1, features2=features2)
+
+
+class ClassCoverage(NamedTuple):
+    """Share of samples read as each class, and share of those that are read as their label."""
+
+    share: tuple[float, ...]
+    as_label: float | None
+
+
+def class_coverage(
+    samples: Float[Tensor, "count 1 8 8"], label: Int[Tensor, " count"] | None = None
+) -> ClassCoverage:
+    """How often each digit appears, by the classifier's reading.
+
+    Args:
+        samples: Images in [-1, 1], (count, 1, 8, 8).
+        label: The class that each sample was asked to be.
+
+    Returns:
+        The shares; `as_label` is None without labels.
+
+    Raises:
+        ValueError: If shapes do not fit, labels are out of range, or samples are not finite.
+    """
+    check_label(samples, label, 10)
+    return _coverage(extract_features(samples), label)
+
+
+def _coverage(features: Tensor, label: Tensor | None) -> ClassCoverage:
+    read = load_classifier().head(features).argmax(1)
+    share = torch.bincount(read, minlength=10).double() / len(read)
+    as_label = None if label is None else (read == label.cpu()).double().mean().item()
+    return ClassCoverage(tuple(share.tolist()), as_label)
+
+
+class ModeCoverage(NamedTuple):
+    """Share of points in each mode, share outside of all modes, number of modes covered."""
+
+    share: tuple[float, ...]
+    outside: float
+    covered: int
+
+
+def mode_coverage(
+    points: Float[Tensor, "count dim"],
+    mixture: GaussianMixture,
+    mass: float = 0.999,
+    least: float = 0.1,
+) -> ModeCoverage:
+    """How points spread over the modes of a mixture.
+
+    A point counts for each mode by the mode's responsibility for it, and only inside the ellipsoid
+    around the mode's centre: a point half way between two modes belongs to neither.
+
+    Args:
+        points: Samples, (count, dim).
+        mixture: The target.
+        mass: Share of a mode's own samples that its ellipsoid holds.
+        least: A mode is covered if its share is at least this fraction of its weight.
+
+    Returns:
+        The shares, and how many modes are covered.
+
+    Raises:
+        ValueError: If shapes do not fit, points are not finite, or mass is not between 0 and 1.
+    """
+    if not 0 < mass < 1:
+        raise ValueError(f"mass must be between 0 and 1, it is {mass}")
+    responsibilities = mixture.responsibilities(points)  # (count, modes)
+    offset = points[:, None] - mixture.means.to(points)
+    precisions = torch.linalg.inv(mixture.covariances).to(points)
+    squared_distance = torch.einsum("nki,kij,nkj->nk", offset, precisions, offset)
+    inside = squared_distance <= chi2.ppf(mass, mixture.dim)
+    share = (responsibilities * inside).double().mean(0).cpu()
+    covered = int((share >= least * mixture.weights).sum())
+    return ModeCoverage(tuple(share.tolist()), 1 - share.sum().item(), covered)
+
+
+def sliced_wasserstein(
+    x: Float[Tensor, "count1 *shape"],
+    y: Float[Tensor, "count2 *shape"],
+    projections: int = 128,
+    generator: Generator | None = None,
+) -> float:
+    """Sliced Wasserstein distance of order 2.
+
+    Both sets are projected on random directions. On a line the best coupling joins equal
+    quantiles, which is exact for any two counts. The distance is the root of the mean, over
+    directions, of the squared distances; a shift by v gives about ``|v| / sqrt(dim)``.
+
+    Args:
+        x: One set of points or images, (count1, *shape).
+        y: The other, (count2, *shape).
+        projections: Number of directions.
+        generator: Source of the directions; without one they are the same in every call.
+
+    Returns:
+        The distance, in the units of x.
+
+    Raises:
+        ValueError: If shapes do not fit, a set is empty, or an input is not finite.
+
+    Source: Bonneel et al. 2015.
+    """
+    x, y = (t.flatten(1).cpu().double() for t in (x, y))
+    _check_sets(x, y, least=1)
+    generator = generator or Generator().manual_seed(0)
+    directions = torch.randn(x.shape[1], projections, generator=generator, dtype=torch.float64)
+    directions = directions / directions.norm(dim=0)
+    # Quantile functions are stairs. Counted in units of 1 / (count1 * count2), the places of all
+    # their steps are whole numbers, and between two of them both stairs are level.
+    steps = torch.cat([torch.arange(len(x)) * len(y), torch.arange(len(y)) * len(x)]).unique()
+    end = len(x) * len(y)
+    width = steps.diff(append=torch.tensor([end])).double() / end
+    squared = 0.0
+    for some in directions.split(16, dim=1):
+        quantile_x = (x @ some).sort(dim=0).values[steps // len(y)]  # (steps, directions)
+        quantile_y = (y @ some).sort(dim=0).values[steps // len(x)]
+        squared += (width @ (quantile_x - quantile_y) ** 2).sum().item()
+    return (squared / projections) ** 0.5
+
+
+class Floor(NamedTuple):
+    """What a metric gives for two sets of one distribution: mean, spread, and the counts."""
+
+    mean: float
+    std: float
+    count: int
+    reference_count: int
+
+
+class EvaluationFloor(NamedTuple):
+    """The floors of the three numbers of an evaluation."""
+
+    frechet: Floor
+    precision: Floor
+    recall: Floor
+
+
+def sampling_floor(
+    metric: Callable[[Tensor, Tensor], float],
+    pool: Float[Tensor, "pool *shape"],
+    count: int,
+    reference_count: int,
+    repeats: int = 10,
+    generator: Generator | None = None,
+) -> Floor:
+    """What a metric gives for two independent sets of samples of the same distribution.
+
+    Each repeat draws two disjoint sets from the pool at random. A value within a few standard
+    deviations of the mean is no evidence of a difference.
+
+    Args:
+        metric: Function of two sets, such as `frechet` or `sliced_wasserstein`.
+        pool: Samples of one distribution: points, images or features, as the metric wants.
+        count: Size of the first set.
+        reference_count: Size of the second.
+        repeats: How often. Repeats overlap unless the pool is many times larger than both sets
+            together, and then the spread comes out too small.
+        generator: Source of the draws; without one they are the same in every call.
+
+    Returns:
+        Mean and standard deviation over the repeats.
+
+    Raises:
+        ValueError: If the pool is too small, or there are fewer than two repeats.
+    """
+    sets = _disjoint_sets(pool, count, reference_count, repeats, generator)
+    return _floor([metric(first, second) for first, second in sets], count, reference_count)
+
+
+def evaluation_floor(
+    reference: Float[Tensor, "reference_count *image_or_features"],
+    count: int,
+    features: str = "digits",
+    repeats: int = 10,
+    generator: Generator | None = None,
+) -> EvaluationFloor:
+    """What `evaluate` would give if the samples were more images like the reference.
+
+    Random halves of the reference are compared. Between samples of one distribution the Frechet
+    distance is proportional to ``1/count1 + 1/count2``, so that of the halves is scaled to the
+    counts of the evaluation. Precision and recall are those of the halves, unscaled.
+
+    A generator that was trained on the reference, and remembers it, can go below this floor.
+
+    Args:
+        reference: Images in [-1, 1], or their features.
+        count: Samples in the evaluation.
+        features: "digits" or "inception".
+        repeats: How many times the reference is cut in halves.
+        generator: Source of the cuts; without one they are the same in every call.
+
+    Returns:
+        The floors of the distance, of precision and of recall, each with its counts.
+
+    Raises:
+        ValueError: If the reference is too small, or there are fewer than two repeats.
+    """
+    values = _features_of(reference, features)
+    half = len(values) // 2
+    scale = (1 / count + 1 / len(values)) / (2 / half)
+    sets = list(_disjoint_sets(values, half, half, repeats, generator))
+    distances = [scale * frechet(*two) for two in sets]
+    precisions, recalls = zip(*(precision_recall(*two) for two in sets), strict=True)
+    return EvaluationFloor(
+        _floor(distances, count, len(values)),
+        _floor(precisions, half, half),
+        _floor(recalls, half, half),
+    )
+
+
+def _disjoint_sets(
+    pool: Tensor, count1: int, count2: int, repeats: int, generator: Generator | None
+) -> Iterator[tuple[Tensor, Tensor]]:
+    if count1 + count2 > len(pool):
+        raise ValueError(f"a pool of {len(pool)} cannot give {count1} and {count2} samples")
+    if repeats < 2:
+        raise ValueError(f"a spread needs at least 2 repeats, not {repeats}")
+    generator = generator or Generator().manual_seed(0)
+    for _ in range(repeats):
+        order = torch.randperm(len(pool), generator=generator)
+        yield pool[order[:count1]], pool[order[count1 : count1 + count2]]
+
+
+def _floor(values, count: int, reference_count: int) -> Floor:
+    each = torch.tensor(values, dtype=torch.float64)
+    return Floor(each.mean().item(), each.std().item(), count, reference_count)
