@@ -134,7 +134,7 @@ def run_evaluate(options: argparse.Namespace) -> None:
         "evaluations": 1 if isinstance(model, OneStepGenerator) else 2 * options.steps - 1,
         "seed": options.seed, "images_per_second": round(len(x) / seconds, 1),
         "result": {name: _plain(value) for name, value in result._asdict().items()},
-        **_provenance(),
+        **provenance(),
     }  # fmt: skip
     text = json.dumps(report, indent=1)
     if options.out:
@@ -201,7 +201,7 @@ def _finish(path: Path, model, preset: Preset, settings, seconds: float, options
     """Write network, provenance and a grid of samples; say where."""
     made_by = {
         "command": f"dmd {' '.join(options.arguments)}", "settings": asdict(settings),
-        "seconds": round(seconds, 1), **_provenance(),
+        "seconds": round(seconds, 1), **provenance(),
     }  # fmt: skip
     pretrained.save_denoiser(path.with_suffix(".safetensors"), model, **made_by)
     path.with_suffix(".json").write_text(json.dumps(made_by, indent=1) + "\n")
@@ -230,7 +230,7 @@ def _samples(model, preset: Preset, options) -> tuple[torch.Tensor, torch.Tensor
     return x, label, time.monotonic() - started
 
 
-def _provenance() -> dict:
+def provenance() -> dict:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "device": gpu or "cpu", "threads": torch.get_num_threads(),
