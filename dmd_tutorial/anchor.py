@@ -140,7 +140,9 @@ def load_pairs(
     return pairs
 
 
-def _make_chunk(teacher, shape, classes: int, steps: int, seed: int, chunk: int) -> Pairs:
+def _make_chunk(
+    teacher: nn.Module, shape: tuple[int, ...], classes: int, steps: int, seed: int, chunk: int
+) -> Pairs:
     rng = torch.Generator().manual_seed(seed * 1_000_003 + chunk)
     z = torch.randn(CHUNK, *shape, generator=rng)
     label = torch.arange(CHUNK) % classes if classes else None

@@ -12,12 +12,14 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
+from torch import nn
 from tqdm import tqdm
 
 from dmd_tutorial import __version__, metrics, plots, pretrained
@@ -94,7 +96,8 @@ def run_distill(options: argparse.Namespace) -> None:
     out, pairs = Path(options.out), None
     if settings.lambda_reg or options.warm_start_steps:
         pairs = load_pairs(options.pairs, teacher, options.count)
-    start, warm = None, preset.warm_start
+    start: Any = None
+    warm = preset.warm_start
     if options.start:
         start = pretrained.load(options.start).denoiser
     elif warm and options.warm_start_steps != 0:
@@ -103,7 +106,7 @@ def run_distill(options: argparse.Namespace) -> None:
         loop = distill(run, preset.shape, preset.classes, pairs)
         seconds = _train(run, loop, out / "warm-start.ckpt", options)
         _finish(out / "warm-start", run.average, preset, warm, seconds, options)
-        start = run.average.denoiser
+        start = run.ema.module.denoiser
     run = DistillationRun(teacher, settings, start)
     loop = distill(run, preset.shape, preset.classes, pairs)
     seconds = _train(run, loop, out / "student.ckpt", options)
@@ -180,7 +183,12 @@ def run_verify(options: argparse.Namespace) -> None:
 # --- what they share -------------------------------------------------------------------------
 
 
-def _train(run, loop: Iterator[Metrics], checkpoint: Path, options) -> float:
+def _train(
+    run: TeacherRun | DistillationRun,
+    loop: Iterator[Metrics],
+    checkpoint: Path,
+    options: argparse.Namespace,
+) -> float:
     """Drive a training loop with a progress bar and checkpoints; returns its seconds."""
     settings, started = asdict(run.settings), time.monotonic()
     if checkpoint.exists() and not options.fresh:
@@ -197,7 +205,14 @@ def _train(run, loop: Iterator[Metrics], checkpoint: Path, options) -> float:
     return time.monotonic() - started
 
 
-def _finish(path: Path, model, preset: Preset, settings, seconds: float, options) -> None:
+def _finish(
+    path: Path,
+    model: Any,
+    preset: Preset,
+    settings: TeacherSettings | DistillSettings,
+    seconds: float,
+    options: argparse.Namespace,
+) -> None:
     """Write network, provenance and a grid of samples; say where."""
     made_by = {
         "command": f"dmd {' '.join(options.arguments)}", "settings": asdict(settings),
@@ -213,7 +228,9 @@ def _finish(path: Path, model, preset: Preset, settings, seconds: float, options
 
 
 @torch.no_grad()
-def _draw(model, z: torch.Tensor, label: torch.Tensor | None, steps: int) -> torch.Tensor:
+def _draw(
+    model: nn.Module, z: torch.Tensor, label: torch.Tensor | None, steps: int
+) -> torch.Tensor:
     model.eval()
     if not isinstance(model, OneStepGenerator):
         return sample(model, z, label, steps=steps)
@@ -221,7 +238,9 @@ def _draw(model, z: torch.Tensor, label: torch.Tensor | None, steps: int) -> tor
     return torch.cat([model(*part) for part in zip(z.split(1000), labels, strict=True)])
 
 
-def _samples(model, preset: Preset, options) -> tuple[torch.Tensor, torch.Tensor | None, float]:
+def _samples(
+    model: nn.Module, preset: Preset, options: argparse.Namespace
+) -> tuple[torch.Tensor, torch.Tensor | None, float]:
     rng = torch.Generator().manual_seed(options.seed)
     z = torch.randn(options.count, *preset.shape, generator=rng)
     label = balanced_labels(options.count, preset.classes) if preset.classes else None
@@ -231,6 +250,7 @@ def _samples(model, preset: Preset, options) -> tuple[torch.Tensor, torch.Tensor
 
 
 def provenance() -> dict:
+    """Device, threads and versions, for a result that must say where it comes from."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "device": gpu or "cpu", "threads": torch.get_num_threads(),
@@ -251,11 +271,11 @@ def _plain(value: object) -> object:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="dmd", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    teacher = {
+    teacher: dict[str, Any] = {
         "default": "digits-teacher",
         "help": "a shipped name or a .safetensors file",
     }
-    pairs = {"default": "runs/digits/pairs", "help": "folder of the pairs"}
+    pairs: dict[str, Any] = {"default": "runs/digits/pairs", "help": "folder of the pairs"}
 
     c = _command(commands, run_train_teacher)
     _training_options(c, "runs/digits")
@@ -300,7 +320,9 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _command(commands, function, preset: bool = True) -> argparse.ArgumentParser:
+def _command(
+    commands: Any, function: Callable[[argparse.Namespace], None], preset: bool = True
+) -> argparse.ArgumentParser:
     name = function.__name__.removeprefix("run_").replace("_", "-")
     c = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
     c.set_defaults(run=function, arguments=sys.argv[1:])
@@ -321,7 +343,7 @@ def _setting_options(command: argparse.ArgumentParser, settings: type) -> None:
     """An option for each field of a settings class, explained by its docstring."""
     explained = _attribute_docs(settings)
     for f in fields(settings):
-        kind = {"type": type(f.default)}
+        kind: dict[str, Any] = {"type": type(f.default)}
         if isinstance(f.default, bool):
             kind = {"action": argparse.BooleanOptionalAction}
         command.add_argument(f"--{f.name.replace('_', '-')}", **kind, default=None,
@@ -329,19 +351,20 @@ def _setting_options(command: argparse.ArgumentParser, settings: type) -> None:
 
 
 def _attribute_docs(settings: type) -> dict[str, str]:
-    text = settings.__doc__.split("Attributes:")[1]
+    text = (settings.__doc__ or "").split("Attributes:")[1]
+    names = {f.name for f in fields(settings)}
     entries: dict[str, str] = {}
     name = ""
     for line in filter(None, map(str.strip, text.splitlines())):
         head, colon, rest = line.partition(": ")
-        if colon and head in settings.__dataclass_fields__:
+        if colon and head in names:
             name, entries[head] = head, rest
         else:
             entries[name] += " " + line
     return {name: entry.rstrip(".").replace("%", "%%") for name, entry in entries.items()}
 
 
-def _settings(defaults, options):
+def _settings(defaults: Any, options: argparse.Namespace) -> Any:
     """The preset's settings with what the command line overrides."""
     given = {f.name: getattr(options, f.name) for f in fields(defaults)}
     return replace(defaults, **{name: v for name, v in given.items() if v is not None})

@@ -212,7 +212,7 @@ def iteration(
         loss = matching_loss(x, matching_gradient(x, sigma, real, fake, objective.weighting))
         record = Record(x.detach(), sigma, real, fake, loss_matching=loss.item())
     if objective.lambda_reg:
-        distance = objective.distance(x_ref, batch.y_ref)
+        distance = objective.distance(x_ref, batch.y_ref)  # type: ignore[arg-type]
         loss = loss + objective.lambda_reg * distance
         record = record._replace(loss_anchor=distance.item())
     record = record._replace(norm_generator=update(generator_optimizer, loss, objective.clip))
@@ -224,7 +224,7 @@ def iteration(
         sigma = grid_sigma(len(x), objective.grid, generator=rng).to(x)
         loss = critic_loss(critic, x, sigma, noise_like(x, rng), batch.label)
         mean = record.loss_critic + loss.item() / objective.critic_steps
-        norm = update(critic_optimizer, loss, objective.clip)
+        norm = update(critic_optimizer, loss, objective.clip)  # type: ignore[arg-type]
         record = record._replace(loss_critic=mean, norm_critic=norm)
     return record
 
@@ -244,6 +244,6 @@ def _generate(generator: nn.Module, batch: Batch, objective: Objective) -> tuple
         return generator(batch.z, batch.label), batch.z[:0]
     if not objective.matching:
         return (generator(batch.z_ref, batch.label_ref),) * 2
-    label = None if batch.label is None else torch.cat([batch.label, batch.label_ref])
-    both = generator(torch.cat([batch.z, batch.z_ref]), label)
+    label = None if batch.label is None else torch.cat([batch.label, batch.label_ref])  # type: ignore[list-item]
+    both = generator(torch.cat([batch.z, batch.z_ref]), label)  # type: ignore[list-item]
     return both[: len(batch.z)], both[len(batch.z) :]

@@ -4,6 +4,7 @@ Noise of level sigma adds ``sigma^2`` to every covariance, so a noisy mixture is
 """
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int
@@ -219,7 +220,14 @@ class GaussianMixture:
         """Offsets from each centre along the axes of its component, (batch, components, dim)."""
         return torch.einsum("bkd,kde->bke", x[:, None] - self.means.to(x), self.axes.to(x))
 
-    def _mean_of_components(self, x, sigma, label, factor, centre: bool) -> Tensor:
+    def _mean_of_components(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        label: Tensor | None,
+        factor: Callable[[Tensor, Tensor], Tensor],
+        centre: bool,
+    ) -> Tensor:
         """Average over components of (centre +) offset, scaled along each axis by a factor."""
         scale = factor(self.variances.to(x), sigma[:, None, None] ** 2)
         answer = torch.einsum("bke,kde->bkd", scale * self._along_axes(x), self.axes.to(x))

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import nn
 
 from dmd_tutorial.checks import check_finite
 from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
@@ -26,7 +25,9 @@ SHIPPED = {
 }
 
 
-def save_denoiser(path: str | Path, model: EDMDenoiser | OneStepGenerator, **made_by) -> None:
+def save_denoiser(
+    path: str | Path, model: EDMDenoiser | OneStepGenerator, **made_by: object
+) -> None:
     """Write a U-Net denoiser or one-step generator.
 
     Args:
@@ -35,7 +36,10 @@ def save_denoiser(path: str | Path, model: EDMDenoiser | OneStepGenerator, **mad
         **made_by: Plain values that say how it was made: settings, seeds, versions, results.
     """
     denoiser = model.denoiser if isinstance(model, OneStepGenerator) else model
-    header = {"network": denoiser.network.config, "sigma_data": denoiser.sigma_data}
+    header = {
+        "network": denoiser.network.config,  # type: ignore[union-attr]
+        "sigma_data": denoiser.sigma_data,
+    }
     if isinstance(model, OneStepGenerator):
         header["sigma_max"] = model.sigma_max
     tensors = {name: t.detach().cpu().contiguous() for name, t in denoiser.state_dict().items()}
@@ -63,14 +67,15 @@ def load_denoiser(path: str | Path) -> EDMDenoiser | OneStepGenerator:
     """
     tensors, header, _ = _read(Path(path))
     try:
-        model: nn.Module = EDMDenoiser(UNet(**header["network"]), header["sigma_data"])
-        model.load_state_dict(tensors)
+        denoiser = EDMDenoiser(UNet(**header["network"]), header["sigma_data"])
+        denoiser.load_state_dict(tensors)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"{path} does not fit the network in its header: {error}") from error
     check_finite(**tensors)
-    if "sigma_max" in header:
-        model = OneStepGenerator(model, header["sigma_max"])
-    return model.requires_grad_(False).eval().to(memory_format=torch.channels_last)
+    one_step = "sigma_max" in header
+    model = OneStepGenerator(denoiser, header["sigma_max"]) if one_step else denoiser
+    model.requires_grad_(False).eval()
+    return model.to(memory_format=torch.channels_last)  # the faster layout for convolutions
 
 
 def made_by(path_or_name: str | Path) -> dict:

@@ -29,7 +29,7 @@ class Step(NamedTuple):
         evaluations: How often the denoiser has been called since the start.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody needs
     x: Float[Tensor, "batch *shape"]
     denoised: Float[Tensor, "batch *shape"]
     sigma: float

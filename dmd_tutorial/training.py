@@ -154,7 +154,7 @@ class EMA:
         """
         decay = min(self.decay, (1 + step) / (10 + step))
         averages = list(self.module.parameters())
-        torch._foreach_lerp_(averages, list(module.parameters()), 1 - decay)
+        torch._foreach_lerp_(averages, list(module.parameters()), 1 - decay)  # type: ignore[arg-type]
 
 
 class _Run:
@@ -188,7 +188,7 @@ class _Run:
         self.step = state["step"]
         self.rng.set_state(state["rng"])
 
-    def save(self, path: str | Path, **notes) -> None:
+    def save(self, path: str | Path, **notes: object) -> None:
         """Write a checkpoint, whole or not at all.
 
         Args:
@@ -197,7 +197,7 @@ class _Run:
         """
         save_atomically({"state": self.state_dict(), "notes": notes}, path)
 
-    def load(self, path: str | Path, **notes) -> None:
+    def load(self, path: str | Path, **notes: object) -> None:
         """Continue from a checkpoint.
 
         Args:
@@ -412,7 +412,13 @@ def draw_batch(
     return dmd.Batch(z, label, pairs.z[index], pairs.y[index], label_ref)
 
 
-def _set_rate(optimizer, peak: float, step: int, settings, decay: float) -> float:
+def _set_rate(
+    optimizer: torch.optim.Optimizer,
+    peak: float,
+    step: int,
+    settings: TeacherSettings | DistillSettings,
+    decay: float,
+) -> float:
     rate = peak * rate_factor(step, settings.steps, settings.warm_up, decay)
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -72,7 +72,7 @@ class UNet(nn.Module):
         self.last_norm = nn.GroupNorm(8, before)
         self.last = nn.Conv2d(before, channels, 3, padding=1)
         nn.init.zeros_(self.last.weight)  # so that D starts as c_skip x
-        nn.init.zeros_(self.last.bias)
+        nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
     def forward(
         self,
@@ -97,16 +97,16 @@ class UNet(nn.Module):
             wanted = f"(batch, {self.channels}, {self.size}, {self.size})"
             raise ValueError(f"x has shape {tuple(x.shape)}, the network wants {wanted}")
         embedding = self.noise_embedding(noise_features(c_noise, 32))  # (b, e)
-        if label is not None:
+        if label is not None and self.class_embedding is not None:
             embedding = embedding + self.class_embedding(label)
         embedding = self.embed(embedding)
 
         h = self.first(x)  # (b, c, h, w)
-        skips = []
+        skips: list[Tensor] = []
         for level in self.down:
             if skips:
                 h = functional.avg_pool2d(h, 2)
-            for block in level:
+            for block in level:  # type: ignore[attr-defined]
                 h = block(h, embedding)
             skips.append(h)
         h = self.attention(self.middle(h, embedding))
@@ -115,7 +115,7 @@ class UNet(nn.Module):
             if h.shape[-1] != skip.shape[-1]:
                 h = functional.interpolate(h, scale_factor=2, mode="nearest")
             h = torch.cat([h, skip], dim=1)
-            for block in level:
+            for block in level:  # type: ignore[attr-defined]
                 h = block(h, embedding)
         return self.last(functional.silu(self.last_norm(h)))
 
