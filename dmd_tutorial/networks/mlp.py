@@ -28,7 +28,8 @@ class MLP(nn.Module):
     """A multilayer perceptron F(x, c_noise, label) for points.
 
     With `copies` above 1 it is that many independent networks, trained side by side: the batch is
-    cut into so many equal blocks, one for each. Ten seeds then cost little more than one.
+    cut into so many equal blocks, one for each. Ten seeds then cost little more than one. (A caller
+    that concatenates two batches must keep the blocks together.)
 
     Args:
         dim: Dimensions of a point.
@@ -88,9 +89,9 @@ class _Linears(nn.Module):
 
     def __init__(self, copies: int, before: int, after: int, zero: bool = False) -> None:
         super().__init__()
-        bound = 0.0 if zero else 1 / math.sqrt(before)
+        bound = 0.0 if zero else math.sqrt(6 / before)  # He's: signals keep their size
         self.weight = nn.Parameter(torch.empty(copies, before, after).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(copies, 1, after).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(copies, 1, after))
 
     def forward(self, h: Tensor) -> Tensor:
         return torch.baddbmm(self.bias, h, self.weight)
