@@ -66,7 +66,7 @@ def run_train_teacher(options: argparse.Namespace) -> None:
     preset = PRESETS[options.preset]
     settings = _settings(preset.teacher, options)
     preset = replace(preset, teacher=settings)
-    run = TeacherRun(preset.new_teacher(), settings)
+    run = TeacherRun(preset.new_teacher().to(options.device), settings)
     out = Path(options.out)
     seconds = _train(run, train_teacher(run, preset.images()), out / "teacher.ckpt", options)
     _finish(out / "teacher", run.average, preset, settings, seconds, options)
@@ -75,7 +75,7 @@ def run_train_teacher(options: argparse.Namespace) -> None:
 def run_make_pairs(options: argparse.Namespace) -> None:
     """Make pairs (z, y) with the teacher's ODE sampler."""
     preset = PRESETS[options.preset]
-    teacher = pretrained.load(options.teacher)
+    teacher = pretrained.load(options.teacher).to(options.device)
     count = options.count or preset.pairs
     started = time.monotonic()
     made = make_pairs(
@@ -91,7 +91,7 @@ def run_make_pairs(options: argparse.Namespace) -> None:
 def run_distill(options: argparse.Namespace) -> None:
     """Distil a teacher into a one-step student: regression on the pairs, then DMD."""
     preset = PRESETS[options.preset]
-    teacher = pretrained.load(options.teacher)
+    teacher = pretrained.load(options.teacher).to(options.device)
     settings = _settings(preset.distill, options)
     out, pairs = Path(options.out), None
     if settings.lambda_reg or options.warm_start_steps:
@@ -99,7 +99,7 @@ def run_distill(options: argparse.Namespace) -> None:
     start: Any = None
     warm = preset.warm_start
     if options.start:
-        start = pretrained.load(options.start).denoiser
+        start = pretrained.load(options.start).denoiser.to(options.device)
     elif warm and options.warm_start_steps != 0:
         warm = replace(warm, steps=options.warm_start_steps or warm.steps, seed=settings.seed)
         run = DistillationRun(teacher, warm)
@@ -116,7 +116,7 @@ def run_distill(options: argparse.Namespace) -> None:
 def run_sample(options: argparse.Namespace) -> None:
     """Draw samples from a teacher or a student."""
     preset = PRESETS[options.preset]
-    model = pretrained.load(options.model)
+    model = pretrained.load(options.model).to(options.device)
     x, label, seconds = _samples(model, preset, options)
     path = Path(options.out)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def run_sample(options: argparse.Namespace) -> None:
 def run_evaluate(options: argparse.Namespace) -> None:
     """Measure a teacher or a student against the data."""
     preset = PRESETS[options.preset]
-    model = pretrained.load(options.model)
+    model = pretrained.load(options.model).to(options.device)
     x, label, seconds = _samples(model, preset, options)
     result = metrics.evaluate(x, preset.images().x, label=label, minimum=min(10_000, len(x)))
     report = {
@@ -159,7 +159,7 @@ def run_demo(options: argparse.Namespace) -> None:
     ]
     for number, step in enumerate(steps, 1):
         print(f"[{number}/{len(steps)}] dmd {' '.join(step)}")
-        nested = _parser().parse_args(step)
+        nested = _parser().parse_args([*step, "--device", options.device])
         nested.run(nested)
     minutes = (time.monotonic() - started) / 60
     print(f"One-step samples: {out / 'student.png'} (the teacher's, in 35 evaluations: "
@@ -223,7 +223,8 @@ def _finish(
     rng = torch.Generator().manual_seed(0)
     z = torch.randn(100, *preset.shape, generator=rng)
     label = balanced_labels(100, preset.classes) if preset.classes else None
-    plots.save_grid(_draw(model, z, label, preset.pair_steps), path.with_suffix(".png"), columns=10)
+    x = _draw(model, z, label, preset.pair_steps)
+    plots.save_grid(x, path.with_suffix(".png"), columns=10)
     print(f"{path.with_suffix('.safetensors')} ({seconds:.0f} s), {path.with_suffix('.png')}")
 
 
@@ -232,10 +233,12 @@ def _draw(
     model: nn.Module, z: torch.Tensor, label: torch.Tensor | None, steps: int
 ) -> torch.Tensor:
     model.eval()
+    device = next(model.parameters()).device
+    z, label = z.to(device), None if label is None else label.to(device)
     if not isinstance(model, OneStepGenerator):
-        return sample(model, z, label, steps=steps)
+        return sample(model, z, label, steps=steps).cpu()
     labels = [None] * len(z.split(1000)) if label is None else label.split(1000)
-    return torch.cat([model(*part) for part in zip(z.split(1000), labels, strict=True)])
+    return torch.cat([model(*part) for part in zip(z.split(1000), labels, strict=True)]).cpu()
 
 
 def _samples(
@@ -326,6 +329,9 @@ def _command(
     name = function.__name__.removeprefix("run_").replace("_", "-")
     c = commands.add_parser(name, help=function.__doc__, description=function.__doc__)
     c.set_defaults(run=function, arguments=sys.argv[1:])
+    gpu = "cuda" if torch.cuda.is_available() else "cpu"
+    if function is not run_verify:
+        c.add_argument("--device", default=gpu, help="where networks run (here: %(default)s)")
     if preset:
         c.add_argument("--preset", default="digits", choices=PRESETS,
                        help="table of settings to start from (%(default)s)")  # fmt: skip

@@ -21,7 +21,7 @@ from dmd_tutorial import dmd
 from dmd_tutorial.anchor import Pairs
 from dmd_tutorial.data import Images
 from dmd_tutorial.denoisers import OneStepGenerator, denoising_loss
-from dmd_tutorial.noise import SIGMA_MAX, karras_grid, lognormal_sigma
+from dmd_tutorial.noise import SIGMA_MAX, karras_grid, lognormal_sigma, noise_like
 
 
 class Metrics(NamedTuple):
@@ -161,10 +161,16 @@ class _Run:
     """What a training run changes, as one thing that can be saved and loaded."""
 
     parts: tuple[str, ...] = ()  # attributes with state_dict and load_state_dict
+    average: nn.Module
 
     def __init__(self, seed: int) -> None:
         self.step = 0
         self.rng = torch.Generator().manual_seed(seed)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the networks are."""
+        return next(self.average.parameters()).device
 
     def state_dict(self) -> dict:
         """Everything that a step reads and changes."""
@@ -261,7 +267,7 @@ class TeacherRun(_Run):
         self.optimizer = torch.optim.Adam(teacher.parameters(), fused=True)
 
     @property
-    def average(self) -> nn.Module:
+    def average(self) -> nn.Module:  # type: ignore[override]
         """The averaged teacher: the one to keep."""
         return self.ema.module
 
@@ -281,9 +287,9 @@ def train_teacher(run: TeacherRun, images: Images) -> Iterator[Metrics]:
     settings = run.settings
     while run.step < settings.steps:
         index = torch.randint(len(images.x), (settings.batch,), generator=run.rng)
-        x, label = images.x[index], images.label[index]
-        sigma = lognormal_sigma(len(x), settings.log_mean, settings.log_std, run.rng)
-        noise = torch.randn(x.shape, generator=run.rng)
+        x, label = images.x[index].to(run.device), images.label[index].to(run.device)
+        sigma = lognormal_sigma(len(x), settings.log_mean, settings.log_std, run.rng).to(x)
+        noise = noise_like(x, run.rng)
         rate = _set_rate(run.optimizer, settings.learning_rate, run.step, settings, decay=1.0)
         loss = denoising_loss(run.teacher, x, sigma, noise, label if images.classes else None)
         dmd.update(run.optimizer, loss, settings.clip)
@@ -327,7 +333,7 @@ class DistillationRun(_Run):
         )
 
     @property
-    def average(self) -> nn.Module:
+    def average(self) -> nn.Module:  # type: ignore[override]
         """The averaged generator: the one to keep."""
         return self.ema.module
 
@@ -389,10 +395,10 @@ def distill(
 def draw_batch(
     run: DistillationRun, shape: tuple[int, ...], classes: int, pairs: Pairs | None
 ) -> dmd.Batch:
-    """Draw what one iteration consumes.
+    """Draw what one iteration consumes, on the CPU, and put it where the networks are.
 
     Args:
-        run: Where random numbers and batch sizes come from.
+        run: Where random numbers, batch sizes and the device come from.
         shape: Shape of one sample.
         classes: Number of classes, 0 for none.
         pairs: Pairs of the anchor, or None.
@@ -405,11 +411,13 @@ def draw_batch(
     label = None
     if classes:
         label = torch.randint(classes, (settings.batch,), generator=run.rng)
-    if pairs is None:
-        return dmd.Batch(z, label)
-    index = torch.randint(len(pairs.z), (settings.batch_pairs,), generator=run.rng)
-    label_ref = None if pairs.label is None else pairs.label[index]
-    return dmd.Batch(z, label, pairs.z[index], pairs.y[index], label_ref)
+    batch = dmd.Batch(z, label)
+    if pairs is not None:
+        index = torch.randint(len(pairs.z), (settings.batch_pairs,), generator=run.rng)
+        label_ref = None if pairs.label is None else pairs.label[index]
+        batch = dmd.Batch(z, label, pairs.z[index], pairs.y[index], label_ref)
+    moved = (None if part is None else part.to(run.device) for part in batch)
+    return dmd.Batch(*moved)  # type: ignore[arg-type]
 
 
 def _set_rate(
