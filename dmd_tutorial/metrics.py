@@ -7,7 +7,7 @@ None of these numbers is ideal even for perfect samples, because samples are fin
 `sampling_floor` and `evaluation_floor` measure what perfect samples get.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -42,7 +42,7 @@ class Evaluation(NamedTuple):
     recall: float
     class_share: tuple[float, ...] | None
     as_label: float | None
-    count: int
+    count: int  # type: ignore[assignment]  # a name for users; tuple.count is not missed
     reference_count: int
     nearest: int
     features: str
@@ -102,7 +102,7 @@ def evaluate(
     )  # fmt: skip
 
 
-def _check_balanced(samples, label: Tensor, classes: int | None, balanced: bool) -> None:
+def _check_balanced(samples: Tensor, label: Tensor, classes: int | None, balanced: bool) -> None:
     classes = classes or int(label.max()) + 1
     check_label(samples, label, classes)
     counts = torch.bincount(label, minlength=classes)
@@ -345,7 +345,7 @@ class Floor(NamedTuple):
 
     mean: float
     std: float
-    count: int
+    count: int  # type: ignore[assignment]
     reference_count: int
 
 
@@ -443,6 +443,6 @@ def _disjoint_sets(
         yield pool[order[:count1]], pool[order[count1 : count1 + count2]]
 
 
-def _floor(values, count: int, reference_count: int) -> Floor:
+def _floor(values: Sequence[float], count: int, reference_count: int) -> Floor:
     each = torch.tensor(values, dtype=torch.float64)
     return Floor(each.mean().item(), each.std().item(), count, reference_count)
