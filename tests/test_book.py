@@ -16,6 +16,7 @@ import pytest
 import reference
 import set_repository
 import timings
+import torch
 import yaml
 
 CHAPTERS = book_source.chapters()
@@ -342,6 +343,22 @@ def test_a_grader_without_hidden_checks_is_refused():
 
 
 # Pictures, pages, times
+
+
+def test_the_code_in_the_readme_gives_the_gradient_of_the_paper():
+    text = timings.README.read_text("utf8")
+    (code,) = re.findall(r"```python\n(.+?)```", text, flags=re.DOTALL)
+    theta = torch.zeros(3, 1, 2, 2, requires_grad=True)
+    given = {
+        "z": torch.randn(3, 1, 2, 2),
+        "sigma": torch.tensor([0.1, 1.0, 10.0]),
+        "generator": lambda z: z + theta,
+        "teacher": lambda x, sigma: x / 2,
+        "critic": lambda x, sigma: x / 3,
+    }
+    exec(code, given)
+    torch.testing.assert_close(theta.grad, given["gradient"] / theta.numel())
+    assert theta.grad.abs().min() > 0
 
 
 def test_a_picture_without_alternative_text_is_found(tmp_path):
