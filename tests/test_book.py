@@ -375,6 +375,22 @@ def test_the_package_reference_is_up_to_date():
     assert reference.PAGE.read_text("utf8") == reference.page()
 
 
+def rooms_used(path):
+    """The rooms from which a module imports."""
+    for node in ast.walk(ast.parse(path.read_text("utf8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dmd_tutorial"):
+            inner = node.module.split(".")[1:]
+            yield from inner[:1] or [alias.name for alias in node.names]
+
+
+def test_a_room_imports_only_from_rooms_below_it():
+    floors = reference.FLOORS
+    for path in reference.rooms():
+        own = reference.floor(path)
+        for used in set(rooms_used(path)) & set(floors) - {own}:
+            assert floors.index(used) < floors.index(own), f"{path.name} imports {used}"
+
+
 def test_a_docstring_becomes_lists():
     docstring = "Do it to *all*.\n\nArgs:\n    x: A sample,\n        of size $1.\n\nThe end."
     assert list(reference.described(docstring)) == [

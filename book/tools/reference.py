@@ -30,7 +30,7 @@ are [jaxtyping](https://docs.kidger.site/jaxtyping/)'s. This page is written fro
 `book/tools/reference.py`.
 """
 
-# From the ground to the top; rooms that are not named here follow in alphabetical order.
+# From the ground to the top: a room imports only from rooms before it, which a test holds.
 FLOORS = [
     "checks",
     "noise",
@@ -41,13 +41,16 @@ FLOORS = [
     "dmd",
     "anchor",
     "data",
-    "pretrained",
+    "features",
     "metrics",
+    "pretrained",
     "training",
-    "cli",
+    "presets",
+    "results",
     "plots",
     "sliders",
     "exercises",
+    "cli",
 ]
 
 SECTION = re.compile(r"^(Args|Attributes|Returns|Yields|Raises):$")
@@ -58,14 +61,13 @@ Documented = ast.FunctionDef | ast.ClassDef
 
 def rooms() -> list[Path]:
     """Return the modules of the package in the order of the page."""
-
-    def place(path: Path) -> tuple[int, str]:
-        top = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        name = path.as_posix()
-        return (FLOORS.index(top) if top in FLOORS else len(FLOORS), name)
-
     modules = (path for path in PACKAGE.rglob("*.py") if not is_private(path))
-    return sorted(modules, key=place)
+    return sorted(modules, key=lambda path: (FLOORS.index(floor(path)), path.as_posix()))
+
+
+def floor(path: Path) -> str:
+    """Return the name under which a module of the package stands in `FLOORS`."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
 def is_private(path: Path) -> bool:
@@ -84,8 +86,7 @@ def room(path: Path) -> str:
     """Return the section of one module; an empty text if there is nothing public in it."""
     tree = ast.parse(path.read_text(encoding="utf8"))
     members = [node for node in tree.body if isinstance(node, Documented) and is_public(node)]
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    name = ".".join(part for part in parts if part != "__init__")
+    name = path.relative_to(PACKAGE).as_posix().removesuffix("/__init__.py")
     texts = [f"## {name}\n", prose(ast.get_docstring(tree) or "")]
     for node in members:
         texts += entry(node)
