@@ -1,0 +1,268 @@
+"""Exercises of chapter 4."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dmd_tutorial.exercises import Exercise
+
+
+def affine_denoiser(x: Tensor, sigma: float, A: Tensor, b: Tensor) -> Tensor:
+    """Exact denoiser of the samples A z + b, Eq. (4.5): the answer to 4.1."""
+    return b + (x - b) @ _shrink(sigma, A @ A.mT).mT
+
+
+def _shrink(sigma: float, C: Tensor) -> Tensor:
+    """The matrix of (4.5): C (C + sigma^2 I)^{-1}."""
+    return C @ torch.linalg.inv(C + sigma**2 * torch.eye(len(C)))
+
+
+def _points() -> list[tuple]:
+    x = torch.randn(5, 2)
+    A, b = torch.tensor([[0.5, 0.2], [-0.3, 0.8]]), torch.tensor([0.4, -1.0])
+    return [(x, 0.3, A, b), (x, 2.0, A, b)]
+
+
+class _Shift(nn.Module):
+    """A generator with one parameter, G(z) = z / 2 + shift."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.tensor([0.3, -0.2]))
+
+    def forward(self, z: Tensor) -> Tensor:
+        return 0.5 * z + self.shift
+
+
+class _Scale(nn.Module):
+    """A critic with one parameter, D(x, sigma) = scale x / (1 + sigma)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.8))
+
+    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
+        return self.scale * x / (1 + sigma[:, None])
+
+
+def _critic_loss(
+    critic, generator, z, sigma, noise, detach="samples", target="x", weight=None, mean=True
+) -> Tensor:
+    """The answer to 4.2, and with other settings its wrong ones."""
+    x = generator(z)
+    x = x.detach() if detach == "samples" else x
+    x_noisy = x + sigma[:, None] * noise
+    denoised = critic(x_noisy, sigma)
+    denoised = denoised.detach() + 0 * x.sum() if detach == "critic" else denoised
+    aim = {"x": x, "x_noisy": x_noisy, "noise": noise}[target]
+    if detach == "target":
+        aim = aim.detach()
+    levels = 1 / sigma**2 + 1 / 0.5**2 if weight is None else weight(sigma)
+    squares = levels[:, None] * (denoised - aim) ** 2
+    return squares.mean() if mean else squares.sum()
+
+
+def critic_loss(critic, generator, z, sigma, noise) -> Tensor:
+    """The critic's loss, first form of Eq. (4.4): the answer to 4.2."""
+    return _critic_loss(critic, generator, z, sigma, noise)
+
+
+def _with(**settings):
+    return lambda critic, generator, z, sigma, noise: _critic_loss(
+        critic, generator, z, sigma, noise, **settings
+    )
+
+
+def _loss_and_gradients(answer, z: Tensor, sigma: Tensor, noise: Tensor) -> dict[str, Tensor]:
+    generator, critic = _Shift(), _Scale()
+    loss = answer(critic, generator, z, sigma, noise)
+    parameters = [generator.shift, critic.scale]
+    gradients = [torch.zeros_like(p) for p in parameters]
+    if loss.requires_grad:
+        found = torch.autograd.grad(loss, parameters, allow_unused=True)
+        gradients = [zero if g is None else g for g, zero in zip(found, gradients, strict=True)]
+    return {
+        "loss": loss.detach(),
+        "gradient that reaches the generator": gradients[0],
+        "gradient that reaches the critic": gradients[1],
+    }
+
+
+def gradient_bias(z: Tensor, learnt: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
+    """Bias of the gradient with respect to A and b, Eq. (4.6): the answer to 4.3."""
+    e = learnt - exact
+    return e.mT @ z / len(z), e.mean(dim=0)
+
+
+def _answers() -> list[tuple]:
+    return [(torch.randn(6, 2), torch.randn(6, 2), torch.randn(6, 2))]
+
+
+def enough_critic_steps(eta: float, kappa_1: float) -> int:
+    """Fewest critic updates with 1 - (1 - kappa_1)^k >= 4 eta, Eq. (4.9): the answer to 4.4."""
+    return _steps_until(4 * eta, kappa_1)
+
+
+def _steps_until(speed: float, kappa_1: float) -> int:
+    steps = 1
+    while 1 - (1 - kappa_1) ** steps < speed:
+        steps += 1
+    return steps
+
+
+def slowest_factor(eta: float, kappa: float, rho: float) -> float:
+    """Largest |mu| of the swing with a spring rho on the generator: the answer to 4.5."""
+    return _radius([[1 - rho, -eta], [kappa, 1 - kappa]])
+
+
+def _radius(step: list[list[float]]) -> float:
+    return torch.linalg.eigvals(torch.tensor(step, dtype=torch.float64)).abs().max().item()
+
+
+EXERCISES = [
+    Exercise(
+        "4.1",
+        "denoiser of an affine generator",
+        truth=affine_denoiser,
+        mistakes={
+            "A is not the covariance: the samples A z + b have the covariance A A^T": (
+                lambda x, sigma, A, b: b + (x - b) @ _shrink(sigma, A).mT
+            ),
+            "the covariance of A z is A A^T, not A^T A": (
+                lambda x, sigma, A, b: b + (x - b) @ _shrink(sigma, A.mT @ A).mT
+            ),
+            "noise adds the variance sigma**2 to the covariance, not sigma": (
+                lambda x, sigma, A, b: b + (x - b) @ _shrink(math.sqrt(sigma), A @ A.mT).mT
+            ),
+            "the mean b is missing: shrink x - b, then add b again": (
+                lambda x, sigma, A, b: x @ _shrink(sigma, A @ A.mT).mT
+            ),
+            "add b again: what is shrunk is x - b, what is wanted is x": (
+                lambda x, sigma, A, b: (x - b) @ _shrink(sigma, A @ A.mT).mT
+            ),
+            "the shares are exchanged: with much noise the answer must tend to b, not to x": (
+                lambda x, sigma, A, b: x - (x - b) @ _shrink(sigma, A @ A.mT).mT
+            ),
+            "this is the score; the denoised point is x + sigma**2 times it": (
+                lambda x, sigma, A, b: (
+                    -(x - b) @ torch.linalg.inv(A @ A.mT + sigma**2 * torch.eye(len(b))).mT
+                )
+            ),
+        },
+        inputs=_points,
+    ),
+    Exercise(
+        "4.2",
+        "the critic's loss",
+        truth=critic_loss,
+        mistakes={
+            "a gradient reaches the generator: it would learn to make samples that are easy to "
+            "denoise; detach the samples": _with(detach=None),
+            "the target is detached, but the generator still gets a gradient through the noisy "
+            "sample: detach where the samples are made": _with(detach="target"),
+            "the critic gets no gradient: detach the samples, not the critic's answer": _with(
+                detach="critic"
+            ),
+            "the target is the clean sample, not the noisy one": _with(target="x_noisy"),
+            "the target is the clean sample, not the noise: the critic is a denoiser": _with(
+                target="noise"
+            ),
+            "the weight of the noise levels is missing": _with(weight=torch.ones_like),
+            "the weight has 1 / sigma_data**2 in it, too": _with(weight=lambda s: 1 / s**2),
+            "the weight is 1 / sigma**2 + 1 / sigma_data**2, without roots": _with(
+                weight=lambda s: 1 / s + 1 / 0.5
+            ),
+            "this is the weight upside down: low noise levels must count more": _with(
+                weight=lambda s: 1 / (1 / s**2 + 1 / 0.5**2)
+            ),
+            "take the mean over samples and values, not the sum": _with(mean=False),
+        },
+        inputs=lambda: [(torch.randn(6, 2), torch.rand(6) + 0.3, torch.randn(6, 2))],
+        probe=_loss_and_gradients,
+    ),
+    Exercise(
+        "4.3",
+        "bias of the gradient",
+        truth=gradient_bias,
+        mistakes={
+            "the sign is the other way round: the bias is learnt minus exact": (
+                lambda z, learnt, exact: gradient_bias(z, exact, learnt)
+            ),
+            "bias_A is transposed: its entry i, j is the mean of e_i z_j": (
+                lambda z, learnt, exact: (
+                    gradient_bias(z, learnt, exact)[0].mT, (learnt - exact).mean(dim=0)
+                )
+            ),
+            "an expectation is a mean over samples, not a sum": (
+                lambda z, learnt, exact: tuple(
+                    len(z) * part for part in gradient_bias(z, learnt, exact)
+                )
+            ),
+            "e and z belong together sample by sample: the mean of a product is not the product "
+            "of the means": (
+                lambda z, learnt, exact: (
+                    torch.outer((learnt - exact).mean(dim=0), z.mean(dim=0)),
+                    (learnt - exact).mean(dim=0),
+                )
+            ),
+            "this is the whole gradient of a critic; its bias takes the exact answer off": (
+                lambda z, learnt, exact: gradient_bias(z, learnt, torch.zeros_like(exact))
+            ),
+        },
+        inputs=_answers,
+    ),
+    Exercise(
+        "4.4",
+        "fewest critic steps without a swing",
+        truth=enough_critic_steps,
+        mistakes={
+            "as fast as the generator is too slow: the border is 4 eta": (
+                lambda eta, kappa_1: _steps_until(eta, kappa_1)
+            ),
+            "k updates close 1 - (1 - kappa_1)**k of the gap, less than k * kappa_1": (
+                lambda eta, kappa_1: math.ceil(4 * eta / kappa_1)
+            ),
+            "one step too few: round up, so that the condition holds": (
+                lambda eta, kappa_1: _steps_until(4 * eta, kappa_1) - 1
+            ),
+            "a whole number is asked for: round up": (
+                lambda eta, kappa_1: math.log(1 - 4 * eta) / math.log(1 - kappa_1)
+            ),
+            "(1 - kappa_1)**k is the gap that remains; what counts is what was closed": (
+                lambda eta, kappa_1: math.ceil(math.log(4 * eta) / math.log(1 - kappa_1))
+            ),
+        },
+        inputs=lambda: [(0.05, 0.03), (0.1, 0.05), (0.2, 0.12), (0.02, 0.03)],
+    ),
+    Exercise(
+        "4.5",
+        "slowest factor of the swing with a spring",
+        truth=slowest_factor,
+        mistakes={
+            "the spring is missing: it takes rho * m off the generator's step": (
+                lambda eta, kappa, rho: slowest_factor(eta, kappa, 0.0)
+            ),
+            "the spring has the wrong sign: it pulls m to 0": (
+                lambda eta, kappa, rho: slowest_factor(eta, kappa, -rho)
+            ),
+            "the spring acts on the generator, not on the critic's belief": (
+                lambda eta, kappa, rho: _radius([[1, -eta], [kappa, 1 - kappa - rho]])
+            ),
+            "the generator follows the critic's belief, not its own place": (
+                lambda eta, kappa, rho: _radius([[1 - rho - eta, 0], [kappa, 1 - kappa]])
+            ),
+            "the belief moves towards m: what remains of it is 1 - kappa": (
+                lambda eta, kappa, rho: _radius([[1 - rho, -eta], [kappa, 1]])
+            ),
+            "the factor has a sign or an imaginary part: its size is asked for": (
+                lambda eta, kappa, rho: (
+                    torch.linalg.eigvals(
+                        torch.tensor([[1 - rho, -eta], [kappa, 1 - kappa]], dtype=torch.float64)
+                    ).real.max().item()
+                )
+            ),
+        },
+        inputs=lambda: [(0.05, 0.1, 0.02), (0.1, 0.05, 0.2), (0.2, 0.3, 0.05), (0.1, 0.9, 0.1)],
+    ),
+]  # fmt: skip
