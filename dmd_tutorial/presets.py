@@ -53,7 +53,13 @@ DIGITS = Preset(
     classes=10,
     network={"size": 8, "channels": 1, "classes": 10},
     warm_start=DistillSettings(
-        steps=4_000, learning_rate=1e-3, decay=0.9, ema=0.999, matching=False, batch_pairs=128
+        steps=4_000,
+        learning_rate=1e-3,
+        warm_up=200,
+        decay=0.95,
+        ema=0.999,
+        matching=False,
+        batch_pairs=128,
     ),
     distill=DistillSettings(steps=2_000),
 )

@@ -24,10 +24,10 @@ from IPython.display import display
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dmd_tutorial.plots import Html, figure_tag, image_tag, png
+from dmd_tutorial.plots import Html, fewer_colours, figure_tag, image_tag, png
 
 STATIC = "DMD_TUTORIAL_STATIC"  # set to 1 by the site build and by the notebook tests
-PALETTE = 64  # colours of a stored picture: a quarter of the bytes, and no difference to be seen
+PALETTE = 64  # colours of a stored picture
 
 Value = Any  # a float, a whole number, or a name
 
@@ -126,10 +126,8 @@ def frames(
 
 
 def _frame(draw: Callable[..., Figure], state: tuple[Value, ...]) -> Frame:
-    full = Image.open(io.BytesIO(png(draw(*state)))).convert("RGB")
-    file = io.BytesIO()
-    full.quantize(PALETTE, dither=Image.Dither.NONE).save(file, format="PNG", optimize=True)
-    return Frame(state, file.getvalue(), *full.size)
+    picture = fewer_colours(png(draw(*state)), PALETTE)
+    return Frame(state, picture, *Image.open(io.BytesIO(picture)).size)
 
 
 def _axis(values: Any, label: str, unit: str = "") -> Axis:
