@@ -4,7 +4,8 @@
 
 Every run starts from the same short regression on its pairs and then trains for the same number
 of iterations with one thing changed. Two sizes of the anchor: pairs are few (300) or many
-(3,000; losses only, not the weightings). Runs that are in the file already are not repeated, so it can be stopped and continued.
+(3,000; losses only, not the weightings). Runs that are in the file already are not repeated, so
+it can be stopped and continued.
 """
 
 import argparse
