@@ -6,6 +6,7 @@ machine to itself: slower, and the way to measure how long a chapter takes.
 """
 
 import os
+import re
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +20,7 @@ from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn, JupyterCacheAbstract
 from jupyter_cache.executors.utils import single_nb_execution
 
+COLOURS = re.compile(r"\x1b\[[\d;]*m")  # of a traceback, for terminals
 SECONDS_PER_CELL = 900  # far above any budget: a cell that hangs must end some time
 
 
@@ -47,7 +49,7 @@ def execute(path: Path) -> str:
     )
     print(f"{path.name}: {time.monotonic() - start:.0f} s", flush=True)
     if result.err is not None:
-        return f"{path.name} failed:\n{result.exc_string}"
+        return f"{path.name} failed:\n{COLOURS.sub('', result.exc_string)}"
     bundle = CacheBundleIn(notebook, str(path), data={"execution_seconds": result.time})
     cache = get_cache(book_site.cache_folder())
     cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
