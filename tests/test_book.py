@@ -308,6 +308,13 @@ def test_a_fork_changes_our_addresses_and_no_others():
     )
 
 
+def test_a_fork_leaves_no_file_with_the_old_address():
+    old = book_source.repository().removeprefix("https://github.com/")
+    for path in set_repository.files():
+        text = set_repository.carried(path.read_text("utf8"), "https://github.com/me/fork")
+        assert old not in text, path.name
+
+
 @pytest.mark.parametrize(
     "address", ["", "github.com/a/b", "https://github.com/a", "https://x.y/a/b"]
 )

@@ -18,7 +18,7 @@ from book_source import ROOT
 OWNER_AND_NAME = r"[\w.-]+/[\w.-]+?"
 PLACES = [
     re.compile(rf"(colab\.research\.google\.com/github/)({OWNER_AND_NAME})(?=/blob/)"),
-    re.compile(rf"(git\+https://github\.com/)({OWNER_AND_NAME})(?=[\"'@\s])"),
+    re.compile(rf"(git\+https://github\.com/)({OWNER_AND_NAME})(?=[\"'@\s\\])"),
     re.compile(rf"(git clone https://github\.com/)({OWNER_AND_NAME})(?=\s)"),
     re.compile(rf"(https://github\.com/)({OWNER_AND_NAME})(?=/(?:actions|issues|discussions)\b)"),
     re.compile(rf"((?:repository-code|url): https://github\.com/)({OWNER_AND_NAME})(?=\s)"),
