@@ -21,6 +21,7 @@ from dmd_tutorial import metrics, pretrained
 from dmd_tutorial.anchor import Pairs, load_pairs, make_pairs
 from dmd_tutorial.cli import provenance
 from dmd_tutorial.data import balanced_labels, digits
+from dmd_tutorial.samplers import one_step
 from dmd_tutorial.training import DistillationRun, DistillSettings, distill
 
 SHAPE, CLASSES = (1, 8, 8), 10
@@ -47,13 +48,11 @@ def train(teacher, settings: DistillSettings, pairs: Pairs, start=None):
     return run.average, time.perf_counter() - started
 
 
-@torch.no_grad()
 def measure(student, reference, teacher_features, count: int) -> dict:
     """Distance to the data and to the teacher, precision, recall."""
     label = balanced_labels(count, CLASSES)
     z = torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(10_000))
-    parts = zip(z.split(1000), label.split(1000), strict=True)
-    x = torch.cat([student(*part) for part in parts])
+    x = one_step(student, z, label)
     result = metrics.evaluate(x, reference, label)
     to_teacher = metrics.frechet(metrics.extract_features(x), teacher_features)
     return {"frechet": result.frechet, "frechet_to_teacher": to_teacher,

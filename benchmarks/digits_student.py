@@ -19,7 +19,7 @@ from dmd_tutorial import metrics, pretrained
 from dmd_tutorial.anchor import fingerprint
 from dmd_tutorial.cli import provenance
 from dmd_tutorial.data import balanced_labels, digits
-from dmd_tutorial.samplers import euler, heun, sample
+from dmd_tutorial.samplers import euler, heun, one_step, sample
 
 SHAPE, CLASSES = (1, 8, 8), 10
 TEACHER_ROWS = {  # evaluations -> (sampler, steps)
@@ -30,14 +30,6 @@ TEACHER_ROWS = {  # evaluations -> (sampler, steps)
 def noise(count: int, seed: int) -> torch.Tensor:
     """Draw z of one seed."""
     return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(seed))
-
-
-@torch.no_grad()
-def generate(student, count: int, seed: int) -> torch.Tensor:
-    """One-step samples, classes balanced."""
-    label = balanced_labels(count, CLASSES)
-    parts = zip(noise(count, seed).split(1000), label.split(1000), strict=True)
-    return torch.cat([student(*part) for part in parts])
 
 
 def speed(function, count: int = 2_000) -> int:
@@ -80,7 +72,8 @@ def main() -> None:
                 print(evaluations, report["teacher"][evaluations]["frechet"], flush=True)
 
     for seed in range(options.seeds):
-        x, label = generate(student, options.count, seed), balanced_labels(options.count, CLASSES)
+        label = balanced_labels(options.count, CLASSES)
+        x = one_step(student, noise(options.count, seed), label)
         measured = metrics.evaluate(x, reference, label)._asdict()
         features = metrics.extract_features(x)
         measured["frechet_to_teacher"] = metrics.frechet(features, teacher_features[0])
@@ -106,7 +99,9 @@ def main() -> None:
                 sampler=sampler, steps=steps,
             )
         )  # fmt: skip
-    report["student_images_per_second"] = speed(lambda count: generate(student, count, 0))
+    report["student_images_per_second"] = speed(
+        lambda count: one_step(student, noise(count, 0), balanced_labels(count, CLASSES))
+    )
     text = json.dumps(report, indent=1)
     if options.out:
         Path(options.out).write_text(text + "\n")

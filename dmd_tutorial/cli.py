@@ -27,7 +27,7 @@ from dmd_tutorial.anchor import fingerprint, load_pairs, make_pairs
 from dmd_tutorial.data import balanced_labels
 from dmd_tutorial.denoisers import OneStepGenerator
 from dmd_tutorial.presets import PRESETS, Preset
-from dmd_tutorial.samplers import sample
+from dmd_tutorial.samplers import one_step, sample
 from dmd_tutorial.training import (
     DistillationRun,
     DistillSettings,
@@ -237,8 +237,7 @@ def _draw(
     z, label = z.to(device), None if label is None else label.to(device)
     if not isinstance(model, OneStepGenerator):
         return sample(model, z, label, steps=steps).cpu()
-    labels = [None] * len(z.split(1000)) if label is None else label.split(1000)
-    return torch.cat([model(*part) for part in zip(z.split(1000), labels, strict=True)]).cpu()
+    return one_step(model, z, label).cpu()
 
 
 def _samples(

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from dmd_tutorial.checks import check_finite
 from dmd_tutorial.denoisers import Denoiser, noise_from_denoised, score_from_denoised
@@ -304,9 +304,38 @@ def sample(
     """
     if levels is None:
         levels = sampling_levels(steps)
-    labels = [None] * len(z.split(batch)) if label is None else label.split(batch)
     finished = []
-    for z_part, label_part in zip(z.split(batch), labels, strict=True):
+    for z_part, label_part in _in_batches(z, label, batch):
         *_, last = sampler(denoiser, z_part, levels, label_part)
         finished.append(last.x.to(z.dtype))
     return torch.cat(finished)
+
+
+@torch.no_grad()
+def one_step(
+    generator: nn.Module,
+    z: Float[Tensor, "count *shape"],
+    label: Int[Tensor, " count"] | None = None,
+    *,
+    batch: int = 1000,
+) -> Float[Tensor, "count *shape"]:
+    """Run a one-step generator, batch by batch, without gradient.
+
+    Args:
+        generator: The student.
+        z: Standard normal noise, (count, *shape).
+        label: Class of each sample, (count,), or None.
+        batch: How many samples are made at a time.
+
+    Returns:
+        Samples, (count, *shape).
+    """
+    return torch.cat([generator(*part) for part in _in_batches(z, label, batch)])
+
+
+def _in_batches(
+    z: Tensor, label: Tensor | None, batch: int
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    parts = z.split(batch)
+    labels = [None] * len(parts) if label is None else label.split(batch)
+    return zip(parts, labels, strict=True)

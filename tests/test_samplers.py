@@ -8,9 +8,18 @@ import torch
 from scipy.integrate import solve_ivp
 
 from dmd_tutorial.data import ring, two_modes
+from dmd_tutorial.denoisers import OneStepGenerator
 from dmd_tutorial.mixtures import GaussianMixture
 from dmd_tutorial.noise import karras_grid, sampling_levels
-from dmd_tutorial.samplers import annealed_langevin, euler, heun, langevin, sample, stochastic
+from dmd_tutorial.samplers import (
+    annealed_langevin,
+    euler,
+    heun,
+    langevin,
+    one_step,
+    sample,
+    stochastic,
+)
 
 
 def gaussian(std: float = 0.5) -> GaussianMixture:
@@ -141,3 +150,10 @@ def test_sample_does_not_depend_on_its_batches():
 def test_errors_name_what_is_wrong(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_one_step_samples_do_not_depend_on_their_batches():
+    generator = OneStepGenerator(two_modes(), 3.0)
+    z, label = torch.randn(10, 2), torch.arange(10) % 2
+    assert torch.allclose(one_step(generator, z, label, batch=3), generator(z, label))
+    assert one_step(generator, z).shape == z.shape
