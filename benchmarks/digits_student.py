@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from dmd_tutorial import metrics, pretrained
-from dmd_tutorial.anchor import fingerprint
+from dmd_tutorial.anchor import fingerprint, load_pairs
 from dmd_tutorial.cli import provenance
 from dmd_tutorial.data import balanced_labels, digits
 from dmd_tutorial.samplers import euler, heun, one_step, sample
@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=50_000, help="samples (%(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the student (%(default)s)")
     parser.add_argument("--out", help="JSON file to write")
+    parser.add_argument("--pairs", help="pairs whose y serve as a second set of teacher samples")
     parser.add_argument("--teacher-cache", help="folder in which teacher samples are kept")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
@@ -59,9 +60,12 @@ def main() -> None:
                                "student": fingerprint(student)}}  # fmt: skip
 
     teacher_features = []
+    if options.pairs:
+        pairs = load_pairs(options.pairs, teacher, options.count)
+        teacher_features.append(metrics.extract_features(pairs.y))
     for evaluations, (sampler, steps) in TEACHER_ROWS.items():
         full = evaluations == 35
-        for seed in (100, 101) if full else (100,):  # two, for the floor
+        for seed in (100, 101) if full and not options.pairs else (100,):  # two, for the floor
             count = options.count if full else min(options.count, 20_000)
             x = teacher_samples(teacher, count, sampler, steps, seed, options)
             if full:
@@ -76,7 +80,7 @@ def main() -> None:
         x = one_step(student, noise(options.count, seed), label)
         measured = metrics.evaluate(x, reference, label)._asdict()
         features = metrics.extract_features(x)
-        measured["frechet_to_teacher"] = metrics.frechet(features, teacher_features[0])
+        measured["frechet_to_teacher"] = metrics.frechet(features, teacher_features[-1])
         report["student"].append(measured)
         print("student", measured["frechet"], measured["frechet_to_teacher"], flush=True)
 
