@@ -267,6 +267,15 @@ def test_the_canonical_form_is_reached_in_one_step():
     assert once["metadata"]["kernelspec"]["name"] == "python3"
 
 
+def test_a_titled_cell_is_folded_under_its_title():
+    made = notebook(("code", "# @title Figure: {all}\ndraw()", []), ("code", "draw()", []))
+    titled, plain = (cell["metadata"] for cell in format_notebooks.canonical(made)["cells"])
+    assert titled["tags"] == ["hide-input"]
+    assert titled["mystnb"]["code_prompt_show"].format(type="source") == "Figure: {all}"
+    assert titled["cellView"] == "form"
+    assert plain == {}
+
+
 def test_a_cell_keeps_its_id_when_it_moves_and_equal_cells_differ():
     cells = [("code", "a", []), ("code", "b", []), ("code", "a", [])]
 

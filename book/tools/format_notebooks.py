@@ -13,6 +13,7 @@ import argparse
 import difflib
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -24,13 +25,18 @@ from book_source import ROOT, Cell, Notebook
 
 METADATA = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
 
-# A person sets the tag on the left; the rest follows from it.
-FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form"}  # in JupyterLab, in Colab
+# A cell whose first line is `# @title ...` is folded under that title, in the site, in JupyterLab
+# (which shows three dots) and in Colab: the drawing of a figure, a solution.
+TITLE = re.compile(r"# @title (.+)")
+FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form"}
+
+# A person sets the tag on the left; what it means in the site follows from it.
 TAG_IN_THE_SITE = {
     "bootstrap": "remove-cell",
     "solution": "hide-cell",
     "hidden-check": "remove-cell",
 }
+FOLDING_TAGS = {"hide-cell", "hide-input", "remove-cell"}
 
 
 def canonical(notebook: Notebook) -> Notebook:
@@ -68,16 +74,28 @@ def cell_id(kind: str, text: str, ordinal: int) -> str:
 
 
 def cell_metadata(cell: Cell) -> dict[str, Any]:
-    """Return what may stay of a cell's metadata, and what its tags bring with them."""
+    """Return what may stay of a cell's metadata, and what its tags and its title add."""
     tags = set(book_source.tags(cell))
-    roles = tags & TAG_IN_THE_SITE.keys()
     metadata: dict[str, Any] = {}
-    if roles and cell["cell_type"] == "code":
+    if cell["cell_type"] == "code":
+        title = TITLE.match(book_source.source(cell))
+        roles = tags & TAG_IN_THE_SITE.keys()
         tags |= {TAG_IN_THE_SITE[role] for role in roles}
-        metadata |= FOLDED
+        if title and not roles:
+            tags.add("hide-input")
+        if tags & FOLDING_TAGS:
+            metadata |= FOLDED
+        if title:
+            metadata["mystnb"] = prompts(title.group(1))
     if tags:
         metadata["tags"] = sorted(tags)
     return metadata
+
+
+def prompts(title: str) -> dict[str, str]:
+    """Return what the site shows in place of a folded cell, as the template it takes it for."""
+    text = title.replace("{", "{{").replace("}", "}}")
+    return {"code_prompt_show": text, "code_prompt_hide": text}
 
 
 def dump(notebook: Notebook) -> str:
