@@ -215,7 +215,9 @@ EXERCISES = [
         "Langevin step",
         truth=langevin_step,
         mistakes={
-            "the walk goes up the score, not down": partial(_walk, -1, 2),
+            "the sign of the drift is the other way round: the walk climbs the score": partial(
+                _walk, -1, 2
+            ),
             "the variance of the new noise is twice the step size: the 2 under the root is "
             "missing": partial(_walk, 1, 1),
             "without new noise the walk climbs to the top of a mode and stays there": (
