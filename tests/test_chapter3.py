@@ -440,6 +440,15 @@ def test_near_the_target_the_dropped_term_is_all_the_noise():
     assert dropped.std(0).min() > 0.3
 
 
+def test_against_wide_data_the_dropped_term_removes_noise():
+    x, scale = 0.4 + 0.8 * torch.sinh(Z), 0.8
+    score = scores_by_autograd(lambda x: sinh_log_density(x, double(0.4), double(scale)), x)
+    kept = score * torch.sinh(Z)  # the real score of very wide data is 0
+    both = kept + dropped_term(x, 0.4, scale)[1]
+    assert (kept - (kept * Z_WEIGHTS).sum()).square().mul(Z_WEIGHTS).sum() > 0.1
+    torch.testing.assert_close(both, torch.full_like(both, -1 / scale), atol=1e-9, rtol=1e-9)
+
+
 def benchmark(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)

@@ -156,13 +156,15 @@ EXERCISES = [
     Exercise(
         "3.2",
         "mean of the dropped term where the support moves",
-        truth=-0.5,
+        truth=-1.0,
         mistakes={
             "it would be 0 if the density were differentiable in theta for every x, but at "
-            "x = theta it jumps: compute it from log p = -log(theta)": 0.0,
-            "the sign is the other way round: log p = -log(theta) falls with theta": 0.5,
-            "that is the derivative of the density 1/theta; the term is the derivative of its "
-            "logarithm": -0.25,
+            "x = theta it jumps: compute it from log p inside the interval": 0.0,
+            "the sign is the other way round: the density inside falls as theta grows": 1.0,
+            "that is the answer for a uniform z; here the density 2x / theta^2 has the square of "
+            "theta": -0.5,
+            "that is the mean derivative of the density 2x / theta^2; the term is the derivative "
+            "of its logarithm": -2 / 3,
         },
     ),
     Exercise(
