@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -96,6 +97,7 @@ def run_distill(options: argparse.Namespace) -> None:
     out, pairs = Path(options.out), None
     if settings.lambda_reg or options.warm_start_steps:
         pairs = load_pairs(options.pairs, teacher, options.count)
+    notes: dict[str, Any] = {"pairs": 0 if pairs is None else len(pairs.z)}
     start: Any = None
     warm = preset.warm_start
     if options.start:
@@ -105,12 +107,13 @@ def run_distill(options: argparse.Namespace) -> None:
         run = DistillationRun(teacher, warm)
         loop = distill(run, preset.shape, preset.classes, pairs)
         seconds = _train(run, loop, out / "warm-start.ckpt", options)
-        _finish(out / "warm-start", run.average, preset, warm, seconds, options)
+        _finish(out / "warm-start", run.average, preset, warm, seconds, options, **notes)
+        notes["warm_start_seconds"] = round(seconds, 1)
         start = run.ema.module.denoiser
     run = DistillationRun(teacher, settings, start)
     loop = distill(run, preset.shape, preset.classes, pairs)
     seconds = _train(run, loop, out / "student.ckpt", options)
-    _finish(out / "student", run.average, preset, settings, seconds, options)
+    _finish(out / "student", run.average, preset, settings, seconds, options, **notes)
 
 
 def run_sample(options: argparse.Namespace) -> None:
@@ -212,11 +215,12 @@ def _finish(
     settings: TeacherSettings | DistillSettings,
     seconds: float,
     options: argparse.Namespace,
+    **notes: object,
 ) -> None:
     """Write network, provenance and a grid of samples; say where."""
     made_by = {
-        "command": f"dmd {' '.join(options.arguments)}", "settings": asdict(settings),
-        "seconds": round(seconds, 1), **provenance(),
+        "command": f"dmd {shlex.join(options.arguments)}", "settings": asdict(settings),
+        "seconds": round(seconds, 1), **notes, **provenance(),
     }  # fmt: skip
     pretrained.save_denoiser(path.with_suffix(".safetensors"), model, **made_by)
     path.with_suffix(".json").write_text(json.dumps(made_by, indent=1) + "\n")
