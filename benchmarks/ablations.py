@@ -63,8 +63,8 @@ def measure(student, reference, teacher_features, count: int) -> dict:
 def main() -> None:
     """Run what is missing, write after every run."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--pairs", default="runs/ablations/pairs", help="folder (%(default)s)")
-    parser.add_argument("--steps", type=int, default=300, help="iterations (%(default)s)")
+    parser.add_argument("--pairs", default="runs/digits/pairs", help="folder (%(default)s)")
+    parser.add_argument("--steps", type=int, default=200, help="iterations (%(default)s)")
     parser.add_argument("--seeds", type=int, default=2, help="seeds of each row (%(default)s)")
     parser.add_argument("--count", type=int, default=10_000, help="samples (%(default)s)")
     parser.add_argument("--out", required=True, help="JSON file to write and to continue")
