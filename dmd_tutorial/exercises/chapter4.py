@@ -47,12 +47,21 @@ class _Scale(nn.Module):
 
 
 def _critic_loss(
-    critic, generator, z, sigma, noise, detach="samples", target="x", weight=None, mean=True
+    critic,
+    generator,
+    z,
+    sigma,
+    noise,
+    detach="samples",
+    target="x",
+    weight=None,
+    scale=lambda sigma: sigma,
+    mean=torch.mean,
 ) -> Tensor:
     """The answer to 4.2, and with other settings its wrong ones."""
     x = generator(z)
     x = x.detach() if detach == "samples" else x
-    x_noisy = x + sigma[:, None] * noise
+    x_noisy = x + scale(sigma)[:, None] * noise
     denoised = critic(x_noisy, sigma)
     denoised = denoised.detach() + 0 * x.sum() if detach == "critic" else denoised
     aim = {"x": x, "x_noisy": x_noisy, "noise": noise}[target]
@@ -60,7 +69,7 @@ def _critic_loss(
         aim = aim.detach()
     levels = 1 / sigma**2 + 1 / 0.5**2 if weight is None else weight(sigma)
     squares = levels[:, None] * (denoised - aim) ** 2
-    return squares.mean() if mean else squares.sum()
+    return mean(squares)
 
 
 def critic_loss(critic, generator, z, sigma, noise) -> Tensor:
@@ -176,7 +185,15 @@ EXERCISES = [
             "this is the weight upside down: low noise levels must count more": _with(
                 weight=lambda s: 1 / (1 / s**2 + 1 / 0.5**2)
             ),
-            "take the mean over samples and values, not the sum": _with(mean=False),
+            "take the mean over samples and values, not the sum": _with(mean=torch.sum),
+            "take the mean over the values of a sample, too, not their sum": _with(
+                mean=lambda squares: squares.sum(dim=1).mean()
+            ),
+            "there is no factor 1/2 in this loss": _with(mean=lambda squares: squares.mean() / 2),
+            "the noise must be scaled by sigma before it is added": _with(scale=torch.ones_like),
+            "the critic is asked at the noisy samples, not at the clean ones": _with(
+                scale=torch.zeros_like
+            ),
         },
         inputs=lambda: [(torch.randn(6, 2), torch.rand(6) + 0.3, torch.randn(6, 2))],
         probe=_loss_and_gradients,
@@ -254,6 +271,21 @@ EXERCISES = [
             ),
             "the belief moves towards m: what remains of it is 1 - kappa": (
                 lambda eta, kappa, rho: _radius([[1 - rho, -eta], [kappa, 1]])
+            ),
+            "the belief follows the samples made before the generator's step: m_i, not m_(i+1)": (
+                lambda eta, kappa, rho: _radius(
+                    [[1 - rho, -eta], [kappa * (1 - rho), 1 - kappa - kappa * eta]]
+                )
+            ),
+            "these are the factors less one: the new value is the old one plus the change": (
+                lambda eta, kappa, rho: _radius([[-rho, -eta], [kappa, -kappa]])
+            ),
+            "this is the fastest part: the largest of the two sizes is asked for": (
+                lambda eta, kappa, rho: (
+                    torch.linalg.eigvals(
+                        torch.tensor([[1 - rho, -eta], [kappa, 1 - kappa]], dtype=torch.float64)
+                    ).abs().min().item()
+                )
             ),
             "the factor has a sign or an imaginary part: its size is asked for": (
                 lambda eta, kappa, rho: (
