@@ -15,7 +15,9 @@ Notebook = dict[str, Any]
 
 def notebooks() -> list[Path]:
     """Return every notebook of the book, chapters in the order of their numbers first."""
-    return sorted(BOOK.glob("*.ipynb"), key=lambda path: (number(path) is None, number(path) or 0))
+    return sorted(
+        BOOK.glob("[!.]*.ipynb"), key=lambda path: (number(path) is None, number(path) or 0)
+    )
 
 
 def chapters() -> list[Path]:
