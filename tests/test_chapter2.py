@@ -508,6 +508,18 @@ def test_few_steps_favour_euler_and_many_favour_heun():
     assert error(samplers.heun, 64) < 0.3 * error(samplers.euler, 127)
 
 
+def test_few_heun_steps_fail_where_the_denoiser_changes_its_answer_and_not_at_the_top():
+    share = np.linspace(0.005, 0.995, 100)
+    errors = []
+    for sigma, sigma_next in itertools.pairwise(noise.karras_grid(5).flip(0).tolist()):
+        start, end = (torch.as_tensor(quantiles(share, s)) for s in (sigma, sigma_next))
+        levels = torch.tensor([sigma, sigma_next], dtype=torch.float64)
+        (step,) = samplers.heun(LINE, start[:, None] / sigma, levels)
+        errors.append((step.x[:, 0] - end).abs().median().item())
+    first, *middle, last = errors
+    assert min(middle) > 2 * max(first, last)
+
+
 def test_even_steps_are_many_times_worse():
     share = np.linspace(0.005, 0.995, 100)
     start, end = (torch.as_tensor(quantiles(share, s)) for s in (80.0, 0.0))

@@ -119,6 +119,15 @@ def _two_slopes(
     return answer
 
 
+def _uphill(denoiser: Denoiser, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
+    """A wrong answer to 2.3: the change of the noise level with the wrong sign, throughout."""
+    first = _slope(denoiser, x, sigma)
+    predicted = x + (sigma - sigma_next) * first
+    if sigma_next == 0:
+        return predicted
+    return x + (sigma - sigma_next) * (first + _slope(denoiser, predicted, sigma_next)) / 2
+
+
 def _mean(first: Tensor, second: Tensor) -> Tensor:
     return (first + second) / 2
 
@@ -166,6 +175,9 @@ EXERCISES = [
             ),
             "c_out is a standard deviation: a square root is missing in its denominator": (
                 _other_factors(c_out=lambda s, sd: s * sd / (s**2 + sd**2))
+            ),
+            "c_out and c_in are standard deviations: the square roots are missing": _other_factors(
+                c_out=lambda s, sd: s * sd / (s**2 + sd**2), c_in=lambda s, sd: 1 / (s**2 + sd**2)
             ),
             "c_out is squared: what you return is the variance of the target before scaling": (
                 _other_factors(c_out=lambda s, sd: (s * sd) ** 2 / (s**2 + sd**2))
@@ -246,9 +258,10 @@ EXERCISES = [
             "the second slope is divided by the old noise level; everything in it belongs to "
             "sigma_next": _two_slopes(_mean, old_level=True),
             "the step goes uphill: from sigma to sigma_next the change is sigma_next - sigma": (
-                lambda denoiser, x, sigma, sigma_next: (
-                    2 * x - heun_step(denoiser, x, sigma, sigma_next)
-                )
+                _uphill
+            ),
+            "the real step starts at x, not where Euler's step arrives": _two_slopes(
+                lambda first, second: first + (first + second) / 2
             ),
             "at sigma_next = 0 the second slope is 0/0: there, stop at Euler's step": _two_slopes(
                 _mean, guarded=False
