@@ -1,8 +1,8 @@
 """Distribution matching distillation: the gradient, its loss, the critic, one iteration.
 
 Nothing here knows of images, files or devices: points with an exact mixture for a teacher and
-images with a U-Net go through the same lines. The form is variance-exploding (alpha = 1).
-Equations are those of DMD: Yin et al. 2024, "One-step Diffusion with Distribution Matching ...".
+images with a U-Net go through the same lines. alpha = 1; equations are those of DMD (Yin et al.
+2024, "One-step Diffusion with Distribution Matching Distillation").
 """
 
 from collections.abc import Callable
@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 from torch.nn import functional
-from torch.nn.utils import clip_grad_norm_
 
 from dmd_tutorial.checks import check_finite, check_same_shape, check_sigma, expand
 from dmd_tutorial.denoisers import Denoiser, denoising_loss, zero_score  # noqa: F401
@@ -119,18 +118,7 @@ def critic_loss(
     noise: Float[Tensor, "batch *shape"],
     label: Int[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, ""]:
-    """The critic's loss: denoising, with the generator's samples for data (DMD, Eq. 6).
-
-    Args:
-        critic: The fake denoiser.
-        x: The generator's output, (batch, *shape), detached here.
-        sigma: Noise levels, (batch,), from the whole grid.
-        noise: Standard normal noise, (batch, *shape).
-        label: The labels that made x, (batch,), or None.
-
-    Returns:
-        A scalar, with EDM's weight.
-    """
+    """The critic's loss: denoising, EDM's weight, with detached samples for data (DMD, Eq. 6)."""
     return denoising_loss(critic, x.detach(), sigma, noise, label)
 
 
@@ -155,6 +143,8 @@ class Batch(NamedTuple):
     z_ref: Tensor | None = None
     y_ref: Tensor | None = None
     label_ref: Tensor | None = None
+    sigma: Tensor | None = None  # levels (batch,) at which x is judged; drawn if None
+    noise: Tensor | None = None  # the noise there, (batch, *shape); drawn if None
 
 
 class Record(NamedTuple):
@@ -169,6 +159,29 @@ class Record(NamedTuple):
     loss_critic: float = 0.0  # mean over the critic's updates
     norm_generator: float = 0.0  # of the gradient, before clipping
     norm_critic: float = 0.0  # the same, last update
+
+
+def generator_loss(
+    generator: nn.Module, critic: Denoiser, teacher: Denoiser,
+    batch: Batch, objective: Objective, rng: Generator | None = None,
+) -> tuple[Float[Tensor, ""], Record]:  # fmt: skip
+    """The generator's loss and what went into it; arguments as in `iteration`."""
+    x, x_ref = _generate(generator, batch, objective)
+    check_finite(**{"the generator's output": x})
+    loss, record = x.new_zeros(()), Record(x.detach())
+    if objective.matching:
+        sigma = dmd_sigma(len(x), objective.grid, rng).to(x) if batch.sigma is None else batch.sigma
+        noise = noise_like(x, rng) if batch.noise is None else batch.noise
+        with torch.no_grad():  # the scores are targets: no gradient runs through either network
+            x_noisy = add_noise(x, sigma, noise)
+            real, fake = (D(x_noisy, sigma, batch.label) for D in (teacher, critic))
+        loss = matching_loss(x, matching_gradient(x, sigma, real, fake, objective.weighting))
+        record = Record(x.detach(), sigma, real, fake, loss_matching=loss.item())
+    if objective.lambda_reg:
+        distance = objective.distance(x_ref, batch.y_ref)  # type: ignore[arg-type]
+        loss = loss + objective.lambda_reg * distance
+        record = record._replace(loss_anchor=distance.item())
+    return loss, record
 
 
 def iteration(
@@ -188,7 +201,7 @@ def iteration(
         critic: The fake denoiser, in training unless `critic_steps` is 0.
         teacher: The real denoiser, frozen.
         generator_optimizer: Holds the generator's parameters.
-        critic_optimizer: Holds the critic's; None where it is not trained.
+        critic_optimizer: The critic's; None where it is not trained.
         batch: Noise, labels and pairs.
         objective: What to optimise.
         rng: Source of noise and noise levels; torch's own without one.
@@ -201,31 +214,18 @@ def iteration(
     """
     if objective.lambda_reg and batch.y_ref is None:
         raise ValueError(f"lambda_reg is {objective.lambda_reg}, but the batch has no pairs")
-    x, x_ref = _generate(generator, batch, objective)
-    check_finite(**{"the generator's output": x})
-    loss, record = x.new_zeros(()), Record(x.detach())
-    if objective.matching:
-        sigma = dmd_sigma(len(x), objective.grid, rng).to(x)
-        with torch.no_grad():  # the scores are targets: no gradient runs through either network
-            x_noisy = add_noise(x, sigma, noise_like(x, rng))
-            real, fake = (D(x_noisy, sigma, batch.label) for D in (teacher, critic))
-        loss = matching_loss(x, matching_gradient(x, sigma, real, fake, objective.weighting))
-        record = Record(x.detach(), sigma, real, fake, loss_matching=loss.item())
-    if objective.lambda_reg:
-        distance = objective.distance(x_ref, batch.y_ref)  # type: ignore[arg-type]
-        loss = loss + objective.lambda_reg * distance
-        record = record._replace(loss_anchor=distance.item())
+    loss, record = generator_loss(generator, critic, teacher, batch, objective, rng)
     record = record._replace(norm_generator=update(generator_optimizer, loss, objective.clip))
 
     for step in range(objective.critic_steps if objective.matching else 0):
-        if step > 0:  # the first update reuses the samples; more of them see fresh ones
-            with torch.no_grad():
-                x = generator(noise_like(batch.z, rng), batch.label)
+        with torch.no_grad():  # the first update reuses the samples; more of them see fresh ones
+            x = generator(noise_like(batch.z, rng), batch.label) if step > 0 else record.x
         sigma = grid_sigma(len(x), objective.grid, generator=rng).to(x)
         loss = critic_loss(critic, x, sigma, noise_like(x, rng), batch.label)
-        mean = record.loss_critic + loss.item() / objective.critic_steps
-        norm = update(critic_optimizer, loss, objective.clip)  # type: ignore[arg-type]
-        record = record._replace(loss_critic=mean, norm_critic=norm)
+        record = record._replace(
+            loss_critic=record.loss_critic + loss.item() / objective.critic_steps,
+            norm_critic=update(critic_optimizer, loss, objective.clip),  # type: ignore[arg-type]
+        )
     return record
 
 
@@ -233,7 +233,7 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor, clip: float) -> float
     """One optimiser step down a loss, the gradient's norm clipped; returns the norm before."""
     optimizer.zero_grad()
     loss.backward()
-    norm = clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip)
+    norm = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip)
     optimizer.step()
     return norm.item()
 
