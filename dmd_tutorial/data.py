@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from dmd_tutorial.mixtures import GaussianMixture
@@ -14,7 +14,7 @@ class Images(NamedTuple):
     """Images with their classes.
 
     Attributes:
-        x: Pixels, (count, channels, height, width), float32 in [-1, 1].
+        x: Pixels, (count, channels, height, width): float32 in [-1, 1], or uint8 levels 0..255.
         label: Class of each image, (count,).
         classes: Number of classes.
     """
@@ -22,6 +22,25 @@ class Images(NamedTuple):
     x: Float[Tensor, "count channels height width"]
     label: Int[Tensor, " count"]
     classes: int
+
+    def take(
+        self, index: Int[Tensor, " batch"], flip: Bool[Tensor, " batch"] | None = None
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Some of the images, as numbers in [-1, 1].
+
+        Args:
+            index: Which, (batch,).
+            flip: Which of these are mirrored, left to right, (batch,); none without it.
+
+        Returns:
+            Images, (batch, channels, height, width), float32.
+        """
+        x = self.x[index]
+        if x.dtype == torch.uint8:
+            x = x.float() / 127.5 - 1
+        if flip is not None:
+            x = torch.where(flip[:, None, None, None], x.flip(-1), x)
+        return x
 
 
 def digits() -> Images:

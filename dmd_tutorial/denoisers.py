@@ -73,6 +73,8 @@ class EDMDenoiser(nn.Module):
     Source: Karras et al. 2022 (EDM), Eq. 7.
     """
 
+    precision: torch.dtype | None = None  # of the network's inside: float16, bfloat16; None: x's
+
     def __init__(self, network: nn.Module, sigma_data: float = SIGMA_DATA) -> None:
         super().__init__()
         self.network = network
@@ -104,8 +106,9 @@ class EDMDenoiser(nn.Module):
         if (sigma == 0).any():
             raise ValueError("sigma is 0 somewhere: a clean sample needs no denoiser (ln 0)")
         c_skip, c_out, c_in, c_noise = edm_preconditioning(sigma.to(x.dtype), self.sigma_data)
-        raw = self.network(expand(c_in, x) * x, c_noise, label)
-        # bfloat16 or half inside the network, full precision outside it
+        with torch.autocast(x.device.type, self.precision, enabled=self.precision is not None):
+            raw = self.network(expand(c_in, x) * x, c_noise, label)
+        # low precision inside the network, full precision outside it
         return expand(c_skip, x) * x + expand(c_out, x) * raw.to(x.dtype)
 
 

@@ -7,21 +7,28 @@ on the CPU it then continues to the same bits.
 
 import copy
 import math
-import os
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dmd_tutorial import dmd
-from dmd_tutorial.anchor import Pairs
+from dmd_tutorial.anchor import LPIPS, Pairs, l2
+from dmd_tutorial.checkpoints import load_checkpoint, save_checkpoint
+from dmd_tutorial.compute import Compute, Processes, Stepper, prepare, split
 from dmd_tutorial.data import Images
 from dmd_tutorial.denoisers import OneStepGenerator, denoising_loss
-from dmd_tutorial.noise import SIGMA_MAX, karras_grid, lognormal_sigma, noise_like
+from dmd_tutorial.noise import (
+    SIGMA_MAX,
+    dmd_sigma,
+    grid_sigma,
+    karras_grid,
+    lognormal_sigma,
+    noise_like,
+)
 
 
 class Metrics(NamedTuple):
@@ -55,6 +62,7 @@ class TeacherSettings:
         log_mean: Mean of ln(sigma).
         log_std: Standard deviation of ln(sigma).
         no_label: Fraction of images shown without their label.
+        flip: Whether half of the images are shown mirrored, left to right.
         seed: Seed of everything drawn.
     """
 
@@ -67,6 +75,7 @@ class TeacherSettings:
     log_mean: float = -1.2
     log_std: float = 1.2
     no_label: float = 0.0
+    flip: bool = False
     seed: int = 0
 
 
@@ -87,6 +96,7 @@ class DistillSettings:
         weighting: w_t of Eq. 7.
         matching: Whether the distribution-matching loss counts.
         lambda_reg: Weight of the anchor.
+        distance: The anchor's distance: l2, or lpips (the paper's, on images of 32 pixels and up).
         critic_steps: Critic updates per generator update.
         clip: Largest L2 norm of each network's gradient.
         sigma_max: Highest level of the grid on which scores are compared, in the units of x.
@@ -105,6 +115,7 @@ class DistillSettings:
     weighting: str = "eq8"
     matching: bool = True
     lambda_reg: float = 1.0
+    distance: str = "l2"
     critic_steps: int = 2
     clip: float = 10.0
     sigma_max: float = 5.0
@@ -158,15 +169,35 @@ class EMA:
         torch._foreach_lerp_(averages, list(module.parameters()), 1 - decay)  # type: ignore[arg-type]
 
 
+Tensors = TypeVar("Tensors", bound=tuple)
+PLAIN = Compute()
+
+
 class _Run:
     """What a training run changes, as one thing that can be saved and loaded."""
 
     parts: tuple[str, ...] = ()  # attributes with state_dict and load_state_dict
     average: nn.Module
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, compute: Compute) -> None:
         self.step = 0
         self.rng = torch.Generator().manual_seed(seed)
+        self.compute, self.processes = compute, Processes()
+
+    @property
+    def plain(self) -> bool:
+        """Whether a step is computed in one go: one process, one part, no loss scaling."""
+        one = self.processes.count == self.compute.parts == 1
+        return one and self.compute.precision != "fp16"
+
+    def my_parts(self, batch: Tensors) -> list[Tensors]:
+        """This process's share of a step's batch, in parts, where the networks are."""
+        parts = split(batch, self.compute.parts, self.processes)
+        device = self.device
+        return [
+            type(part)(*[None if t is None else t.to(device) for t in part])  # type: ignore[arg-type]
+            for part in parts
+        ]
 
     @property
     def device(self) -> torch.device:
@@ -196,58 +227,29 @@ class _Run:
         self.rng.set_state(state["rng"])
 
     def save(self, path: str | Path, **notes: object) -> None:
-        """Write a checkpoint, whole or not at all.
+        """Write a checkpoint, whole or not at all, and keep the one before it.
 
         Args:
             path: Where to.
             **notes: Plain values to keep beside it, such as settings.
+
+        Raises:
+            OSError: If it cannot be written.
         """
-        save_atomically({"state": self.state_dict(), "notes": notes}, path)
+        save_checkpoint(self.state_dict(), notes, path)
 
     def load(self, path: str | Path, **notes: object) -> None:
-        """Continue from a checkpoint.
+        """Continue from a checkpoint, or from the one before it where it is damaged.
 
         Args:
             path: What `save` wrote.
             **notes: Values that must be what they were when it was saved.
 
         Raises:
-            ValueError: If the file cannot be read, or belongs to a run with other notes.
+            FileNotFoundError: If there is none.
+            ValueError: If none can be read, or it belongs to a run with other notes.
         """
-        try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            state, before = checkpoint["state"], checkpoint["notes"]
-        except FileNotFoundError:
-            raise
-        except Exception as error:
-            raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
-        for name, value in notes.items():
-            if before.get(name) != value:
-                raise ValueError(
-                    f"{path} was made with {name} = {before.get(name)!r}, not {value!r}"
-                )
-        self.load_state_dict(state)
-
-
-def save_atomically(content: object, path: str | Path) -> None:
-    """`torch.save` into a file that is complete or does not exist, also when the power fails.
-
-    Args:
-        content: What `torch.save` takes.
-        path: Where to; the folder is made.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+        self.load_state_dict(load_checkpoint(path, notes))
 
 
 class TeacherRun(_Run):
@@ -256,16 +258,20 @@ class TeacherRun(_Run):
     Args:
         teacher: The denoiser to train; it is changed in place.
         settings: How.
+        compute: Precision, parts and the like.
     """
 
-    parts = ("teacher", "average", "optimizer")
+    parts = ("teacher", "average", "optimizer", "stepper")
 
-    def __init__(self, teacher: nn.Module, settings: TeacherSettings) -> None:
-        super().__init__(settings.seed)
+    def __init__(
+        self, teacher: nn.Module, settings: TeacherSettings, compute: Compute = PLAIN
+    ) -> None:
+        super().__init__(settings.seed, compute)
         self.settings = settings
-        self.teacher = teacher.train()
         self.ema = EMA(teacher, settings.ema)
+        self.teacher = prepare(teacher.train(), compute)
         self.optimizer = torch.optim.Adam(teacher.parameters(), fused=True)
+        self.stepper = Stepper(self.optimizer, compute, self.processes)
 
     @property
     def average(self) -> nn.Module:  # type: ignore[override]
@@ -287,16 +293,50 @@ def train_teacher(run: TeacherRun, images: Images) -> Iterator[Metrics]:
     """
     settings = run.settings
     while run.step < settings.steps:
-        index = torch.randint(len(images.x), (settings.batch,), generator=run.rng)
-        x, label = images.x[index].to(run.device), images.label[index].to(run.device)
-        sigma = lognormal_sigma(len(x), settings.log_mean, settings.log_std, run.rng).to(x)
-        noise = noise_like(x, run.rng)
         rate = _set_rate(run.optimizer, settings.learning_rate, run.step, settings, decay=1.0)
-        loss = denoising_loss(run.teacher, x, sigma, noise, label if images.classes else None)
-        dmd.update(run.optimizer, loss, settings.clip)
+        parts = run.my_parts(draw_images(run, images))
+        losses: list[Tensor] = []
+        run.stepper(_teacher_losses(run.teacher, parts, losses), settings.clip)
         run.ema.update(run.teacher, run.step)
         run.step += 1
-        yield Metrics(run.step, loss.item(), rate)
+        yield Metrics(run.step, sum(loss.item() for loss in losses) / len(losses), rate)
+
+
+def _teacher_losses(
+    teacher: nn.Module, parts: list["Noised"], losses: list[Tensor]
+) -> Iterator[Tensor]:
+    for x, sigma, noise, label in parts:  # one at a time: the next one needs this one's memory
+        loss = denoising_loss(teacher, x, sigma, noise, label)
+        losses.append(loss.detach())
+        yield loss
+
+
+class Noised(NamedTuple):
+    """What a teacher's step consumes: images, levels, noise and labels."""
+
+    x: Tensor
+    sigma: Tensor
+    noise: Tensor
+    label: Tensor | None
+
+
+def draw_images(run: TeacherRun, images: Images) -> Noised:
+    """Draw what one step of a teacher's training consumes, on the CPU.
+
+    Args:
+        run: Where random numbers and settings come from.
+        images: The data.
+
+    Returns:
+        Images (batch, channels, height, width), noise levels (batch,), noise, and labels (batch,),
+        None without classes.
+    """
+    settings = run.settings
+    index = torch.randint(len(images.x), (settings.batch,), generator=run.rng)
+    flip = torch.rand(settings.batch, generator=run.rng) < 0.5 if settings.flip else None
+    x, label = images.take(index, flip), images.label[index]
+    sigma = lognormal_sigma(len(x), settings.log_mean, settings.log_std, run.rng).to(x)
+    return Noised(x, sigma, noise_like(x, run.rng), label if images.classes else None)
 
 
 class DistillationRun(_Run):
@@ -307,9 +347,14 @@ class DistillationRun(_Run):
         settings: How to distil.
         start: A denoiser from which the generator starts instead, such as an earlier student.
         sigma_max: The level at which the generator is held, in the units of x.
+        compute: Precision, parts and the like. With `frozen` in low precision the run has a copy
+            of the teacher.
     """
 
-    parts = ("generator", "average", "critic", "generator_optimizer", "critic_optimizer")
+    parts = (
+        "generator", "average", "critic", "generator_optimizer", "critic_optimizer",
+        "generator_stepper", "critic_stepper",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -317,20 +362,29 @@ class DistillationRun(_Run):
         settings: DistillSettings,
         start: nn.Module | None = None,
         sigma_max: float = SIGMA_MAX,
+        compute: Compute = PLAIN,
     ) -> None:
-        super().__init__(settings.seed)
+        super().__init__(settings.seed, compute)
         self.settings = settings
-        self.teacher = teacher.requires_grad_(False).eval()
         student = copy.deepcopy(teacher if start is None else start).requires_grad_(True)
         self.generator = OneStepGenerator(student, sigma_max).train()
         self.critic = copy.deepcopy(teacher).requires_grad_(True).train()
         self.ema = EMA(self.generator, settings.ema)
+        lower = compute.frozen != "fp32"
+        self.teacher = copy.deepcopy(teacher) if lower else teacher
+        prepare(self.teacher.requires_grad_(False).eval(), compute, frozen=True)
+        for network in (self.generator, self.critic):
+            _without_dropout(prepare(network, compute))
         decay = settings.weight_decay
         self.generator_optimizer = torch.optim.AdamW(
             self.generator.parameters(), weight_decay=decay, fused=True
         )
         self.critic_optimizer = torch.optim.AdamW(
             self.critic.parameters(), weight_decay=decay, fused=True
+        )
+        self.generator_stepper, self.critic_stepper = (
+            Stepper(optimizer, compute, self.processes)
+            for optimizer in (self.generator_optimizer, self.critic_optimizer)
         )
 
     @property
@@ -345,10 +399,22 @@ class DistillationRun(_Run):
             weighting=dmd.Weighting(settings.weighting),
             matching=settings.matching,
             lambda_reg=settings.lambda_reg,
+            distance=self._distance(),
             critic_steps=settings.critic_steps,
             clip=settings.clip,
             grid=karras_grid(sigma_max=settings.sigma_max),
         )
+
+    def _distance(self) -> Callable[[Tensor, Tensor], Tensor]:
+        distances: dict[str, Callable] = {
+            "l2": lambda: l2,
+            "lpips": lambda: LPIPS().to(self.device),
+        }
+        if self.settings.distance not in distances:
+            raise ValueError(
+                f"distance is one of {list(distances)}, not {self.settings.distance!r}"
+            )
+        return distances[self.settings.distance]()
 
 
 def distill(
@@ -384,10 +450,14 @@ def distill(
             run.critic_optimizer, settings.critic_learning_rate, run.step, settings, settings.decay
         )
         batch = draw_batch(run, shape, classes, pairs if objective.lambda_reg else None)
-        record = dmd.iteration(
-            run.generator, run.critic, run.teacher,
-            run.generator_optimizer, run.critic_optimizer, batch, objective, run.rng,
-        )  # fmt: skip
+        if run.plain:
+            record = dmd.iteration(
+                run.generator, run.critic, run.teacher,
+                run.generator_optimizer, run.critic_optimizer,
+                run.my_parts(batch)[0], objective, run.rng,
+            )  # fmt: skip
+        else:
+            record = iteration_in_parts(run, batch, objective)
         run.ema.update(run.generator, run.step)
         run.step += 1
         yield Metrics(run.step, record.loss_anchor, rate, record)
@@ -396,10 +466,10 @@ def distill(
 def draw_batch(
     run: DistillationRun, shape: tuple[int, ...], classes: int, pairs: Pairs | None
 ) -> dmd.Batch:
-    """Draw what one iteration consumes, on the CPU, and put it where the networks are.
+    """Draw what one iteration consumes, on the CPU.
 
     Args:
-        run: Where random numbers, batch sizes and the device come from.
+        run: Where random numbers and batch sizes come from.
         shape: Shape of one sample.
         classes: Number of classes, 0 for none.
         pairs: Pairs of the anchor, or None.
@@ -417,8 +487,79 @@ def draw_batch(
         index = torch.randint(len(pairs.z), (settings.batch_pairs,), generator=run.rng)
         label_ref = None if pairs.label is None else pairs.label[index]
         batch = dmd.Batch(z, label, pairs.z[index], pairs.y[index], label_ref)
-    moved = (None if part is None else part.to(run.device) for part in batch)
-    return dmd.Batch(*moved)  # type: ignore[arg-type]
+    return batch
+
+
+def iteration_in_parts(
+    run: DistillationRun, batch: dmd.Batch, objective: dmd.Objective
+) -> dmd.Record:
+    """`dmd.iteration` for a batch that is cut into parts, or spread over processes.
+
+    Random numbers are drawn for the whole batch in the same order as there, so the gradients are
+    those of the plain iteration up to rounding.
+
+    Args:
+        run: Networks, optimisers, random numbers.
+        batch: The whole batch, on the CPU.
+        objective: What to optimise.
+
+    Returns:
+        What was done with this process's share; the norms are those of the whole batch.
+    """
+    records: list[dmd.Record] = []
+    critic_losses: list[Tensor] = []
+
+    def for_generator(parts: list[dmd.Batch]) -> Iterator[Tensor]:
+        for part in parts:  # one at a time: the next one needs the memory of this one
+            loss, record = dmd.generator_loss(
+                run.generator, run.critic, run.teacher, part, objective
+            )
+            records.append(record)
+            yield loss
+
+    def for_critic(parts: list[dmd.Batch], fresh: bool) -> Iterator[Tensor]:
+        for part, record in zip(parts, records, strict=True):
+            with torch.no_grad():
+                x = run.generator(part.z, part.label) if fresh else record.x
+            loss = dmd.critic_loss(run.critic, x, part.sigma, part.noise, part.label)  # type: ignore[arg-type]
+            critic_losses.append(loss.detach())
+            yield loss
+
+    if objective.matching:
+        batch = _judged_at(dmd_sigma(len(batch.z), objective.grid, run.rng), batch, run.rng)
+    norm = run.generator_stepper(for_generator(run.my_parts(batch)), objective.clip)
+    norm_critic = 0.0
+    for step in range(objective.critic_steps if objective.matching else 0):
+        z = noise_like(batch.z, run.rng) if step > 0 else batch.z
+        sigma = grid_sigma(len(z), objective.grid, generator=run.rng)
+        judged = _judged_at(sigma, dmd.Batch(z, batch.label), run.rng)
+        norm_critic = run.critic_stepper(for_critic(run.my_parts(judged), step > 0), objective.clip)
+    mean = sum(loss.item() for loss in critic_losses) / max(1, len(critic_losses))
+    return _joined(records)._replace(loss_critic=mean, norm_generator=norm, norm_critic=norm_critic)
+
+
+def _judged_at(sigma: Tensor, batch: dmd.Batch, rng: torch.Generator) -> dmd.Batch:
+    return batch._replace(sigma=sigma.to(batch.z), noise=noise_like(batch.z, rng))
+
+
+def _joined(records: list[dmd.Record]) -> dmd.Record:
+    """Tensors side by side, losses averaged."""
+
+    def join(column: tuple) -> object:
+        if column[0] is None:
+            return None
+        return torch.cat(column) if isinstance(column[0], Tensor) else sum(column) / len(column)
+
+    return dmd.Record(*map(join, zip(*records, strict=True)))  # type: ignore[arg-type]
+
+
+def _without_dropout(network: nn.Module) -> None:
+    """Dropout stays off in a distillation, as in the paper."""
+    for module in network.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(getattr(module, "dropout", None), float):
+            module.dropout = 0.0  # type: ignore[assignment]
 
 
 def _set_rate(

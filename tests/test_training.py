@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from dmd_tutorial.anchor import Pairs
+from dmd_tutorial.checkpoints import save_atomically
 from dmd_tutorial.data import Images, digits
 from dmd_tutorial.denoisers import EDMDenoiser
 from dmd_tutorial.networks import MLP, UNet
@@ -23,7 +24,6 @@ from dmd_tutorial.training import (
     TeacherSettings,
     distill,
     rate_factor,
-    save_atomically,
     train_teacher,
 )
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from dmd_tutorial.networks.mlp import noise_features
 
@@ -123,6 +124,8 @@ class UNet(nn.Module):
 class Block(nn.Module):
     """Two convolutions with a short cut; the embedding scales and shifts what is between them."""
 
+    recompute = False  # in the backward pass, instead of keeping what is inside
+
     def __init__(self, before: int, after: int, embedding: int) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(8, before)
@@ -134,6 +137,11 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """Map (b, before, h, w) and (b, e) to (b, after, h, w)."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._map, x, embedding, use_reentrant=False)
+        return self._map(x, embedding)
+
+    def _map(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv1(functional.silu(self.norm1(x)))
         scale, shift = self.scale_shift(embedding)[:, :, None, None].chunk(2, dim=1)
         h = self.conv2(functional.silu(self.norm2(h) * (1 + scale) + shift))

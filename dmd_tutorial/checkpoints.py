@@ -1,0 +1,135 @@
+"""Checkpoints: written whole or not at all, the last two kept, checked when they are read.
+
+Where a process is killed, a disk is full or a folder turns read-only, the last good checkpoint
+stays as it is.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def save_atomically(content: object, path: str | Path) -> None:
+    """`torch.save` into a file that is complete or does not exist, also when the power fails.
+
+    Args:
+        content: What `torch.save` takes.
+        path: Where to; the folder is made.
+
+    Raises:
+        OSError: If it cannot be written, a full disk say; what was there before is untouched.
+    """
+    path = Path(path)
+    partial = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+        with os.fdopen(handle, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch.save wraps some of the first in the second
+        raise OSError(f"{path} could not be written: {_cause(error)}") from error
+    finally:
+        if partial is not None:
+            Path(partial).unlink(missing_ok=True)
+
+
+def save_checkpoint(state: dict, notes: dict, path: str | Path) -> None:
+    """Write a checkpoint and keep the one before it, as ``<path>.before``.
+
+    Args:
+        state: What a run must get back, tensors and plain values.
+        notes: Plain values that say which run it belongs to.
+        path: Where to.
+
+    Raises:
+        OSError: If it cannot be written; the message names the last good checkpoint.
+    """
+    path = Path(path)
+    fresh = path.with_name(path.name + ".new")
+    try:
+        save_atomically({"state": state, "notes": notes}, fresh)
+        if path.exists():
+            os.replace(path, before(path))
+        os.replace(fresh, path)  # killed just before this line, a run continues from `before`
+    except OSError as error:
+        good = newest(path)
+        rest = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
+        raise OSError(f"{_cause(error)} ({rest})") from error
+
+
+def load_checkpoint(path: str | Path, notes: dict) -> dict:
+    """Read a checkpoint; where it is damaged, the one before it.
+
+    Args:
+        path: What `save_checkpoint` was given.
+        notes: Values that must be what they were when it was saved.
+
+    Returns:
+        The state that was saved.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        ValueError: If neither can be read, or the run was another one.
+    """
+    candidates = [p for p in (Path(path), before(path)) if p.exists()]
+    if not candidates:
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    problems = []
+    for candidate in candidates:
+        try:
+            checkpoint: dict[str, Any] = torch.load(
+                candidate, map_location="cpu", weights_only=True
+            )
+            state, found = checkpoint["state"], checkpoint["notes"]
+        except Exception as error:
+            problems.append(f"{candidate} is not a readable checkpoint: {error}")
+            continue
+        if problems:
+            print(f"{problems[0].splitlines()[0]} Continuing from {candidate}.")
+        _check_notes(candidate, found, notes)
+        return state
+    raise ValueError("; ".join(problems))
+
+
+def newest(path: str | Path) -> Path | None:
+    """The newest checkpoint of a run.
+
+    Args:
+        path: What `save_checkpoint` was given.
+
+    Returns:
+        The file, or None where there is none.
+    """
+    return next((p for p in (Path(path), before(path)) if p.exists()), None)
+
+
+def before(path: str | Path) -> Path:
+    """Where the last but one checkpoint is kept.
+
+    Args:
+        path: What `save_checkpoint` was given.
+
+    Returns:
+        Its path with ``.before`` at the end.
+    """
+    path = Path(path)
+    return path.with_name(path.name + ".before")
+
+
+def _check_notes(path: Path, found: dict, wanted: dict) -> None:
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise ValueError(f"{path} was made with {name} = {found.get(name)!r}, not {value!r}")
+
+
+def _cause(error: BaseException) -> str:
+    """The system's own words, from behind torch's."""
+    while error.__context__ is not None and not isinstance(error, OSError):
+        error = error.__context__
+    return str(error)
