@@ -1,25 +1,26 @@
 """The networks of the published EDM checkpoints: DDPM++, NCSN++ and ADM, under EDM preconditioning.
 
-All three are U-Nets of residual blocks, told the noise level (and the class) by an embedding. Names
-of parameters and arguments are those of the published checkpoints, so that these load. What differs:
+All three are U-Nets of residual blocks, told the noise level (and the class) by an embedding.
+Names of parameters and arguments are those of the published checkpoints, so that these load.
+What differs:
 
-================================ ======================== ======================== ================
-                                 DDPM++ ("vp")            NCSN++ ("ve")            ADM
-================================ ======================== ======================== ================
-class                            `SongUNet`               `SongUNet`               `DhariwalUNet`
-waves of the noise level         fixed, slowest 1e-4      drawn, standard dev. 16  fixed, above 1e-4
-their order                      sines, cosines           sines, cosines           cosines, sines
-label joins the embedding        before both layers       before both layers       after both layers
-one-hot label                    times sqrt(classes)      times sqrt(classes)      as it is
-embedding in a block             added                    added                    scales and shifts
-block's sum with its short cut   times sqrt(1/2)          times sqrt(1/2)          as it is
-short cut past a resampling      1x1 convolution          1x1 convolution          none
-resampling filter                1 1                      1 3 3 1                  1 1
-image pyramid into the encoder   no                       residual                 no
-heads of attention               one                      one                      one per 64 channels
-attention in a decoder level     last block               last block               every block
-epsilon of the norms             1e-6                     1e-6                     1e-5
-================================ ======================== ======================== ================
+=========================== ====================== ====================== ======================
+                            DDPM++ (vp)            NCSN++ (ve)            ADM
+=========================== ====================== ====================== ======================
+class                       `SongUNet`             `SongUNet`             `DhariwalUNet`
+waves of the noise level    fixed, down to 1e-4    drawn, deviation 16    fixed, above 1e-4
+their order                 sines, cosines         sines, cosines         cosines, sines
+label joins the embedding   before its two layers  before its two layers  after its two layers
+one-hot label               times sqrt(classes)    times sqrt(classes)    as it is
+embedding in a block        added                  added                  scales and shifts
+sum with a short cut        times sqrt(1/2)        times sqrt(1/2)        as it is
+short cut past resampling   1x1 convolution        1x1 convolution        nothing more
+resampling filter           1 1                    1 3 3 1                1 1
+encoder sees smaller images no                     yes (residual)         no
+heads of attention          one                    one                    width / 64
+attention in the decoder    last block of a level  last block of a level  every block of a level
+epsilon of the norms        1e-6                   1e-6                   1e-5
+=========================== ====================== ====================== ======================
 
 Sources: Karras et al. 2022 (EDM), Sections 3 and 5, appendix F; Song et al. 2021 (score SDE),
 appendix H (DDPM++, NCSN++); Dhariwal and Nichol 2021, Section 3 (ADM).
@@ -92,7 +93,8 @@ class EDMPrecond(nn.Module):
         self.img_resolution, self.img_channels = img_resolution, img_channels
         self.label_dim = self.classes = label_dim
         self.sigma_min, self.sigma_max, self.sigma_data = sigma_min, sigma_max, sigma_data
-        self.use_fp16, self._precision = use_fp16, None
+        self.use_fp16 = use_fp16
+        self._precision: torch.dtype | None = None
         _check_choice("model_type", model_type, MODELS)
         try:
             self.model = MODELS[model_type](
@@ -293,7 +295,8 @@ class SongUNet(nn.Module):
         return functional.silu(self.map_layer1(embedding))  # (b, e)
 
     def _encode(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
-        image, skips = x, []  # the image, ever smaller, that the encoder sees again
+        skips: list[Tensor] = []
+        image = x  # ever smaller, for the encoder to see again
         for name, layer in self.enc.items():
             if name.endswith("aux_down"):
                 image = layer(image)
@@ -524,7 +527,7 @@ class DhariwalUNet(nn.Module):
 
     @torch.no_grad()
     def _initialise(self) -> None:
-        """torch's own uniform weights; every block, and F, start at their short cut and at zero."""
+        """Uniform weights as torch draws them; blocks start as their short cut, F as 0."""
         for name, module in self.named_modules():
             if name.endswith(("conv1", "proj", "out_conv", "map_augment")):
                 for parameter in module.parameters():
@@ -602,6 +605,7 @@ class UNetBlock(nn.Module):
         self.affine = nn.Linear(style.embedding, out_channels * (2 if self.adaptive_scale else 1))
         self.norm1 = _norm(out_channels, style.eps)
         self.conv1 = _conv(out_channels, out_channels)
+        self.skip: nn.Module
         if in_channels != out_channels or (resample and style.project_short_cut):
             self.skip = _resampling_conv(in_channels, out_channels, 1, resample, style.taps)
         else:
