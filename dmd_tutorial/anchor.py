@@ -64,6 +64,8 @@ def make_pairs(
     *,
     steps: int = 18,
     seed: int = 0,
+    batch: int = CHUNK,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[int]:
     """Make pairs with Heun's method, chunk by chunk, skipping the chunks that are there.
 
@@ -78,9 +80,12 @@ def make_pairs(
         classes: Number of classes, 0 for none.
         steps: Heun steps; N cost 2N - 1 evaluations.
         seed: Seed of the noise.
+        batch: How many are made at a time: a matter of memory.
+        share: (rank, count) of this process among those that make pairs together: it makes every
+            count-th chunk, so that each is made once.
 
     Yields:
-        How many pairs there are by now.
+        How many pairs this process has made or found by now.
 
     Raises:
         ValueError: If count is not a positive multiple of 1000, or the folder holds pairs that
@@ -93,13 +98,14 @@ def make_pairs(
     made_by = _made_by(teacher, steps, seed)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for chunk in range(count // CHUNK):
+    for number, chunk in enumerate(range(share[0], count // CHUNK, share[1]), 1):
         path = folder / f"{chunk:05d}.safetensors"
         if path.exists():
             _check_made_by(path, made_by | {"chunk": chunk})
         else:
-            _save(path, _make_chunk(teacher, shape, classes, steps, seed, chunk), made_by, chunk)
-        yield (chunk + 1) * CHUNK
+            pairs = _make_chunk(teacher, shape, classes, steps, seed, chunk, batch)
+            _save(path, pairs, made_by, chunk)
+        yield number * CHUNK
 
 
 def load_pairs(
@@ -141,14 +147,20 @@ def load_pairs(
 
 
 def _make_chunk(
-    teacher: nn.Module, shape: tuple[int, ...], classes: int, steps: int, seed: int, chunk: int
+    teacher: nn.Module,
+    shape: tuple[int, ...],
+    classes: int,
+    steps: int,
+    seed: int,
+    chunk: int,
+    batch: int,
 ) -> Pairs:
     rng = torch.Generator().manual_seed(seed * 1_000_003 + chunk)
     z = torch.randn(CHUNK, *shape, generator=rng)
     label = torch.arange(CHUNK) % classes if classes else None
     device = next(teacher.parameters()).device
     on_device = None if label is None else label.to(device)
-    y = sample(teacher, z.to(device), on_device, steps=steps, sampler=heun)
+    y = sample(teacher, z.to(device), on_device, steps=steps, sampler=heun, batch=batch)
     return Pairs(z, y.cpu(), label)
 
 

@@ -63,7 +63,7 @@ def save_checkpoint(state: dict, notes: dict, path: str | Path) -> None:
         raise OSError(f"{_cause(error)} ({rest})") from error
 
 
-def load_checkpoint(path: str | Path, notes: dict) -> dict:
+def load_checkpoint(path: str | Path, notes: dict) -> tuple[dict, dict]:
     """Read a checkpoint; where it is damaged, the one before it.
 
     Args:
@@ -71,7 +71,7 @@ def load_checkpoint(path: str | Path, notes: dict) -> dict:
         notes: Values that must be what they were when it was saved.
 
     Returns:
-        The state that was saved.
+        The state and all notes that were saved.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -93,7 +93,7 @@ def load_checkpoint(path: str | Path, notes: dict) -> dict:
         if problems:
             print(f"{problems[0].splitlines()[0]} Continuing from {candidate}.")
         _check_notes(candidate, found, notes)
-        return state
+        return state, found
     raise ValueError("; ".join(problems))
 
 

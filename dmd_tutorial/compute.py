@@ -92,16 +92,23 @@ class Processes:
         rank: Number of this process, from 0. Process 0 writes files and speaks.
         count: How many there are.
         device: Where this process's networks go; None where there is one process and it is free.
+
+    Raises:
+        RuntimeError: If several were started and they do not find each other.
     """
 
     def __init__(self) -> None:
         self.rank, self.count, self.device = 0, 1, None
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        started = int(os.environ.get("WORLD_SIZE", "1"))
+        if started > 1:
             from accelerate import PartialState
 
-            self._state = PartialState()
+            asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
+            self._state = PartialState(cpu=asked or not torch.cuda.is_available())
             self.rank, self.count = self._state.process_index, self._state.num_processes
             self.device = self._state.device
+        if self.count != started:  # each would do the whole work and write the same files
+            raise RuntimeError(f"{started} processes were started, {self.count} found each other")
 
     @property
     def first(self) -> bool:
@@ -112,6 +119,22 @@ class Processes:
         """Go on when every process has come here."""
         if self.count > 1:
             self._state.wait_for_everyone()
+
+    def any(self, here: bool) -> bool:
+        """Whether something holds in at least one process; every process must ask.
+
+        Args:
+            here: Whether it holds in this one.
+
+        Returns:
+            The same answer in all of them.
+        """
+        if self.count == 1:
+            return here
+        from accelerate.utils import reduce
+
+        flag = torch.tensor([float(here)], device=self.device)
+        return bool(reduce(flag, "sum").item() > 0)  # type: ignore[union-attr]
 
     def mean_(self, tensors: list[Tensor]) -> None:
         """Replace tensors by their mean over all processes, in one message per type.

@@ -1,6 +1,7 @@
 """Data: two-dimensional targets and scikit-learn's handwritten digits."""
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -114,3 +115,54 @@ def normal(
         Noise, (count, *shape), float32.
     """
     return torch.randn(count, *shape, generator=generator)
+
+
+def seeded_noise(
+    seeds: Sequence[int],
+    shape: tuple[int, ...],
+    classes: int = 0,
+    device: torch.device | str = "cpu",
+) -> tuple[Float[Tensor, "count *shape"], Int[Tensor, " count"] | None]:
+    """Noise and class of each sample from a generator of its own, as EDM's sampler draws them.
+
+    A sample then depends on its seed alone: not on its batch, nor on who else shares the work.
+    The numbers of a GPU's generator are others than a CPU's.
+
+    Args:
+        seeds: One for each sample.
+        shape: Shape of one sample.
+        classes: Number of classes, 0 for none.
+        device: Where the generators live.
+
+    Returns:
+        Noise, (count, *shape), then drawn from the same generators labels, (count,), or None.
+
+    Source: Karras et al. 2022 (EDM), the protocol of their published images.
+    """
+    generators = [torch.Generator(device).manual_seed(seed % 2**32) for seed in seeds]
+    z = torch.stack([torch.randn(shape, generator=g, device=device) for g in generators])
+    if not classes:
+        return z, None
+    drawn = [torch.randint(classes, (), generator=g, device=device) for g in generators]
+    return z, torch.stack(drawn)
+
+
+def load_images(
+    name_or_path: str, size: int | None = None, channels: int | None = None
+) -> Images:
+    """Images by the name of a data set, or from a path (see `dmd_tutorial.images`).
+
+    Args:
+        name_or_path: "digits", so far.
+        size: Their height and width.
+        channels: Their colours.
+
+    Returns:
+        The images.
+
+    Raises:
+        ValueError: If there is no such data.
+    """
+    if name_or_path == "digits":
+        return digits()
+    raise ValueError(f"there are no images {name_or_path!r}")

@@ -365,3 +365,26 @@ def denoising_loss(
     check_finite(x=x)
     denoised = denoiser(add_noise(x, sigma, noise), sigma, label)
     return (expand(weight(sigma), x) * (denoised - x) ** 2).mean()
+
+
+def image_shape(model: nn.Module) -> tuple[tuple[int, int, int], int]:
+    """What a network makes: read from how it was constructed.
+
+    Args:
+        model: A `OneStepGenerator`, an `EDMDenoiser` or a published network.
+
+    Returns:
+        The shape of an image, (channels, height, width), and the number of classes, 0 for none.
+
+    Raises:
+        ValueError: If it is no network of images.
+    """
+    network = model.denoiser if isinstance(model, OneStepGenerator) else model
+    network = network.network if isinstance(network, EDMDenoiser) else network
+    config = getattr(network, "config", {})
+    if "img_resolution" in config:
+        size, channels = config["img_resolution"], config["img_channels"]
+        return (channels, size, size), config.get("label_dim", 0)
+    if "size" in config:
+        return (config["channels"], config["size"], config["size"]), config["classes"]
+    raise ValueError(f"{type(network).__name__} does not say what images it makes")

@@ -238,18 +238,23 @@ class _Run:
         """
         save_checkpoint(self.state_dict(), notes, path)
 
-    def load(self, path: str | Path, **notes: object) -> None:
+    def load(self, path: str | Path, **notes: object) -> dict:
         """Continue from a checkpoint, or from the one before it where it is damaged.
 
         Args:
             path: What `save` wrote.
             **notes: Values that must be what they were when it was saved.
 
+        Returns:
+            All values that were kept beside it.
+
         Raises:
             FileNotFoundError: If there is none.
             ValueError: If none can be read, or it belongs to a run with other notes.
         """
-        self.load_state_dict(load_checkpoint(path, notes))
+        state, kept = load_checkpoint(path, notes)
+        self.load_state_dict(state)
+        return kept
 
 
 class TeacherRun(_Run):

@@ -1,0 +1,50 @@
+"""Where a result comes from: device, driver, versions, commit."""
+
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from dmd_tutorial import __version__
+
+
+def provenance() -> dict:
+    """What a result must say about how it was made.
+
+    Returns:
+        Device (and driver, if it is a GPU), threads, versions, and the commit of the clone that
+        the package lies in, None elsewhere; ``+`` behind it where files were changed since.
+    """
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {
+        "device": gpu or "cpu", "driver": _driver() if gpu else None,
+        "threads": torch.get_num_threads(), "commit": _commit(),
+        "versions": {
+            "dmd_tutorial": __version__, "torch": torch.__version__,
+            "torch-fidelity": version("torch-fidelity"), "cuda": torch.version.cuda,
+            "python": platform.python_version(),
+        },
+    }  # fmt: skip
+
+
+def _driver() -> str | None:
+    return _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+
+
+def _commit() -> str | None:
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return None
+    commit = _said("git", "-C", str(root), "rev-parse", "--short=12", "HEAD")
+    changed = _said("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
+    return f"{commit}+" if commit and changed else commit
+
+
+def _said(*command: str) -> str | None:
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip().split("\n")[0] or None
