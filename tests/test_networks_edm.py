@@ -18,6 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
+from dmd_tutorial.compute import Compute, prepare
 from dmd_tutorial.denoisers import Denoiser, OneStepGenerator, edm_preconditioning
 from dmd_tutorial.networks import edm
 from dmd_tutorial.networks.edm import DhariwalUNet, EDMPrecond, SongUNet, UNetBlock
@@ -319,6 +320,8 @@ def test_class_indices_are_one_hot_rows(family):
     assert torch.equal(network(x, sigma, rows), network(x, sigma, rows.float()))
     assert torch.equal(network(x, sigma, rows[:1]), network(x, sigma, label[:1].expand(4)))
     assert torch.equal(network(x, sigma), network(x, sigma, torch.zeros(4, 3)))
+    level = sigma.log() / 4
+    assert torch.equal(network.model(x, level), network.model(x, level, torch.zeros(4, 3)))
     assert (network(x, sigma) - network(x, sigma, label)).abs().max() > 1e-4
 
 
@@ -464,6 +467,19 @@ def test_low_precision_stays_near_at_every_noise_level(family, precision, band):
     assert rounded.isfinite().all()
     assert error.max() < band
     assert error.min() > band / 100  # low precision was really used
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_a_frozen_network_can_be_stored_in_low_precision(family):
+    network, (x, sigma) = tiny(family), noisy(8)
+    label = torch.arange(8) % 3
+    exact = network(x, sigma, label)
+    prepare(network, Compute(frozen="bf16"), frozen=True)
+    assert {p.dtype for p in network.parameters() if p.ndim > 1} == {torch.bfloat16}
+    with torch.no_grad():
+        stored = network(x, sigma, label)
+    assert stored.dtype == torch.float32
+    assert 0 < distance(stored, exact) < 0.02
 
 
 def test_gradients_in_low_precision_are_finite_and_near():

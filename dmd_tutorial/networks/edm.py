@@ -237,13 +237,14 @@ class SongUNet(nn.Module):
         _check_choice("encoder_type", encoder_type, ("standard", "skip", "residual"))
         _check_choice("decoder_type", decoder_type, ("standard", "skip"))
         embedding, waves = model_channels * channel_mult_emb, model_channels * channel_mult_noise
-        levels = _levels(img_resolution, model_channels, channel_mult)
-        self.label_dropout = label_dropout
-        self._style = Style(
+        levels = _levels(img_resolution, model_channels, channel_mult, num_blocks, attn_resolutions)
+        style = Style(
             embedding, dropout, eps=1e-6, skip_scale=math.sqrt(0.5), adaptive_scale=False,
-            project_short_cut=True, channels_per_head=None, taps=tuple(resample_filter),
+            project_short_cut=True, channels_per_head=None, attend_in_every_block=False,
+            taps=tuple(resample_filter),
         )  # fmt: skip
 
+        self.label_dropout = label_dropout
         self.map_noise = (
             PositionalEmbedding(waves, endpoint=True)
             if embedding_type == "positional"
@@ -253,10 +254,8 @@ class SongUNet(nn.Module):
         self.map_augment = nn.Linear(augment_dim, waves, bias=False) if augment_dim else None
         self.map_layer0 = nn.Linear(waves, embedding)
         self.map_layer1 = nn.Linear(embedding, embedding)
-        attention = [level.size in attn_resolutions for level in levels]
-        self.enc, widths = self._encoder(levels, in_channels, model_channels, num_blocks,
-                                         attention, encoder_type)  # fmt: skip
-        self.dec = self._decoder(levels, out_channels, widths, num_blocks, attention, decoder_type)
+        self.enc = _encoder(levels, style, in_channels, model_channels, encoder_type)
+        self.dec = _decoder(levels, style, self.enc, out_channels, decoder_type)
         self._initialise()
 
     def forward(
@@ -271,7 +270,7 @@ class SongUNet(nn.Module):
         Args:
             x: Images, (batch, in_channels, size, size).
             noise_labels: c_noise, ``ln(sigma) / 4``, (batch,).
-            class_labels: One-hot rows, (batch, label_dim), where there are classes.
+            class_labels: One-hot rows, (batch, label_dim), where there are classes; zeros without.
             augment_labels: What augmentation did to each image, (batch, augment_dim).
 
         Returns:
@@ -285,8 +284,9 @@ class SongUNet(nn.Module):
     ) -> Tensor:
         waves = self.map_noise(noise_labels)  # (b, waves)
         embedding = torch.cat(waves.chunk(2, dim=1)[::-1], dim=1)  # sines first
-        if self.map_label is not None and class_labels is not None:
-            labels = _drop_labels(class_labels, self.label_dropout if self.training else 0)
+        if self.map_label is not None:
+            share = self.label_dropout if self.training else 0
+            labels = _labels(class_labels, waves, self.map_label.in_features, share)
             # times the root of the number of classes: a mean square of 1, as noise would have
             embedding = embedding + self.map_label(labels * math.sqrt(labels.shape[1]))
         if self.map_augment is not None and augment_labels is not None:
@@ -310,8 +310,7 @@ class SongUNet(nn.Module):
         return x, skips
 
     def _decode(self, x: Tensor, skips: list[Tensor], embedding: Tensor) -> Tensor:
-        image: Tensor | float = 0.0
-        normed = x
+        normed, image = x, x.new_zeros(())  # until the lowest level, or the highest, makes one
         for name, layer in self.dec.items():
             if name.endswith("aux_up"):
                 image = layer(image)
@@ -321,61 +320,7 @@ class SongUNet(nn.Module):
                 image = image + layer(normed)
             else:
                 x = layer(_join(x, skips, layer), embedding)
-        assert isinstance(image, Tensor)  # for the type checker: the highest level makes an image
         return image
-
-    def _encoder(
-        self, levels: list["Level"], channels: int, before: int, num_blocks: int,
-        attention: list[bool], kind: str,
-    ) -> tuple[nn.ModuleDict, list[int]]:  # fmt: skip
-        """Return the encoder and the width of each feature map that the decoder will be fed."""
-        style, image = self._style, channels
-        layers: dict[str, nn.Module] = {f"{levels[0].name}_conv": _conv(channels, before)}
-        widths = [before]
-        for level, attend in zip(levels, attention, strict=True):
-            if level is not levels[0]:
-                layers[f"{level.name}_down"] = UNetBlock(before, before, style, "down")
-                layers |= self._pyramid(level.name, image, before, kind)
-                image = before if kind == "residual" else image
-                widths.append(before)
-            for index in range(num_blocks):
-                block = UNetBlock(before, level.width, style, attention=attend)
-                layers[f"{level.name}_block{index}"] = block
-                before = level.width
-                widths.append(before)
-        return nn.ModuleDict(layers), widths
-
-    def _pyramid(self, name: str, image: int, width: int, kind: str) -> dict[str, nn.Module]:
-        """Return the layers through which the encoder sees the image at one more resolution."""
-        taps = self._style.taps
-        if kind == "skip":
-            shrink, project = Resample("down", taps), _conv(image, width, kernel=1)
-            return {f"{name}_aux_down": shrink, f"{name}_aux_skip": project}
-        if kind == "residual":
-            return {f"{name}_aux_residual": ConvThenDown(image, width, taps)}
-        return {}
-
-    def _decoder(
-        self, levels: list["Level"], channels: int, widths: list[int], num_blocks: int,
-        attention: list[bool], kind: str,
-    ) -> nn.ModuleDict:  # fmt: skip
-        style, before, widths = self._style, widths[-1], list(widths)
-        layers: dict[str, nn.Module] = {}
-        for level, attend in reversed(list(zip(levels, attention, strict=True))):
-            layers |= _enter_level(level, levels, before, style)
-            for index in range(num_blocks + 1):
-                last = index == num_blocks
-                block = UNetBlock(
-                    before + widths.pop(), level.width, style, attention=attend and last
-                )
-                layers[f"{level.name}_block{index}"] = block
-                before = level.width
-            if kind == "skip" and level is not levels[-1]:
-                layers[f"{level.name}_aux_up"] = Resample("up", style.taps)
-            if kind == "skip" or level is levels[0]:
-                layers[f"{level.name}_aux_norm"] = _norm(before, style.eps)
-                layers[f"{level.name}_aux_conv"] = _conv(before, channels)
-        return nn.ModuleDict(layers)
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -431,22 +376,23 @@ class DhariwalUNet(nn.Module):
     ) -> None:
         super().__init__()
         embedding = model_channels * channel_mult_emb
-        levels = _levels(img_resolution, model_channels, channel_mult)
-        self.label_dropout = label_dropout
+        levels = _levels(img_resolution, model_channels, channel_mult, num_blocks, attn_resolutions)
         style = Style(
             embedding, dropout, eps=1e-5, skip_scale=1.0, adaptive_scale=True,
-            project_short_cut=False, channels_per_head=64, taps=(1, 1),
+            project_short_cut=False, channels_per_head=64, attend_in_every_block=True,
+            taps=(1, 1),
         )  # fmt: skip
 
+        self.label_dropout = label_dropout
         self.map_noise = PositionalEmbedding(model_channels, endpoint=False)
-        augmented = nn.Linear(augment_dim, model_channels, bias=False) if augment_dim else None
-        self.map_augment = augmented
+        self.map_augment = (
+            nn.Linear(augment_dim, model_channels, bias=False) if augment_dim else None
+        )
         self.map_layer0 = nn.Linear(model_channels, embedding)
         self.map_layer1 = nn.Linear(embedding, embedding)
         self.map_label = nn.Linear(label_dim, embedding, bias=False) if label_dim else None
-        attention = [level.size in attn_resolutions for level in levels]
-        self.enc, widths = self._encoder(levels, in_channels, num_blocks, attention, style)
-        self.dec = self._decoder(levels, widths, num_blocks, attention, style)
+        self.enc = _encoder(levels, style, in_channels, levels[0].width)
+        self.dec = _decoder(levels, style, self.enc)
         self.out_norm = _norm(levels[0].width, style.eps)
         self.out_conv = _conv(levels[0].width, out_channels)
         self._initialise()
@@ -463,7 +409,7 @@ class DhariwalUNet(nn.Module):
         Args:
             x: Images, (batch, in_channels, size, size).
             noise_labels: c_noise, ``ln(sigma) / 4``, (batch,).
-            class_labels: One-hot rows, (batch, label_dim), where there are classes.
+            class_labels: One-hot rows, (batch, label_dim), where there are classes; zeros without.
             augment_labels: What augmentation did to each image, (batch, augment_dim).
 
         Returns:
@@ -485,45 +431,11 @@ class DhariwalUNet(nn.Module):
         if self.map_augment is not None and augment_labels is not None:
             embedding = embedding + self.map_augment(augment_labels)
         embedding = self.map_layer1(functional.silu(self.map_layer0(embedding)))
-        if self.map_label is not None and class_labels is not None:
-            labels = _drop_labels(class_labels, self.label_dropout if self.training else 0)
+        if self.map_label is not None:
+            share = self.label_dropout if self.training else 0
+            labels = _labels(class_labels, embedding, self.map_label.in_features, share)
             embedding = embedding + self.map_label(labels)
         return functional.silu(embedding)  # (b, e)
-
-    @staticmethod
-    def _encoder(
-        levels: list["Level"], channels: int, num_blocks: int, attention: list[bool],
-        style: "Style",
-    ) -> tuple[nn.ModuleDict, list[int]]:  # fmt: skip
-        """Return the encoder and the width of each feature map that the decoder will be fed."""
-        before = levels[0].width
-        layers: dict[str, nn.Module] = {f"{levels[0].name}_conv": _conv(channels, before)}
-        widths = [before]
-        for level, attend in zip(levels, attention, strict=True):
-            if level is not levels[0]:
-                layers[f"{level.name}_down"] = UNetBlock(before, before, style, "down")
-                widths.append(before)
-            for index in range(num_blocks):
-                block = UNetBlock(before, level.width, style, attention=attend)
-                layers[f"{level.name}_block{index}"] = block
-                before = level.width
-                widths.append(before)
-        return nn.ModuleDict(layers), widths
-
-    @staticmethod
-    def _decoder(
-        levels: list["Level"], widths: list[int], num_blocks: int, attention: list[bool],
-        style: "Style",
-    ) -> nn.ModuleDict:  # fmt: skip
-        before, widths = widths[-1], list(widths)
-        layers: dict[str, nn.Module] = {}
-        for level, attend in reversed(list(zip(levels, attention, strict=True))):
-            layers |= _enter_level(level, levels, before, style)
-            for index in range(num_blocks + 1):
-                block = UNetBlock(before + widths.pop(), level.width, style, attention=attend)
-                layers[f"{level.name}_block{index}"] = block
-                before = level.width
-        return nn.ModuleDict(layers)
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -551,6 +463,8 @@ class Style:
         adaptive_scale: The embedding scales and shifts the second norm; else it is added before.
         project_short_cut: The short cut past a resampling has a 1x1 convolution.
         channels_per_head: Width of an attention head; None for one head.
+        attend_in_every_block: Attention, where a level has it, follows every block of the
+            decoder; else the last one only.
         taps: The resampling filter.
     """
 
@@ -561,6 +475,7 @@ class Style:
     adaptive_scale: bool
     project_short_cut: bool
     channels_per_head: int | None
+    attend_in_every_block: bool
     taps: tuple[float, ...]
 
     def heads(self, width: int) -> int:
@@ -593,11 +508,8 @@ class UNetBlock(nn.Module):
         attention: bool = False,
     ) -> None:
         super().__init__()
-        self.in_channels, self.dropout, self.skip_scale = (
-            in_channels,
-            style.dropout,
-            style.skip_scale,
-        )
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.dropout, self.skip_scale = style.dropout, style.skip_scale
         self.adaptive_scale = style.adaptive_scale
         self.num_heads = style.heads(out_channels) if attention else 0
         self.norm0 = _norm(in_channels, style.eps)
@@ -777,10 +689,19 @@ class ConvThenDown(nn.Conv2d):
 
 @dataclass(frozen=True)
 class Level:
-    """One resolution of a U-Net: height and width, and channels."""
+    """One resolution of a U-Net.
+
+    Attributes:
+        size: Height and width.
+        width: Channels.
+        blocks: Blocks on the way down; on the way up there is one more.
+        attention: Whether blocks have attention.
+    """
 
     size: int
     width: int
+    blocks: int
+    attention: bool
 
     @property
     def name(self) -> str:
@@ -788,23 +709,87 @@ class Level:
         return f"{self.size}x{self.size}"
 
 
-def _levels(size: int, channels: int, multipliers: Sequence[int]) -> list[Level]:
+def _levels(
+    size: int, channels: int, multipliers: Sequence[int], blocks: int, with_attention: Sequence[int]
+) -> list[Level]:
     halvings = len(multipliers) - 1
     if halvings < 0:
         raise ValueError("channel_mult has 0 entries, a U-Net has 1 resolution or more")
     if size % 2**halvings:
         raise ValueError(f"img_resolution {size} cannot be halved {halvings} times")
-    return [Level(size >> depth, channels * times) for depth, times in enumerate(multipliers)]
+    sizes = [size >> depth for depth in range(halvings + 1)]
+    return [
+        Level(size, channels * times, blocks, size in with_attention)
+        for size, times in zip(sizes, multipliers, strict=True)
+    ]
 
 
-def _enter_level(
-    level: Level, levels: list[Level], before: int, style: Style
+def _encoder(
+    levels: list[Level], style: Style, image: int, before: int, kind: str = "standard"
+) -> nn.ModuleDict:
+    """The way down, from `image` channels, first to `before` of them."""
+    layers: dict[str, nn.Module] = {f"{levels[0].name}_conv": _conv(image, before)}
+    for level in levels:
+        if level is not levels[0]:
+            layers[f"{level.name}_down"] = UNetBlock(before, before, style, "down")
+            layers |= _see_again(level, style, image, before, kind)
+            image = before if kind == "residual" else image
+        for index in range(level.blocks):
+            block = UNetBlock(before, level.width, style, attention=level.attention)
+            layers[f"{level.name}_block{index}"] = block
+            before = level.width
+    return nn.ModuleDict(layers)
+
+
+def _see_again(
+    level: Level, style: Style, image: int, width: int, kind: str
 ) -> dict[str, nn.Module]:
-    """The decoder's first layers at a resolution: the middle of the U, or the way up."""
-    if level is levels[-1]:
-        middle = UNetBlock(before, before, style, attention=True)
-        return {f"{level.name}_in0": middle, f"{level.name}_in1": UNetBlock(before, before, style)}
-    return {f"{level.name}_up": UNetBlock(before, before, style, "up")}
+    """The layers through which an encoder sees the image once more, smaller."""
+    if kind == "skip":
+        shrink, project = Resample("down", style.taps), _conv(image, width, kernel=1)
+        return {f"{level.name}_aux_down": shrink, f"{level.name}_aux_skip": project}
+    if kind == "residual":
+        return {f"{level.name}_aux_residual": ConvThenDown(image, width, style.taps)}
+    return {}
+
+
+def _decoder(
+    levels: list[Level],
+    style: Style,
+    encoder: nn.ModuleDict,
+    image: int | None = None,
+    kind: str = "standard",
+) -> nn.ModuleDict:
+    """The way up, fed with what the encoder made; to `image` channels where they are given."""
+    made = [layer for name, layer in encoder.items() if "aux" not in name]
+    fed: list[int] = [layer.out_channels for layer in made]  # type: ignore[misc]
+    before, layers = fed[-1], nn.ModuleDict()
+    for level in reversed(levels):
+        if level is levels[-1]:
+            layers[f"{level.name}_in0"] = UNetBlock(before, before, style, attention=True)
+            layers[f"{level.name}_in1"] = UNetBlock(before, before, style)
+        else:
+            layers[f"{level.name}_up"] = UNetBlock(before, before, style, "up")
+        for index in range(level.blocks + 1):
+            chosen = style.attend_in_every_block or index == level.blocks
+            block = UNetBlock(
+                before + fed.pop(), level.width, style, attention=level.attention and chosen
+            )
+            layers[f"{level.name}_block{index}"] = block
+            before = level.width
+        if image is not None and (kind == "skip" or level is levels[0]):
+            enlarge = kind == "skip" and level is not levels[-1]
+            layers.update(_make_image(level, style, image, enlarge))
+    return layers
+
+
+def _make_image(level: Level, style: Style, image: int, enlarge: bool) -> dict[str, nn.Module]:
+    """The layers that make an image, to be added to the enlarged one from the level below."""
+    enlarged = {f"{level.name}_aux_up": Resample("up", style.taps)} if enlarge else {}
+    return enlarged | {
+        f"{level.name}_aux_norm": _norm(level.width, style.eps),
+        f"{level.name}_aux_conv": _conv(level.width, image),
+    }
 
 
 def _join(x: Tensor, skips: list[Tensor], block: nn.Module) -> Tensor:
@@ -854,10 +839,15 @@ def _waves(number: Tensor, frequencies: Tensor) -> Tensor:
     return torch.cat([phase.cos(), phase.sin()], dim=1)
 
 
-def _drop_labels(labels: Tensor, share: float) -> Tensor:
-    if not share:
-        return labels
-    return labels * (torch.rand(len(labels), 1, device=labels.device) >= share)
+def _labels(
+    labels: Tensor | None, embedding: Tensor, classes: int, dropped: float
+) -> Float[Tensor, "batch classes"]:
+    """One-hot rows; zeros where there are none, and in place of the share to be dropped."""
+    if labels is None:
+        return embedding.new_zeros(len(embedding), classes)
+    if dropped:
+        labels = labels * (torch.rand(len(labels), 1, device=labels.device) >= dropped)
+    return labels
 
 
 def _one_per_image(sigma: Tensor | float, x: Tensor) -> Float[Tensor, " batch"]:
@@ -871,9 +861,9 @@ def _one_per_image(sigma: Tensor | float, x: Tensor) -> Float[Tensor, " batch"]:
 
 
 def _one_hot(labels: Tensor | None, x: Tensor, classes: int) -> Tensor | None:
-    """Class indices or one-hot rows, or nothing, as rows of numbers, (batch, classes)."""
+    """Class indices or one-hot rows as rows of numbers, (batch, classes)."""
     if labels is None:
-        return x.new_zeros(len(x), classes) if classes else None
+        return None
     if labels.ndim == 1 and not labels.is_floating_point():
         check_label(x, labels, classes)
         return functional.one_hot(labels.long(), classes).to(x)
