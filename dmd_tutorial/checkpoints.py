@@ -5,7 +5,6 @@ stays as it is.
 """
 
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,20 +22,20 @@ def save_atomically(content: object, path: str | Path) -> None:
         OSError: If it cannot be written, a full disk say; what was there before is untouched.
     """
     path = Path(path)
-    partial = None
-    try:
+    partial = path.with_name(path.name + ".part")  # one name: what a killed process leaves is
+    try:  # written over by the next
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, partial = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-        with os.fdopen(handle, "wb") as file:
+        with open(partial, "wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except (OSError, RuntimeError) as error:  # torch.save wraps some of the first in the second
-        raise OSError(f"{path} could not be written: {_cause(error)}") from error
-    finally:
-        if partial is not None:
-            Path(partial).unlink(missing_ok=True)
+    except BaseException as error:
+        if partial.exists():
+            partial.unlink()
+        if isinstance(error, OSError | RuntimeError):  # torch.save turns the first into the second
+            raise OSError(f"{path} could not be written: {_cause(error)}") from error
+        raise
 
 
 def save_checkpoint(state: dict, notes: dict, path: str | Path) -> None:

@@ -13,6 +13,7 @@ from dmd_tutorial.compute import Compute, Processes, Stepper, prepare, split
 from dmd_tutorial.data import digits
 from dmd_tutorial.denoisers import EDMDenoiser
 from dmd_tutorial.networks import UNet
+from dmd_tutorial.networks.edm import EDMPrecond
 from dmd_tutorial.training import (
     DistillationRun,
     DistillSettings,
@@ -219,3 +220,18 @@ def test_recomputing_keeps_less_and_gives_the_same_gradient():
     less, found = saved_bytes(prepare(small_teacher(), Compute(recompute=True)))
     assert less < 0.6 * plain
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_published_architecture_goes_through_the_same_loop_without_dropout():
+    torch.manual_seed(0)
+    teacher = EDMPrecond(8, 1, label_dim=10, model_type="SongUNet", model_channels=16,
+                         channel_mult=[1, 2], num_blocks=1, attn_resolutions=[4], dropout=0.9)  # fmt: skip
+    compute = Compute(precision="bf16", frozen="bf16", parts=2, recompute=True)
+    run = DistillationRun(teacher, SETTINGS, compute=compute)
+    for metric in distill(run, (1, 8, 8), 10, pairs()):
+        assert math.isfinite(metric.loss)
+    z, label = torch.randn(4, 1, 8, 8), torch.arange(4)
+    assert torch.equal(run.generator(z, label), run.generator(z, label))  # in training mode
+    assert run.critic.training
+    assert run.teacher.model.map_layer0.weight.dtype == torch.bfloat16
+    assert run.generator.denoiser.model.map_layer0.weight.dtype == torch.float32

@@ -1,0 +1,140 @@
+"""Interruption is normal: killed processes, full disks, damaged files."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dmd_tutorial import checkpoints
+from dmd_tutorial.checkpoints import before, load_checkpoint, newest, save_checkpoint
+
+STEPS = 150
+TRAIN = ["train-teacher", "--steps", str(STEPS), "--batch", "4", "--checkpoint-minutes", "0"]
+
+# One process imports the package, then forks the command again and again and kills it at a random
+# moment after its first step: at the next steps, or in the middle of writing a checkpoint.
+KILLER = """
+import os, random, signal, sys, time
+from pathlib import Path
+from dmd_tutorial.cli import main
+command, out, kills = sys.argv[3:], Path(sys.argv[1]), int(sys.argv[2])
+moments, killed, written = random.Random(0), 0, set()
+def times():
+    try:
+        return {path.stat().st_mtime_ns for path in out.glob("*.ckpt")}
+    except FileNotFoundError:  # just being renamed
+        return set()
+while True:
+    child = os.fork()
+    if child == 0:
+        sys.stderr = sys.stdout = open(os.devnull, "w")
+        os._exit(main([*command, "--out", str(out)]))
+    if killed < kills:
+        at_start = times()
+        while times() == at_start:
+            time.sleep(0.001)
+        time.sleep(moments.uniform(0, 0.06))
+        os.kill(child, signal.SIGKILL)
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        killed += 1
+        written |= times()
+    else:
+        break
+print(killed, os.waitstatus_to_exitcode(status), len(written))
+"""
+
+
+def state_of(folder) -> dict:
+    return torch.load(folder / "teacher.ckpt", weights_only=True)["state"]
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_a_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path):
+    killed, straight = tmp_path / "killed", tmp_path / "straight"
+    killed.mkdir()
+    straight.mkdir()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    results = []
+    for folder, kills in ((straight, 0), (killed, 20)):
+        done = subprocess.run(
+            [sys.executable, "-c", KILLER, str(folder), str(kills), *TRAIN],
+            env=environment, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        results.append(done.stdout.split())
+    assert [result[:2] for result in results] == [["0", "0"], ["20", "0"]]
+    assert int(results[1][2]) >= 15  # different checkpoints that kills left behind
+    one, other = state_of(straight), state_of(killed)
+    assert one["step"] == other["step"] == STEPS
+    for name in ("teacher", "average"):
+        for key, value in one[name].items():
+            assert torch.equal(value, other[name][key]), (name, key)
+    notes = json.loads((killed / "teacher.json").read_text())
+    assert notes["settings"]["steps"] == STEPS
+    left = {path.name for path in killed.iterdir()}
+    wanted = {"ckpt", "ckpt.before", "safetensors", "json", "png"}
+    assert left >= {f"teacher.{ending}" for ending in wanted}
+    assert not [name for name in left if name.endswith((".part", ".new"))]
+
+
+def test_the_last_two_are_kept_and_a_damaged_one_is_stepped_over(tmp_path, capsys):
+    path = tmp_path / "run.ckpt"
+    assert newest(path) is None
+    for step in range(3):
+        save_checkpoint({"step": step}, {"seed": 1}, path)
+    assert sorted(tmp_path.iterdir()) == [path, before(path)]
+    assert load_checkpoint(path, {"seed": 1}) == ({"step": 2}, {"seed": 1})
+    path.write_bytes(path.read_bytes()[:-100])
+    assert load_checkpoint(path, {})[0] == {"step": 1}
+    assert "Continuing from" in capsys.readouterr().out
+    path.unlink()  # as after a kill between the two renamings
+    assert newest(path) == before(path)
+    assert load_checkpoint(path, {})[0] == {"step": 1}
+    before(path).write_bytes(b"")
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        load_checkpoint(path, {})
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_last_good_checkpoint(tmp_path):
+    """A limit on the size of files fails a write half-way, as a full disk does."""
+    program = f"""
+import resource, signal, sys, torch
+from dmd_tutorial.checkpoints import save_checkpoint
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+path = {str(tmp_path / "run.ckpt")!r}
+save_checkpoint({{"x": torch.zeros(10)}}, {{}}, path)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    save_checkpoint({{"x": torch.zeros(1_000_000)}}, {{}}, path)
+except OSError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "could not be written" in done.stdout
+    assert f"the last good checkpoint is {tmp_path / 'run.ckpt'}" in done.stdout
+    assert len(done.stdout.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["run.ckpt"]
+    assert load_checkpoint(tmp_path / "run.ckpt", {})[0]["x"].shape == (10,)
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, capsys):
+    from dmd_tutorial.cli import main
+
+    def read_only(*_, **__):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(checkpoints, "open", read_only, raising=False)
+    command = ["train-teacher", "--steps", "2", "--batch", "2", "--out", str(tmp_path / "run")]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "dmd train-teacher:" in error
+    assert "Read-only file system" in error
+    assert "there is no checkpoint yet" in error
+    (tmp_path / "file").write_text("")
+    assert main([*command[:-1], str(tmp_path / "file" / "run")]) == 2
+    assert "Not a directory" in capsys.readouterr().err
