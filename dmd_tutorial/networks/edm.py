@@ -2,31 +2,30 @@
 
 All three are U-Nets of residual blocks, told the noise level (and the class) by an embedding.
 Names of parameters and arguments are those of the published checkpoints, so that these load.
-What differs:
-
-=========================== ====================== ====================== ======================
-                            DDPM++ (vp)            NCSN++ (ve)            ADM
-=========================== ====================== ====================== ======================
-class                       `SongUNet`             `SongUNet`             `DhariwalUNet`
-waves of the noise level    fixed, down to 1e-4    drawn, deviation 16    fixed, above 1e-4
-their order                 sines, cosines         sines, cosines         cosines, sines
-label joins the embedding   before its two layers  before its two layers  after its two layers
-one-hot label               times sqrt(classes)    times sqrt(classes)    as it is
-embedding in a block        added                  added                  scales and shifts
-sum with a short cut        times sqrt(1/2)        times sqrt(1/2)        as it is
-short cut past resampling   1x1 convolution        1x1 convolution        nothing more
-resampling filter           1 1                    1 3 3 1                1 1
-encoder sees smaller images no                     yes (residual)         no
-heads of attention          one                    one                    width / 64
-attention in the decoder    last block of a level  last block of a level  every block of a level
-epsilon of the norms        1e-6                   1e-6                   1e-5
-=========================== ====================== ====================== ======================
 
 Sources: Karras et al. 2022 (EDM), Sections 3 and 5, appendix F; Song et al. 2021 (score SDE),
 appendix H (DDPM++, NCSN++); Dhariwal and Nichol 2021, Section 3 (ADM).
 
 Shapes in comments: b batch, c channels, h height, w width, e embedding.
 """
+
+# What differs between the families:
+#
+#                              DDPM++ (vp)            NCSN++ (ve)            ADM
+# ---------------------------  ---------------------  ---------------------  ----------------------
+# class                        `SongUNet`             `SongUNet`             `DhariwalUNet`
+# waves of the noise level     fixed, down to 1e-4    drawn, deviation 16    fixed, above 1e-4
+# their order                  sines, cosines         sines, cosines         cosines, sines
+# label joins the embedding    before its two layers  before its two layers  after its two layers
+# one-hot label                times sqrt(classes)    times sqrt(classes)    as it is
+# embedding in a block         added                  added                  scales and shifts
+# sum with a short cut         times sqrt(1/2)        times sqrt(1/2)        as it is
+# short cut past resampling    1x1 convolution        1x1 convolution        nothing more
+# resampling filter            1 1                    1 3 3 1                1 1
+# encoder sees smaller images  no                     yes (residual)         no
+# heads of attention           one                    one                    width / 64
+# attention in the decoder     last block of a level  last block of a level  every block of a level
+# epsilon of the norms         1e-6                   1e-6                   1e-5
 
 import math
 from collections.abc import Sequence
