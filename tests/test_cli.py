@@ -1,11 +1,14 @@
 """The command line, from nothing to an evaluated student, very short."""
 
+import itertools
 import json
 import re
 from dataclasses import fields
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from dmd_tutorial import pretrained
 from dmd_tutorial.cli import main
@@ -58,6 +61,56 @@ def test_sample_and_evaluate(folder, capsys):
     assert main(["evaluate", "--model", str(folder / "teacher.safetensors"),
                  "--count", "1000", "--steps", "3"]) == 0  # fmt: skip
     assert json.loads(capsys.readouterr().out)["evaluations"] == 5
+
+
+def test_a_sample_of_a_seed_is_the_same_in_any_company(tmp_path, capsys):
+    """As in EDM: noise, then class, from a generator of its own, then Heun in float64."""
+    found = {}
+    for seeds, batch in (("0-5", "6"), ("3,5", "1")):
+        out = tmp_path / seeds
+        command = ["sample", "--teacher", "digits-teacher", "--seeds", seeds]
+        assert main([*command, "--batch", batch, "--out", str(out)]) == 0
+        found[seeds] = load_file(out.with_suffix(".safetensors"))
+    for name in ("x", "label"):
+        assert torch.allclose(found["3,5"][name], found["0-5"][name][[3, 5]], atol=1e-3)
+    generator = torch.Generator().manual_seed(3)
+    z = torch.randn(1, 8, 8, generator=generator)
+    label = torch.randint(10, [1], generator=generator)
+    assert found["3,5"]["label"][0] == label
+    teacher = pretrained.load("digits-teacher")
+    assert torch.allclose(found["3,5"]["x"][:1], _heun(teacher, z[None], label, 18), atol=1e-3)
+    assert main(["sample", "--seeds", "a-b"]) == 2
+    assert "seeds are written like 0-63" in capsys.readouterr().err
+
+
+def _heun(denoiser, z, label, steps):
+    """EDM's Algorithm 1 without churn, written down once more."""
+    low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
+    levels = [(high + i / (steps - 1) * (low - high)) ** 7 for i in range(steps)] + [0.0]
+    x = z.double() * 80
+    for now, then in itertools.pairwise(levels):
+        slope = (x - _denoised(denoiser, x, now, label)) / now
+        euler = x + (then - now) * slope
+        if then > 0:
+            other = (euler - _denoised(denoiser, euler, then, label)) / then
+            euler = x + (then - now) * (slope + other) / 2
+        x = euler
+    return x.float()
+
+
+def _denoised(denoiser, x, sigma, label):
+    return denoiser(x.float(), torch.full((len(x),), sigma), label).double()
+
+
+def test_a_run_that_is_out_of_time_goes_on_with_the_same_command(tmp_path, capsys):
+    command = ["train-teacher", "--steps", "25", "--batch", "4", "--out", str(tmp_path)]
+    assert main([*command, "--minutes", "0.0001"]) == 0
+    assert re.search(
+        r"Stopped at step \d+ of 25; the same command goes on", capsys.readouterr().out
+    )
+    assert not (tmp_path / "teacher.safetensors").exists()
+    assert main(command) == 0
+    assert (tmp_path / "teacher.safetensors").exists()
 
 
 def test_pairs_of_another_teacher_are_refused(folder, capsys):

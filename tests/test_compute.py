@@ -224,8 +224,17 @@ def test_recomputing_keeps_less_and_gives_the_same_gradient():
 
 def test_a_published_architecture_goes_through_the_same_loop_without_dropout():
     torch.manual_seed(0)
-    teacher = EDMPrecond(8, 1, label_dim=10, model_type="SongUNet", model_channels=16,
-                         channel_mult=[1, 2], num_blocks=1, attn_resolutions=[4], dropout=0.9)  # fmt: skip
+    teacher = EDMPrecond(
+        8,
+        1,
+        label_dim=10,
+        model_type="SongUNet",
+        model_channels=16,
+        channel_mult=[1, 2],
+        num_blocks=1,
+        attn_resolutions=[4],
+        dropout=0.9,
+    )
     compute = Compute(precision="bf16", frozen="bf16", parts=2, recompute=True)
     run = DistillationRun(teacher, SETTINGS, compute=compute)
     for metric in distill(run, (1, 8, 8), 10, pairs()):

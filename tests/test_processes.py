@@ -51,8 +51,7 @@ def test_two_processes_make_every_pair_once_and_the_same_ones(folder):
 
 
 def test_two_processes_learn_what_one_learns_with_the_whole_batch(folder):
-    """Adam turns a gradient of almost 0 into a step of either sign, so single weights may differ
-    by two steps; together they must agree far better than with another batch."""
+    """Adam turns a gradient of almost 0 into a step of either sign, so means are compared."""
     states = [
         torch.load(folder / name / "student.ckpt", weights_only=True)["state"]
         for name in ("one", "two")

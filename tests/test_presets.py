@@ -1,0 +1,55 @@
+"""Presets: the paper's are the paper's, the others can be built."""
+
+import pytest
+import torch
+
+from dmd_tutorial.presets import PAPER, PRESETS
+
+# Yin et al. 2024, appendix: iterations, batch, rate, lambda_reg, pairs, Heun steps behind each
+PAPERS = {
+    "cifar10-cond": (300_000, 392, 5e-5, 0.25, 100_000, 18),
+    "cifar10-uncond": (300_000, 392, 5e-5, 0.5, 500_000, 18),
+    "imagenet64": (350_000, 336, 2e-6, 0.25, 25_000, 256),
+}
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_the_papers_settings(name):
+    preset = PRESETS[name]
+    steps, batch, rate, lambda_reg, pairs, pair_steps = PAPERS[name]
+    settings = preset.distill
+    assert (settings.steps, settings.batch, settings.batch_pairs) == (steps, batch, batch)
+    assert settings.learning_rate == settings.critic_learning_rate == rate
+    assert (settings.lambda_reg, preset.pairs, preset.pair_steps) == (lambda_reg, pairs, pair_steps)
+    assert preset.warm_start is None
+    for paper in (settings, PAPER):
+        assert (paper.warm_up, paper.weight_decay, paper.clip) == (500, 0.01, 10.0)
+        assert (paper.weighting, paper.distance, paper.sigma_max) == ("eq8", "lpips", 80.0)
+        assert (paper.critic_steps, paper.decay, paper.matching) == (1, 0.0, True)
+    assert preset.published.startswith("edm-")
+
+
+@pytest.mark.parametrize("name", [n for n, p in PRESETS.items() if not p.published])
+def test_a_teacher_that_is_trained_here_denoises_its_images_and_depends_on_its_seed(name):
+    preset = PRESETS[name]
+    teacher, again = preset.new_teacher(), preset.new_teacher()
+    x = torch.randn(2, *preset.shape)
+    label = torch.zeros(2, dtype=torch.int64) if preset.classes else None
+    with torch.no_grad():
+        D = teacher(x, torch.tensor([0.002, 80.0]), label)
+        assert D.shape == x.shape
+        assert torch.equal(D, again(x, torch.tensor([0.002, 80.0]), label)) or teacher.training
+
+
+def test_the_small_teacher_has_about_7_million_parameters():
+    teacher = PRESETS["cifar10-small"].new_teacher()
+    assert sum(p.numel() for p in teacher.parameters()) == pytest.approx(7e6, rel=0.03)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_batches_can_be_cut_into_the_presets_parts(name):
+    preset = PRESETS[name]
+    for settings in (preset.warm_start, preset.distill):
+        if settings is not None:
+            assert settings.batch % preset.compute.parts == 0
+            assert settings.batch_pairs % preset.compute.parts == 0
