@@ -31,12 +31,11 @@ from dmd_tutorial.options import build_parser, overridden, seeds_of
 from dmd_tutorial.presets import PRESETS, Preset
 from dmd_tutorial.provenance import provenance
 from dmd_tutorial.samplers import one_step, sample
+from dmd_tutorial.settings import DistillSettings, TeacherSettings
 from dmd_tutorial.training import (
     DistillationRun,
-    DistillSettings,
     Metrics,
     TeacherRun,
-    TeacherSettings,
     distill,
     train_teacher,
 )

@@ -134,7 +134,7 @@ class Processes:
         from accelerate.utils import reduce
 
         flag = torch.tensor([float(here)], device=self.device)
-        return bool(reduce(flag, "sum").item() > 0)  # type: ignore[union-attr]
+        return bool(reduce(flag, "sum").item() > 0)
 
     def mean_(self, tensors: list[Tensor]) -> None:
         """Replace tensors by their mean over all processes, in one message per type.

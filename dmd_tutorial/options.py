@@ -10,7 +10,7 @@ import torch
 
 from dmd_tutorial.compute import Compute
 from dmd_tutorial.presets import PRESETS
-from dmd_tutorial.training import DistillSettings, TeacherSettings
+from dmd_tutorial.settings import DistillSettings, TeacherSettings
 
 Command = Callable[[argparse.Namespace], None]
 

@@ -16,7 +16,7 @@ from dmd_tutorial.data import Images, load_images
 from dmd_tutorial.denoisers import EDMDenoiser
 from dmd_tutorial.networks import UNet
 from dmd_tutorial.networks.edm import EDMPrecond
-from dmd_tutorial.training import DistillSettings, TeacherSettings
+from dmd_tutorial.settings import DistillSettings, TeacherSettings
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Preset:
         channels, size, _ = self.shape
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.teacher.seed)
+            teacher: nn.Module
             if self.family == "edm":
                 teacher = EDMPrecond(size, channels, self.classes, **self.network)
             else:

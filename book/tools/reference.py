@@ -50,6 +50,7 @@ FLOORS = [
     "features",
     "metrics",
     "pretrained",
+    "settings",
     "training",
     "memory",
     "presets",
