@@ -8,8 +8,9 @@ from safetensors.torch import save_file
 
 from dmd_tutorial import pretrained
 from dmd_tutorial.data import balanced_labels
-from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
+from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator, image_shape
 from dmd_tutorial.networks import UNet
+from dmd_tutorial.networks.edm import EDMPrecond
 from dmd_tutorial.pretrained import load, load_denoiser, made_by, save_denoiser
 
 
@@ -91,3 +92,19 @@ def test_the_shipped_student_makes_the_digits_it_is_asked_for():
     z = torch.randn(500, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     coverage = class_coverage(load("digits-student")(z, label), label)
     assert coverage.as_label > 0.95
+
+
+def test_a_network_of_the_published_architecture_is_kept_like_any_other(tmp_path):
+    torch.manual_seed(0)
+    network = EDMPrecond(8, 1, label_dim=3, model_type="SongUNet", model_channels=16,
+                         channel_mult=[1], num_blocks=1, attn_resolutions=[])  # fmt: skip
+    path = tmp_path / "student.safetensors"
+    pretrained.save_denoiser(path, OneStepGenerator(network, 80.0), preset="cifar10-cond")
+    student = pretrained.load(path)
+    assert isinstance(student, OneStepGenerator)
+    assert student.denoiser.config == network.config
+    z, label = torch.randn(2, 1, 8, 8), torch.tensor([0, 2])
+    expected = OneStepGenerator(network.eval(), 80.0)(z, label)
+    assert torch.allclose(student(z, label), expected, atol=1e-6)
+    assert image_shape(student) == ((1, 8, 8), 3)
+    assert pretrained.made_by(path)["preset"] == "cifar10-cond"

@@ -1,0 +1,452 @@
+"""Reading the published EDM checkpoints, which are pickles, without running anything in them.
+
+A pickle is a program. An ordinary unpickler runs it: it imports what the file names and calls it
+with what the file holds; the published files even carry Python source that it would execute. Here
+a file is first *scanned*: every instruction is looked at, none is carried out. Then it is read by
+an unpickler that knows a dozen names, each standing for an inert substitute of our own, so that
+nothing of the file is ever imported, called or executed. What is left are tensors and plain values.
+"""
+
+import io
+import math
+import pickle
+import pickletools
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+OPCODES = 2_000_000  # the published files have some ten thousand
+DEPTH = 64  # modules within modules
+NAMES = 20_000  # parameters and buffers of a network
+ELEMENTS = {  # what a storage may hold
+    "FloatStorage": torch.float32, "HalfStorage": torch.float16, "DoubleStorage": torch.float64,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+}  # fmt: skip
+MAGIC = 0x1950A86A20F9469CFC6C  # of torch files in the old form
+NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
+
+
+_PythonUnpickler: Any = pickle._Unpickler
+
+
+class Refused(ValueError):
+    """A file does something that reading weights does not need."""
+
+
+class Inert:
+    """Stands for an object of the file: remembers what it was given, does nothing.
+
+    Attributes:
+        class_name: What the file says it is.
+        state: The attributes that the file gives it.
+    """
+
+    class_name: str
+    state: dict
+
+    def __new__(cls, *_: object) -> "Inert":
+        """Whatever it is called with, it begins empty."""
+        made = super().__new__(cls)
+        made.class_name, made.state = "", {}
+        return made
+
+    def __init__(self, *_: object) -> None:
+        """Do nothing."""
+
+    def __setstate__(self, state: object) -> None:
+        """Remember a state, if it is one."""
+        if isinstance(state, dict):
+            self.state = state
+
+
+def read_pickle(content: bytes) -> Any:
+    """Read a pickle of networks, tensors and plain values, inertly.
+
+    Args:
+        content: The whole file.
+
+    Returns:
+        What it holds: dictionaries, lists, plain values, tensors, and `Inert` objects.
+
+    Raises:
+        Refused: If it names anything beyond what weights need, declares more data than it has,
+            or is too intricate.
+        ValueError: If it is truncated or no pickle.
+    """
+    scan(content)
+    try:
+        return _Unpickler(io.BytesIO(content), _network_names(_Budget(len(content)))).load()
+    except Refused:
+        raise
+    except RecursionError as error:
+        raise Refused("the file is nested too deeply") from error
+    except Exception as error:
+        raise ValueError(f"the file is damaged: {error}") from error
+
+
+def scan(content: bytes) -> int:
+    """Look at every instruction of a pickle without carrying any out.
+
+    Args:
+        content: A pickle, perhaps with something behind it.
+
+    Returns:
+        How many bytes the pickle takes.
+
+    Raises:
+        Refused: If there are too many instructions, or some that reach outside the file.
+        ValueError: If it is truncated or no pickle.
+    """
+    position = 0
+    outside = {"EXT1", "EXT2", "EXT4", "PERSID", "INST", "NEXT_BUFFER", "READONLY_BUFFER"}
+    try:
+        for count, (opcode, value, at) in enumerate(pickletools.genops(io.BytesIO(content))):
+            position = at or 0
+            if opcode.name in outside:
+                raise Refused(f"the instruction {opcode.name} at byte {position} is not allowed")
+            if "PUT" in opcode.name and int(value or 0) > OPCODES:  # a table of that size is made
+                raise Refused(f"the file numbers an object {value}")
+            if count > OPCODES:
+                raise Refused(f"the file has more than {OPCODES} instructions")
+    except Refused:
+        raise
+    except Exception as error:  # pickletools raises many kinds
+        raise ValueError(f"the file is truncated or no pickle: {error}") from error
+    return position + 1
+
+
+class _Unpickler(_PythonUnpickler):
+    """Knows only the names that it is given.
+
+    It is the slower one, in Python: its instructions can be replaced, and whatever it meets ends
+    in an exception.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = dict(_PythonUnpickler.dispatch)
+
+    def __init__(self, file: io.BytesIO, names: dict[str, Any]) -> None:
+        super().__init__(file)
+        self.names = names
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The substitute for a name."""
+        try:
+            return self.names[f"{module}.{name}"]
+        except KeyError:
+            asked = f"{module}.{name}"[:80]
+            raise Refused(f"the file asks for {asked}, which weights do not need") from None
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Refuse a reference to something outside the file."""
+        raise Refused("the file refers to data outside itself")
+
+    # A tuple that holds itself twice, that one twice, and so on for fifty times has 2^50 parts.
+    # Nothing looks at them until it becomes the key of a dictionary: so keys are plain.
+    def _plain_key(self) -> None:
+        _check_keys([self.stack[-2]])
+        self.load_setitem()
+
+    def _plain_keys(self) -> None:
+        _check_keys(self.stack[::2])
+        self.load_setitems()
+
+    def _plain_dictionary(self) -> None:
+        _check_keys(self.stack[::2])
+        self.load_dict()
+
+    def _plain_set(self) -> None:
+        _check_keys(self.stack)
+        self.load_additems()
+
+    def _no_frozen_set(self) -> None:
+        raise Refused("the file holds a frozen set")
+
+    dispatch[pickle.SETITEM[0]] = _plain_key
+    dispatch[pickle.SETITEMS[0]] = _plain_keys
+    dispatch[pickle.DICT[0]] = _plain_dictionary
+    dispatch[pickle.ADDITEMS[0]] = _plain_set
+    dispatch[pickle.FROZENSET[0]] = _no_frozen_set
+
+
+def _check_keys(keys: list) -> None:
+    if not all(key is None or isinstance(key, str | int | float) for key in keys):
+        raise Refused("a key of a dictionary is neither text nor number")
+
+
+class _Budget:
+    """Bytes that may still be made: one copy of each byte of the file, however often it is used."""
+
+    def __init__(self, count: int) -> None:
+        self.left = count
+
+    def take(self, count: int) -> None:
+        """Use some."""
+        self.left -= count
+        if self.left < 0:
+            raise Refused("the file would unpack to more than it holds")
+
+
+# --- what a network's file may name ---------------------------------------------------------------
+
+
+def _network_names(budget: _Budget) -> dict[str, Any]:
+    """Name in the file -> substitute. All made anew, so that no file can spoil them for another."""
+    names: dict[str, Any] = {
+        "torch_utils.persistence._reconstruct_persistent_obj": _call(_persistent_object),
+        "torch._utils._rebuild_tensor_v2": _call(_tensor),
+        "torch._utils._rebuild_parameter": _call(_parameter),
+        "torch.storage._load_from_bytes": _call(partial(read_storage, budget=budget)),
+        "collections.OrderedDict": _call(lambda: OrderedDict()),
+        "builtins.set": _call(_set),
+        "__builtin__.set": _call(_set),
+        "_codecs.encode": _call(partial(_encode, budget=budget)),
+        "numpy.dtype": _call(_dtype),
+    }
+    for core in ("numpy.core", "numpy._core"):
+        names[f"{core}.multiarray.scalar"] = _call(_scalar)
+        names[f"{core}.multiarray._reconstruct"] = _inert_class()
+    for name in ("ModuleDict", "ModuleList", "Sequential"):
+        names[f"torch.nn.modules.container.{name}"] = _inert_class()
+    names["numpy.ndarray"] = _inert_class()
+    names["dnnlib.util.EasyDict"] = type("EasyDict", (dict,), {"__setattr__": _set_nothing})
+    return names
+
+
+def _inert_class() -> type:
+    return type("Inert", (Inert,), {})
+
+
+def _set_nothing(*_: object) -> None:
+    """Attributes that a file sets are dropped."""
+
+
+def _call(function: Callable) -> Any:
+    """A function behind an object without attributes that a file could set."""
+
+    class Call:
+        __slots__ = ()
+
+        def __call__(self, *arguments: object) -> object:
+            return function(*arguments)
+
+    return Call()
+
+
+def _persistent_object(meta: object) -> Inert:
+    """An object of the published code: its source is dropped unread."""
+    made = Inert()
+    if isinstance(meta, dict) and isinstance(meta.get("state"), dict):
+        name = meta.get("class_name")
+        made.class_name, made.state = name if isinstance(name, str) else "", meta["state"]
+    return made
+
+
+def _set(items: object = ()) -> set:
+    if not isinstance(items, list | tuple) or len(items) > 1_000:
+        raise Refused("a set is not made from a short list")
+    _check_keys(list(items))
+    return set(items)
+
+
+def _encode(text: object, encoding: object, budget: _Budget) -> bytes:
+    if not isinstance(text, str) or encoding != "latin1":
+        raise Refused("text is encoded in an unusual way")
+    budget.take(len(text))
+    return text.encode("latin1")
+
+
+class _NumberType:
+    """A numpy type by its name; a state that follows it is ignored but for the byte order."""
+
+    def __init__(self, name: str) -> None:
+        self.name, self.order = name, "<"
+
+    def __setstate__(self, state: object) -> None:
+        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "|", "="):
+            self.order = "<" if state[1] in "|=" else state[1]
+
+
+def _dtype(name: object, *_: object) -> _NumberType:
+    if not isinstance(name, str) or name.lstrip("<>=|") not in NUMBERS:
+        raise Refused("numbers of a numpy type that is none are not allowed")
+    return _NumberType(name.lstrip("<>=|"))
+
+
+def _scalar(kind: object, data: object = b"") -> int | float | bool:
+    if not isinstance(kind, _NumberType) or not isinstance(data, bytes):
+        raise Refused("a number of numpy is not described as numpy does")
+    dtype = np.dtype(kind.order + kind.name)
+    if len(data) != dtype.itemsize:
+        raise Refused(f"a number of numpy type {kind.name} has {len(data)} bytes")
+    return np.frombuffer(data, dtype)[0].item()
+
+
+def _parameter(data: object, *_: object) -> Tensor:
+    if not isinstance(data, Tensor):
+        raise Refused("a parameter is not made from a tensor")
+    return data
+
+
+def _tensor(storage: object, offset: object, size: object, stride: object, *_: object) -> Tensor:
+    """A tensor that is a view of its storage, checked before torch sees the numbers."""
+    if not isinstance(storage, Tensor):
+        raise Refused("a tensor is not made from a storage")
+    if not _are_counts(size) or not _are_counts(stride) or not _are_counts((offset,)):
+        raise Refused("a tensor's size, stride or offset is no row of counts")
+    sizes, strides, start = list(size), list(stride), int(offset)  # type: ignore[call-overload]
+    if len(sizes) != len(strides) or len(sizes) > 8:
+        raise Refused(f"a tensor has {len(sizes)} sizes and {len(strides)} strides")
+    count = math.prod(sizes)
+    last = start + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
+    if count and (count > len(storage) or last >= len(storage)):
+        raise Refused(f"a tensor of shape {sizes} needs more than its {len(storage)} values")
+    # A view: a thousand tensors of one storage take no more memory than one.
+    return storage.as_strided(sizes, strides, start) if count else storage[:0].reshape(sizes)
+
+
+def _are_counts(values: object) -> bool:
+    return isinstance(values, list | tuple) and all(
+        isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in values
+    )
+
+
+# --- storages: pickles within the pickle ----------------------------------------------------------
+
+
+def read_storage(content: object, budget: _Budget) -> Tensor:
+    """The values of a storage that torch saved into bytes of its own.
+
+    Args:
+        content: What `torch.save` made of a storage, in its old form (pickles, then the values) or
+            its new one (a zip).
+        budget: What the whole file may still unpack to.
+
+    Returns:
+        The values, one-dimensional, not to be written to.
+
+    Raises:
+        Refused: If it holds anything else, or declares more values than it has.
+    """
+    if not isinstance(content, bytes):
+        raise Refused("a storage is not given as bytes")
+    if content[:2] == b"PK":
+        budget.take(len(content))
+        return _zipped_storage(content)
+    position, pickles = 0, []
+    declared: list[tuple] = []
+    for _ in range(5):  # magic number, protocol, system, the storage, the keys of all storages
+        rest = content[position : position + 100_000]  # these are short; the values follow them
+        length = scan(rest)
+        unpickler = _StorageUnpickler(io.BytesIO(rest[:length]), declared)
+        pickles.append(unpickler.load())
+        position += length
+    if pickles[0] != MAGIC or len(declared) != 1 or pickles[4] != [declared[0][2]]:
+        raise Refused("bytes that should be one storage hold something else")
+    dtype, count = declared[0][1], declared[0][4]
+    written = int.from_bytes(content[position : position + 8], "little")
+    position += 8
+    if written != count or len(content) - position != count * dtype.itemsize:
+        raise Refused(f"a storage declares {count} values, {len(content) - position} bytes follow")
+    if count == 0:
+        return torch.empty(0, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # bytes are not to be written to, and nobody does
+        return torch.frombuffer(content, dtype=dtype, offset=position)
+
+
+class _StorageUnpickler(_Unpickler):
+    """Reads the pickles in front of a storage's values."""
+
+    def __init__(self, file: io.BytesIO, declared: list[tuple]) -> None:
+        names = {f"torch.{name}": dtype for name, dtype in ELEMENTS.items()}
+        names |= {f"torch.storage.{name}": dtype for name, dtype in ELEMENTS.items()}
+        super().__init__(file, names)
+        self.declared = declared
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Note what the storage is said to be: ('storage', type, key, device, count, view)."""
+        well_formed = (
+            isinstance(pid, tuple) and len(pid) in (5, 6) and pid[0] == "storage"
+            and isinstance(pid[1], torch.dtype) and isinstance(pid[2], str)
+            and _are_counts(pid[4:5]) and all(view is None for view in pid[5:])
+        )  # fmt: skip
+        if not well_formed:
+            raise Refused("a storage is not described as torch does")
+        self.declared.append(pid)
+        return Inert()
+
+
+def _zipped_storage(content: bytes) -> Tensor:
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            entries = archive.infolist()
+    except zipfile.BadZipFile as error:
+        raise Refused(f"a storage is a damaged zip: {error}") from error
+    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+    if packed or sum(entry.file_size for entry in entries) > len(content):
+        raise Refused("a storage's zip would unpack to more than it holds")
+    try:
+        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise Refused(f"a storage holds something else: {str(error).splitlines()[0]}") from error
+    untyped = getattr(loaded, "_untyped_storage", None)
+    if untyped is None or untyped.nbytes() > len(content):
+        raise Refused("bytes that should be one storage hold something else")
+    return torch.empty(0, dtype=loaded.dtype).set_(untyped)
+
+
+# --- from objects to a state dict -----------------------------------------------------------------
+
+
+def state_dict_of(network: object) -> dict[str, Tensor]:
+    """Parameters and persistent buffers of a network that was read inertly.
+
+    Args:
+        network: An `Inert` object with `_modules`, `_parameters` and `_buffers` in its state.
+
+    Returns:
+        Dotted names -> tensors, as ``network.state_dict()`` would give.
+
+    Raises:
+        Refused: If it is nested too deeply or endlessly, or holds too many tensors.
+        ValueError: If it is no network.
+    """
+    found: dict[str, Tensor] = {}
+    _collect(network, "", found, [0], DEPTH)
+    return found
+
+
+def _collect(
+    module: object, prefix: str, found: dict[str, Tensor], visited: list[int], depth: int
+) -> None:
+    visited[0] += 1  # a module may stand in many places, each in many others: count the visits
+    if depth == 0 or visited[0] > NAMES:
+        raise Refused("the network is nested too deeply or too widely")
+    if not isinstance(module, Inert):
+        raise ValueError(f"{prefix or 'the network'} is no module but {type(module).__name__}")
+    hidden = module.state.get("_non_persistent_buffers_set") or ()
+    for kind in ("_parameters", "_buffers"):
+        for name, tensor in _entries(module, kind, prefix):
+            if isinstance(tensor, Tensor) and not (kind == "_buffers" and name in hidden):
+                found[prefix + name] = tensor
+    if len(found) > NAMES:
+        raise Refused(f"the network has more than {NAMES} tensors")
+    for name, child in _entries(module, "_modules", prefix):
+        if child is not None:
+            _collect(child, f"{prefix}{name}.", found, visited, depth - 1)
+
+
+def _entries(module: Inert, kind: str, prefix: str) -> list[tuple[str, Any]]:
+    entries = module.state.get(kind, {})
+    if not isinstance(entries, dict) or not all(isinstance(name, str) for name in entries):
+        raise ValueError(f"{kind} of {prefix or 'the network'} is no dictionary of names")
+    return list(entries.items())
