@@ -157,3 +157,30 @@ def test_help_of_the_other_commands(command, capsys):
 def test_verify_wants_a_clone(tmp_path, capsys):
     assert main(["verify", "1", "--book", str(tmp_path)]) == 2
     assert "give --book" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_your_own_images_go_the_whole_way(tmp_path, capsys):
+    folder, out = tmp_path / "my_images", tmp_path / "run"
+    folder.mkdir()
+    for number in range(20):
+        colour = (10 * number, 100, 200)
+        Image.new("RGB", (40, 30), colour).save(folder / f"{number}.jpg")
+    teacher, pairs = str(out / "teacher.safetensors"), str(out / "pairs")
+    commands = [
+        ["train-teacher", "--data", str(folder), "--size", "16", "--steps", "2", "--batch", "4"],
+        ["make-pairs", "--teacher", teacher, "--pairs", pairs, "--count", "1000", "--steps", "1"],
+        ["distill", "--teacher", teacher, "--pairs", pairs, "--warm-start-steps", "1",
+         "--steps", "1", "--batch", "2", "--batch-pairs", "2"],
+        ["sample", "--model", str(out / "student.safetensors"), "--count", "4",
+         "--out", str(out / "samples")],
+    ]  # fmt: skip
+    for command in commands:
+        extra = ["--out", str(out)] if command[0] in ("train-teacher", "distill") else []
+        assert main([*command, *extra]) == 0, capsys.readouterr().err
+    notes = pretrained.made_by(out / "student.safetensors")
+    assert notes["preset"] == "own-images"  # found in the teacher's file
+    assert load_file(out / "samples.safetensors")["x"].shape == (4, 3, 16, 16)
+    (folder / "broken.jpg").write_text("")
+    assert main(commands[0]) == 2
+    assert "broken.jpg cannot be read" in capsys.readouterr().err
