@@ -5,8 +5,9 @@ stays as it is.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -21,12 +22,25 @@ def save_atomically(content: object, path: str | Path) -> None:
     Raises:
         OSError: If it cannot be written, a full disk say; what was there before is untouched.
     """
+    replace_file(path, lambda file: torch.save(content, file))
+
+
+def replace_file(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file that is complete or as it was before.
+
+    Args:
+        path: Where to; the folder is made.
+        write: Writes the content into an open file.
+
+    Raises:
+        OSError: If it cannot be written; what was there before is untouched.
+    """
     path = Path(path)
     partial = path.with_name(path.name + ".part")  # one name: what a killed process leaves is
     try:  # written over by the next
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file:
-            torch.save(content, file)
+            write(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -7,6 +7,7 @@ command. `accelerate launch -m dmd_tutorial distill ...` shares the work among p
 
 import argparse
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dmd_tutorial import checkpoints, metrics, plots, pretrained
+from dmd_tutorial import checkpoints, memory, metrics, monitor, plots, pretrained
 from dmd_tutorial.anchor import fingerprint, load_pairs, make_pairs
-from dmd_tutorial.compute import Processes
+from dmd_tutorial.compute import Compute, Processes
 from dmd_tutorial.data import balanced_labels, load_images, seeded_noise
 from dmd_tutorial.denoisers import OneStepGenerator, image_shape
 from dmd_tutorial.options import build_parser, overridden, seeds_of
@@ -41,6 +43,7 @@ from dmd_tutorial.training import (
 )
 
 Options = argparse.Namespace
+LOG_STEPS = 10  # steps between two lines of the log
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,6 +78,9 @@ def run_train_teacher(options: Options) -> None:
     compute = overridden(preset.compute, options)
     processes = _processes(options)
     teacher = preset.new_teacher().to(options.device)
+    _say_memory(
+        partial(memory.teacher_memory, teacher, settings.batch), compute, options, processes.first
+    )
     run = TeacherRun(teacher, settings, compute)
     out = Path(options.out or f"runs/{name}")
     seconds = _train(run, train_teacher(run, images), out / "teacher.ckpt", options)
@@ -114,6 +120,11 @@ def run_distill(options: Options) -> None:
     if settings.lambda_reg or options.warm_start_steps:
         pairs = load_pairs(options.pairs or f"runs/{name}/pairs", teacher, options.count)
     notes: dict[str, Any] = {"preset": name, "pairs": 0 if pairs is None else len(pairs.z)}
+    needs = partial(
+        memory.distillation_memory, teacher, settings.batch,
+        settings.batch_pairs if settings.lambda_reg else 0, lpips=settings.distance == "lpips",
+    )  # fmt: skip
+    _say_memory(needs, compute, options, processes.first)
     start: Any = None
     warm = preset.warm_start
     if options.start:
@@ -279,34 +290,94 @@ def _train(
     checkpoint: Path,
     options: Options,
 ) -> float | None:
-    """Drive a loop with a progress bar and checkpoints; its seconds, None if it is not done."""
-    settings, started, before = asdict(run.settings), time.monotonic(), 0.0
+    """Drive a loop, watched, with checkpoints; its seconds, None if it is not done."""
+    settings, started, earlier = asdict(run.settings), time.monotonic(), 0.0
     processes = run.processes
     if checkpoints.newest(checkpoint) and not options.fresh:
-        before = run.load(checkpoint, settings=settings)["seconds"]
+        earlier = run.load(checkpoint, settings=settings)["seconds"]
+
+    def seconds() -> float:
+        return earlier + time.monotonic() - started
 
     def save() -> None:
         if processes.first:
-            seconds = before + time.monotonic() - started
-            run.save(checkpoint, settings=settings, seconds=seconds)
+            run.save(checkpoint, settings=settings, seconds=seconds())
 
     saved = time.monotonic()
-    with tqdm(total=run.settings.steps, initial=run.step, unit="step",
-              disable=_quiet(processes)) as bar:  # fmt: skip
+    with Watch(run, checkpoint.with_suffix(""), options.picture_steps) as watch:
         for metric in loop:
-            bar.update()
-            bar.set_postfix(loss=f"{metric.loss:.4f}", rate=f"{metric.learning_rate:.1e}")
+            watch(metric, seconds())
             if time.monotonic() - saved > 60 * options.checkpoint_minutes:
                 save()
                 saved = time.monotonic()
-            if options.minutes and processes.any(time.monotonic() - started > 60 * options.minutes):
+            out_of_time = time.monotonic() - started > 60 * (options.minutes or math.inf)
+            if options.minutes and processes.any(out_of_time):
                 break
     save()
     if run.step < run.settings.steps:
         if processes.first:
             print(f"Stopped at step {run.step} of {run.settings.steps}; the same command goes on.")
         return None
-    return before + time.monotonic() - started
+    return seconds()
+
+
+class Watch:
+    """What the first process shows and notes of each step: bar, log, picture, warnings."""
+
+    def __init__(self, run: TeacherRun | DistillationRun, path: Path, picture_steps: int) -> None:
+        self.run, self.path, self.picture_steps = run, path, picture_steps
+        self.first = run.processes.first
+        settings = run.settings
+        self.speed = monitor.Speed(settings.steps, settings.batch)
+        self.signs = monitor.Signs(settings.clip)
+        self.bar = tqdm(total=settings.steps, initial=run.step, unit="step",
+                        disable=_quiet(run.processes))  # fmt: skip
+        self.log = monitor.Log(path.with_suffix(".jsonl"), run.step) if self.first else None
+
+    def __enter__(self) -> "Watch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        if self.log is not None:
+            self.log.close()
+
+    def __call__(self, metric: Metrics, seconds: float) -> None:
+        """Show and note a step."""
+        if self.log is None:
+            return
+        images, left = self.speed(metric.step)
+        self.bar.update()
+        self.bar.set_postfix(loss=f"{metric.loss:.4f}", images_per_second=f"{images:.0f}",
+                             minutes_left=f"{left / 60:.0f}")  # fmt: skip
+        warnings = self.signs(metric.record) if metric.record is not None else []
+        for warning in warnings:
+            tqdm.write(f"step {metric.step}: {warning}")
+        if metric.step % LOG_STEPS == 0 or warnings:
+            numbers = metric.record._asdict() if metric.record is not None else {}
+            plain = {name: n for name, n in numbers.items() if isinstance(n, float)}
+            self.log.write(
+                metric.step, loss=metric.loss, learning_rate=metric.learning_rate,
+                images_per_second=None if math.isnan(images) else round(images, 1),
+                seconds=round(seconds, 1), warnings=warnings, **plain,
+            )  # fmt: skip
+        record = metric.record
+        if metric.step % self.picture_steps == 0 and record and record.denoised_real is not None:
+            monitor.picture(record, self.path.with_name(f"{self.path.name}-watch.png"))
+
+
+def _say_memory(estimate_with: Any, compute: Compute, options: Options, first: bool) -> None:
+    """Before a run: what it needs, and what to change if that is more than there is."""
+    if not first:
+        return
+    free = memory.available(options.device)
+    print(f"Memory, estimated:\n{estimate_with(compute)}")
+    gpu = options.device.startswith("cuda")
+    low = "bf16" if not gpu or torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    advice = memory.advice(estimate_with, compute, free, low)
+    if advice:
+        print(f"There are {free / memory.GIB:.2f} GiB. It may not fit; what helps:")
+        print("\n".join(f"  {sentence}" for sentence in advice))
 
 
 def _finish(

@@ -1,0 +1,244 @@
+"""What a person watches while a student is distilled: speed, a log, pictures, warning signs.
+
+The losses of DMD say little: they go up and down and need not fall. What tells is the picture of
+G, D_real and D_fake side by side, and a few numbers that go wrong before the picture does.
+"""
+
+import json
+import math
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dmd_tutorial import plots
+from dmd_tutorial.checkpoints import replace_file
+from dmd_tutorial.dmd import Record
+
+WINDOW = 100  # steps that a running number looks back on
+
+
+class Speed:
+    """Images per second and time left, from the last steps.
+
+    Args:
+        steps: How many the run has in all.
+        batch: Images per step.
+    """
+
+    def __init__(self, steps: int, batch: int) -> None:
+        self.steps, self.batch = steps, batch
+        self.times: deque[tuple[int, float]] = deque(maxlen=WINDOW)
+
+    def __call__(self, step: int, now: float | None = None) -> tuple[float, float]:
+        """Note a step that was done.
+
+        Args:
+            step: Its number, from 1.
+            now: The time in seconds; the clock's without it.
+
+        Returns:
+            Images per second, and seconds left; NaN at the first step of a run or a resumption.
+        """
+        self.times.append((step, time.monotonic() if now is None else now))
+        (first, then), (last, latest) = self.times[0], self.times[-1]
+        if last == first or latest == then:
+            return math.nan, math.nan
+        rate = (last - first) / (latest - then)
+        return rate * self.batch, (self.steps - last) / rate
+
+
+class Log:
+    """Numbers of a run, one JSON object a line; in TensorBoard too, if it is installed.
+
+    Lines of a run that is resumed from an earlier step are cut off behind that step, and so is a
+    line that a killed process left half-written.
+
+    Args:
+        path: The file, ending in .jsonl; TensorBoard's files go into a folder beside it.
+        step: The step from which the run goes on.
+    """
+
+    def __init__(self, path: str | Path, step: int = 0) -> None:
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read_log(self.path) if line["step"] <= step]
+        whole = "".join(json.dumps(line) + "\n" for line in kept)
+        replace_file(self.path, lambda file: file.write(whole.encode()))
+        self.file = open(self.path, "a")  # noqa: SIM115  (open as long as the run)
+        self.board = _tensorboard(self.path.with_suffix(""))
+
+    def write(self, step: int, **numbers: Any) -> None:
+        """Add a line.
+
+        Args:
+            step: The step, from 1.
+            **numbers: Plain values.
+        """
+        self.file.write(json.dumps({"step": step, **numbers}) + "\n")
+        self.file.flush()
+        if self.board is not None:
+            for name, value in numbers.items():
+                if isinstance(value, int | float):
+                    self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Close the files."""
+        self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def read_log(path: str | Path) -> list[dict]:
+    """Read a log.
+
+    Args:
+        path: What `Log` wrote, or nothing yet.
+
+    Returns:
+        One dictionary a line, without a last one that is half-written.
+    """
+    if not Path(path).exists():
+        return []
+    lines = []
+    for text in Path(path).read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            break
+    return lines
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder))
+
+
+# --- warning signs --------------------------------------------------------------------------------
+
+
+class Signs:
+    """Looks at each iteration and says in a sentence when something goes wrong.
+
+    Every number is compared with the run's own beginning (its first `WINDOW` iterations), because
+    what is normal differs between data sets. A sentence is said once, and again only after its
+    sign has gone away. Wide thresholds: healthy runs on digits reach a third of them.
+
+    Args:
+        clip: Largest L2 norm of a gradient, as in the settings.
+    """
+
+    def __init__(self, clip: float) -> None:
+        self.clip = clip
+        self.start: dict[str, float] = {}
+        self.recent: dict[str, deque[float]] = {}
+        self.said: set[str] = set()
+        self.seen = 0
+
+    def __call__(self, record: Record) -> list[str]:
+        """Look at an iteration.
+
+        Args:
+            record: What it did.
+
+        Returns:
+            Sentences that were not said before: what was seen, and what to do.
+        """
+        self.seen += 1
+        for name, value in _vital_numbers(record).items():
+            self.recent.setdefault(name, deque(maxlen=WINDOW)).append(value)
+        now = {name: sum(values) / len(values) for name, values in self.recent.items()}
+        if self.seen == WINDOW:
+            self.start = now
+        if self.seen < 2 * WINDOW:
+            return []
+        wrong = {name: text for name, text in self._judge(now).items() if text}
+        fresh = [text for name, text in wrong.items() if name not in self.said]
+        self.said = set(wrong)
+        return fresh
+
+    def _judge(self, now: dict[str, float]) -> dict[str, str]:
+        start = self.start
+        spread, before = now["spread"], start["spread"]
+        drift = abs(now["mean"] - start["mean"])
+        clipped = sum(norm > self.clip for norm in self.recent["norm_generator"])
+        return {
+            "drift": f"The samples' mean went from {start['mean']:.3f} to {now['mean']:.3f}: the "
+            "critic does not follow. Lower the generator's learning rate or take more critic steps."
+            if drift > 0.25 * max(before, 1e-3) and drift > 0.05
+            else "",
+            "saturation": f"{now['beyond']:.0%} of all values are beyond 1.2 (at first "
+            f"{start['beyond']:.0%}): the samples saturate. Go back to a checkpoint before, with a "
+            "lower learning rate."
+            if now["beyond"] > start["beyond"] + 0.1
+            else "",
+            "collapse": f"Samples differ by {spread:.3f}, at first by {before:.3f}: the generator "
+            "collapses. Raise lambda_reg or add pairs; look at the picture of G."
+            if spread < 0.6 * before
+            else "",
+            "critic": f"The critic's loss grew from {start['loss_critic']:.3f} to "
+            f"{now['loss_critic']:.3f}: it loses the generator. More critic steps, or a higher "
+            "critic rate, or a lower one for the generator."
+            if now["loss_critic"] > 3 * start["loss_critic"] > 0
+            else "",
+            "norm": f"The generator's gradient was clipped in {clipped} of {WINDOW} iterations "
+            f"(norm {now['norm_generator']:.2g}, clip {self.clip:g}): lower its learning rate."
+            if clipped > WINDOW // 2 and now["norm_generator"] > 5 * start["norm_generator"]
+            else "",
+            "overflow": "Gradients are not finite in half of the iterations: in fp16 the loss's "
+            "scale is at its floor. Use bf16, or fp32."
+            if sum(not math.isfinite(n) for n in self.recent["norm_critic"]) > WINDOW // 2
+            else "",
+        }
+
+
+def _vital_numbers(record: Record) -> dict[str, float]:
+    x = record.x.float()
+    return {
+        "mean": x.mean().item(),
+        "spread": x.std(dim=0).mean().item() if len(x) > 1 else 0.0,
+        "beyond": (x.abs() > 1.2).float().mean().item(),
+        "loss_critic": record.loss_critic,
+        "norm_generator": record.norm_generator,
+        "norm_critic": record.norm_critic,
+    }
+
+
+# --- the picture ----------------------------------------------------------------------------------
+
+
+def picture(record: Record, path: str | Path, columns: int = 8) -> str:
+    """Draw G, D_real and D_fake of an iteration, one below the other, sorted by noise level.
+
+    Args:
+        record: What an iteration with matching did, on images.
+        path: Where to write the PNG, whole or not at all.
+        columns: How many samples.
+
+    Returns:
+        A text that says what is to be seen, with the levels.
+
+    Raises:
+        ValueError: If the record has no scores.
+    """
+    if record.sigma is None or record.denoised_real is None or record.denoised_fake is None:
+        raise ValueError("the iteration compared no scores: there is nothing beside G to draw")
+    order = record.sigma[:columns].argsort()
+    rows = [t[:columns][order] for t in (record.x, record.denoised_real, record.denoised_fake)]
+    path = Path(path)
+    partial = path.with_name(path.stem + ".part.png")
+    plots.save_grid(_finite(torch.cat(rows)), partial, columns=len(order))
+    partial.replace(path)
+    levels = ", ".join(f"{sigma:.2g}" for sigma in record.sigma[:columns][order].tolist())
+    return f"From top to bottom: G, D_real and D_fake of G with noise; levels {levels}."
+
+
+def _finite(x: Float[Tensor, "count *shape"]) -> Float[Tensor, "count *shape"]:
+    return x.detach().float().cpu().nan_to_num(0.0).clamp(-1, 1)

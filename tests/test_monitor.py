@@ -1,0 +1,89 @@
+"""What a person watches: speed, log, warning signs, the picture."""
+
+import json
+import math
+
+import pytest
+import torch
+from PIL import Image
+
+from dmd_tutorial.dmd import Record
+from dmd_tutorial.monitor import WINDOW, Log, Signs, Speed, picture, read_log
+
+
+def test_speed_is_that_of_the_last_steps_and_begins_anew_after_a_resumption():
+    speed = Speed(steps=1000, batch=64)
+    assert all(map(math.isnan, speed(501, 0.0)))  # resumed at 500: nothing is known yet
+    for step in range(502, 700):
+        images, left = speed(step, (step - 501) * 0.5)
+    assert images == pytest.approx(128)
+    assert left == pytest.approx((1000 - 699) * 0.5)
+
+
+def test_the_log_is_cut_where_a_run_goes_on_and_mends_a_broken_line(tmp_path):
+    path = tmp_path / "student.jsonl"
+    log = Log(path)
+    for step in (10, 20, 30):
+        log.write(step, loss=step / 10, warnings=[])
+    log.close()
+    with open(path, "a") as file:
+        file.write('{"step": 40, "lo')  # killed in the middle of a line
+    assert [line["step"] for line in read_log(path)] == [10, 20, 30]
+    log = Log(path, step=20)
+    log.write(30, loss=9.0)
+    log.close()
+    assert [json.loads(line)["loss"] for line in path.read_text().splitlines()] == [1.0, 2.0, 9.0]
+    assert read_log(tmp_path / "none.jsonl") == []
+
+
+def record(spread=0.5, mean=0.0, loss_critic=0.5, norm=0.2, norm_critic=1.0, step=0) -> Record:
+    x = mean + spread * torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(step))
+    return Record(x, loss_critic=loss_critic, norm_generator=norm, norm_critic=norm_critic)
+
+
+FAILURES = {
+    "went from": {"mean": 0.4},
+    "saturate": {"spread": 1.5},
+    "collapses": {"spread": 0.1},
+    "loses the generator": {"loss_critic": 5.0},
+    "was clipped in": {"norm": 50.0},
+    "not finite": {"norm_critic": math.inf},
+}
+
+
+@pytest.mark.parametrize("sign", FAILURES)
+def test_a_failure_gives_its_own_warning_once(sign):
+    signs = Signs(clip=10.0)
+    said = [text for step in range(WINDOW) for text in signs(record(step=step))]
+    for step in range(WINDOW, 4 * WINDOW):
+        said += signs(record(step=step, **FAILURES[sign]))
+    assert [text for text in said if sign in text] == said
+    assert len(said) == 1
+    for step in range(2 * WINDOW):  # it goes away, and comes back
+        assert signs(record(step=step)) == []
+    again = [
+        text for step in range(2 * WINDOW) for text in signs(record(step=step, **FAILURES[sign]))
+    ]
+    assert len(again) == 1
+
+
+def test_a_healthy_run_gives_none():
+    signs = Signs(clip=10.0)
+    rng = torch.Generator().manual_seed(0)
+    for step in range(5 * WINDOW):
+        a, b, c = (0.8 + 0.4 * torch.rand(3, generator=rng)).tolist()
+        healthy = record(0.5 * a, 0.02 * b, loss_critic=0.5 * c, norm=0.3 * a * b, step=step)
+        assert signs(healthy) == []
+
+
+def test_the_picture_shows_three_rows_sorted_by_level(tmp_path):
+    x = torch.linspace(-1, 1, 12)[:, None, None, None].expand(12, 1, 8, 8)
+    sigma = torch.arange(12, 0, -1).float()
+    path = tmp_path / "watch.png"
+    text = picture(Record(x, sigma, -x, x * math.nan), path, columns=4)
+    assert text.endswith("levels 9, 10, 11, 12.")
+    with Image.open(path) as image:
+        assert image.width / image.height == pytest.approx(4 / 3, rel=0.1)
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(ValueError, match="compared no scores"):
+        picture(Record(x), path)
