@@ -149,8 +149,11 @@ def run_distill(options: Options) -> None:
 
 def run_sample(options: Options) -> None:
     """Draw samples from a teacher or a student."""
+    processes = _processes(options)
     model = pretrained.load(options.model).to(options.device)
-    x, label, seconds = _samples(model, options)
+    x, label, seconds = _samples(model, options, processes)
+    if not processes.first:
+        return
     path = Path(options.out or f"runs/{_preset(options)[0]}/samples")
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"x": x} if label is None else {"x": x, "label": label}
@@ -161,9 +164,11 @@ def run_sample(options: Options) -> None:
 
 def run_evaluate(options: Options) -> None:
     """Measure a teacher or a student against the data."""
-    preset = _preset(options)[1]
+    processes, preset = _processes(options), _preset(options)[1]
     model = pretrained.load(options.model).to(options.device)
-    x, label, seconds = _samples(model, options)
+    x, label, seconds = _samples(model, options, processes)
+    if not processes.first:
+        return
     features = options.features or preset.features
     reference = _images(preset, options)
     result = metrics.evaluate(
@@ -174,6 +179,7 @@ def run_evaluate(options: Options) -> None:
         "model": str(options.model), "fingerprint": fingerprint(model), "samples": len(x),
         "evaluations": 1 if isinstance(model, OneStepGenerator) else 2 * options.steps - 1,
         "seed": options.seed, "images_per_second": round(len(x) / seconds, 1),
+        "name": result.name,
         "result": {name: _plain(value) for name, value in result._asdict().items()},
         **provenance(),
     }  # fmt: skip
@@ -415,8 +421,10 @@ def _draw(model: nn.Module, z: Tensor, label: Tensor | None, steps: int, batch: 
     return one_step(model, z, label, batch=batch).cpu()
 
 
-def _samples(model: nn.Module, options: Options) -> tuple[Tensor, Tensor | None, float]:
-    """Samples, their labels and the seconds they took."""
+def _samples(
+    model: nn.Module, options: Options, processes: Processes
+) -> tuple[Tensor, Tensor | None, float]:
+    """Samples, their labels and the seconds they took; each process makes its share."""
     shape, classes = image_shape(model)
     if getattr(options, "seeds", None):
         z, label = seeded_noise(seeds_of(options.seeds), shape, classes, options.device)
@@ -426,8 +434,9 @@ def _samples(model: nn.Module, options: Options) -> tuple[Tensor, Tensor | None,
         label = balanced_labels(options.count, classes) if classes else None
     if label is not None and getattr(options, "label", None) is not None:
         label = torch.full_like(label, options.label)
-    started = time.monotonic()
-    x = _draw(model, z, label, options.steps, options.batch)
+    started, mine = time.monotonic(), processes.mine(len(z))
+    some = None if label is None else label.cpu()[mine]
+    x = processes.gather(_draw(model, z.cpu()[mine], some, options.steps, options.batch), len(z))
     return x, None if label is None else label.cpu(), time.monotonic() - started
 
 

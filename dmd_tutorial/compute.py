@@ -136,6 +136,37 @@ class Processes:
         flag = torch.tensor([float(here)], device=self.device)
         return bool(reduce(flag, "sum").item() > 0)
 
+    def mine(self, count: int) -> Tensor:
+        """Which of a number of things this process does.
+
+        Args:
+            count: How many there are.
+
+        Returns:
+            Their numbers: every `self.count`-th, from `self.rank` on.
+        """
+        return torch.arange(self.rank, count, self.count)
+
+    def gather(self, x: Tensor, count: int) -> Tensor:
+        """Put together what the processes made of their shares.
+
+        Args:
+            x: What this process made, (share, ...), in the order of `mine`.
+            count: How many there are in all.
+
+        Returns:
+            All of them in order, (count, ...), each once, on the CPU; in every process.
+        """
+        if self.count == 1:
+            return x.cpu()
+        from accelerate.utils import gather
+
+        padded = x.new_zeros(-(-count // self.count), *x.shape[1:])
+        padded[: len(x)] = x
+        together: Any = gather(padded.to(self.device))
+        rows = together.cpu().reshape(self.count, *padded.shape).transpose(0, 1)
+        return rows.reshape(-1, *x.shape[1:])[:count]
+
     def mean_(self, tensors: list[Tensor]) -> None:
         """Replace tensors by their mean over all processes, in one message per type.
 

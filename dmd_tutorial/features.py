@@ -5,19 +5,23 @@ For digits they are the penultimate layer of a small classifier that lies in the
 torch-fidelity knows the first under the name "dmd-digits" as soon as this module is imported.
 """
 
+import json
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor
 
 from dmd_tutorial.checks import check_finite
 from dmd_tutorial.data import Images, digits
+from dmd_tutorial.image_classifier import ImageClassifier
 from dmd_tutorial.networks.classifier import DigitClassifier, split, train_classifier
 
 CLASSIFIER_FILE = Path(__file__).parent / "weights" / "digits-classifier.safetensors"
@@ -51,7 +55,8 @@ def extract_features(
     Args:
         x: Images in [-1, 1], (count, channels, h, w): one channel of 8 x 8 for digits; one or
             three channels of any size for Inception.
-        features: "digits" (64 features) or "inception" (2048).
+        features: "digits" (64 features), "inception" (2048), or the file of a classifier that
+            `save_classifier` wrote.
         batch: Images at once.
 
     Returns:
@@ -75,9 +80,13 @@ def extract_features(
 
 
 @lru_cache(maxsize=4)
-def _extractor(features: str, device: torch.device) -> FeatureExtractorBase:
+def _extractor(features: str, device: torch.device) -> Any:
+    if features.endswith(".safetensors"):
+        return ClassifierFeatures(load_image_classifier(features)).to(device)
     if features not in EXTRACTORS:
-        raise ValueError(f"features must be one of {list(EXTRACTORS)}, not {features!r}")
+        raise ValueError(
+            f"features must be one of {list(EXTRACTORS)} or a classifier's file, not {features!r}"
+        )
     name, layer = EXTRACTORS[features]
     try:
         extractor = create_feature_extractor(name, [layer], cuda=False, verbose=False)
@@ -87,6 +96,58 @@ def _extractor(features: str, device: torch.device) -> FeatureExtractorBase:
             f"{torch.hub.get_dir()}/checkpoints nor could they be downloaded ({error})."
         ) from error
     return extractor.to(device)
+
+
+class ClassifierFeatures(nn.Module):
+    """A classifier's penultimate layer, in the form of torch-fidelity's extractors.
+
+    Args:
+        classifier: The classifier.
+    """
+
+    def __init__(self, classifier: ImageClassifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: UInt8[Tensor, "batch channels h w"]) -> tuple[Tensor]:
+        """Features of 8-bit images, in fp32 without shortcuts, so that numbers can be repeated."""
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return (self.classifier.features(images.float() / 127.5 - 1),)
+
+
+def save_classifier(path: str | Path, classifier: ImageClassifier, **made_by: object) -> None:
+    """Write a classifier.
+
+    Args:
+        path: Where to, ending in .safetensors.
+        classifier: The classifier.
+        **made_by: Plain values that say how it was made: data, accuracy, settings, seed.
+    """
+    tensors = {name: t.cpu().contiguous() for name, t in classifier.state_dict().items()}
+    header = {"config": json.dumps(classifier.config), "made_by": json.dumps(made_by)}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata=header)
+
+
+def load_image_classifier(path: str | Path) -> ImageClassifier:
+    """Read what `save_classifier` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The classifier, on the CPU, in evaluation mode, without gradients.
+
+    Raises:
+        ValueError: If the file is none of a classifier.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            classifier = ImageClassifier(**json.loads((file.metadata() or {})["config"]))
+        classifier.load_state_dict(load_file(path))
+    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} is no file of a classifier: {error}") from error
+    return classifier.requires_grad_(False).eval()
 
 
 class DigitFeatures(FeatureExtractorBase):

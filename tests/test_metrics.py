@@ -14,14 +14,18 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 
 from dmd_tutorial import features as feature_room
-from dmd_tutorial.data import balanced_labels, digits, ring, two_modes
+from dmd_tutorial import metrics
+from dmd_tutorial.data import Images, balanced_labels, digits, ring, two_modes
 from dmd_tutorial.features import (
     CLASSIFIER_FILE,
     classifier_data,
     extract_features,
     load_classifier,
+    load_image_classifier,
+    save_classifier,
     to_8_bit,
 )
+from dmd_tutorial.image_classifier import accuracy, train_image_classifier
 from dmd_tutorial.metrics import (
     class_coverage,
     evaluate,
@@ -508,3 +512,47 @@ def test_small_pools_and_single_repeats_are_refused():
         sampling_floor(frechet, torch.zeros(10, 2), 6, 5)
     with pytest.raises(ValueError, match="at least 2 repeats, not 1"):
         sampling_floor(frechet, torch.zeros(10, 2), 5, 5, repeats=1)
+
+
+# --- FID, and what is not FID -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("features", "count", "reference", "name"),
+    [
+        ("inception", 50_000, 50_000, "FID"),
+        ("inception", 10_000, 50_000, "Frechet distance (inception features)"),
+        ("inception", 50_000, 10_000, "Frechet distance (inception features)"),
+        ("runs/classifier.safetensors", 50_000, 50_000, "Frechet distance (runs/classifier"),
+        ("digits", 50_000, 50_000, "Frechet distance (digits features)"),
+    ],
+)
+def test_only_what_is_measured_like_fid_is_called_fid(features, count, reference, name):
+    result = metrics.Evaluation(1.0, 1.0, 1.0, None, None, count, reference, 10_000, features)
+    assert result.name.startswith(name)
+    assert str(result).startswith(name)
+
+
+def test_a_trained_classifier_gives_features_that_tell_classes_apart(tmp_path):
+    """Two classes of stripes; blurred stripes are farther from them than fresh ones."""
+    rng = torch.Generator().manual_seed(0)
+    noise = 0.3 * torch.randn(200, 3, 16, 16, generator=rng)
+    label = torch.arange(200) % 2
+    x = noise.clone()
+    x[label == 0, :, ::2] += 0.7
+    x[label == 1, :, :, ::2] += 0.7
+    images = Images(((x.clamp(-1, 1) + 1) * 127.5).to(torch.uint8), label, 2)
+    classifier = train_image_classifier(images, steps=30, batch=32, width=8)
+    assert accuracy(classifier, images) > 0.95
+    path = str(tmp_path / "classifier.safetensors")
+    save_classifier(path, classifier, data="stripes")
+    features = metrics.extract_features(images.take(torch.arange(200)), path)
+    assert features.shape == (200, 32)
+    half = metrics.frechet(features[:100], features[100:])
+    blurred = torch.nn.functional.avg_pool2d(images.take(torch.arange(100)), 3, 1, 1)
+    assert metrics.frechet(metrics.extract_features(blurred, path), features[100:]) > 3 * half
+    (tmp_path / "other.safetensors").write_bytes(b"hello")
+    with pytest.raises(ValueError, match="no file of a classifier"):
+        load_image_classifier(tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match="images have none"):
+        train_image_classifier(images._replace(classes=0), steps=1)

@@ -76,3 +76,16 @@ def test_only_one_process_speaks_and_writes(folder):
     printed = dmd(LAUNCH, "make-pairs", "--pairs", str(folder / "two" / "pairs"), "--count", "3000",
                   "--steps", "2")  # fmt: skip
     assert printed.count("3000 pairs in") == 1
+
+
+def test_two_processes_evaluate_every_sample_once(tmp_path):
+    """With a number of samples that two cannot share equally."""
+    reports = []
+    for name, start in (("one", ONE), ("two", LAUNCH)):
+        out = tmp_path / f"{name}.json"
+        dmd(start, "evaluate", "--count", "1001", "--out", str(out))
+        reports.append(json.loads(out.read_text()))
+    one, two = (report["result"] for report in reports)
+    assert two["count"] == one["count"] == 1001
+    for name in ("frechet", "precision", "recall"):
+        assert two[name] == pytest.approx(one[name], rel=1e-3), name

@@ -47,6 +47,7 @@ FLOORS = [
     "anchor",
     "images",
     "data",
+    "image_classifier",
     "features",
     "metrics",
     "pretrained",
