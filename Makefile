@@ -1,11 +1,12 @@
 # make book    set up if needed, execute the chapters, build the site, print where it is
 # make serve   open the built site
 # make test    set up if needed, check style, docstrings and types, run every test and notebook
+# make results the measurements at full size: needs a GPU, hours, and CIFAR-10 (goes on where it was)
 # make lint    the checks of style, docstrings and types alone
 # make format  bring code, notebooks and generated pages into their one form
 # make clean   remove what was built (the environment stays)
 
-.PHONY: book serve test lint format clean setup help
+.PHONY: book serve test results lint format clean setup help
 .DEFAULT_GOAL := help
 
 # Another interpreter: make book PYTHON=/path/to/python3.12
@@ -62,6 +63,13 @@ serve: $(SITE)/index.html
 test: lint
 	OMP_NUM_THREADS=1 DMD_TUTORIAL_STATIC=1 $(BIN)/python -m pytest tests $(NOTEBOOKS) \
 	  --nbval-lax --nbval-current-env -n $(JOBS) --dist loadfile
+
+# Status 3: out of time, stages are left.
+results: $(INSTALLED)
+	@while true; do \
+	  $(BIN)/python benchmarks/full_size.py --minutes 7 $(RESULTS); status=$$?; \
+	  [ $$status = 3 ] || exit $$status; \
+	done
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
