@@ -3,6 +3,7 @@
 - The build stops when the ledger of equations and tests does not balance, or when a picture has
   no alternative text.
 - Outputs come from a cache that is keyed on the package's sources, not on the notebook alone.
+- Pages load what they show and no more.
 - Equations are typeset by a MathJax that lies in the site, with the numbers the text gives them.
 """
 
@@ -14,6 +15,7 @@ from typing import Any
 
 import alt_text
 import ledger
+import lighten
 from book_source import ROOT
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -123,11 +125,18 @@ def copy_mathjax(app: Sphinx, exception: Exception | None) -> None:
             shutil.copyfile(path, target / name)
 
 
+def lighten_pages(app: Sphinx, exception: Exception | None) -> None:
+    """Spare readers what the theme loads and no page shows."""
+    if exception is None and app.builder.format == "html":
+        lighten.lighten(Path(app.outdir))
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the parts; called by Sphinx."""
     app.connect("config-inited", use_cache, priority=100)
     app.connect("builder-inited", check_ledger)
     app.connect("build-finished", copy_mathjax)
+    app.connect("build-finished", lighten_pages)
     app.connect("build-finished", check_pictures)
     app.add_transform(KeepTags)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
