@@ -4,6 +4,7 @@ Needs chromium and a built site (`make book`); another site: DMD_TUTORIAL_SITE=/
 """
 
 import base64
+import gzip
 import hashlib
 import os
 import shutil
@@ -53,6 +54,33 @@ BROKEN_PICTURES = """() => [...document.querySelectorAll("img")].filter(
 ).map((image) => image.alt || image.src.slice(0, 60))"""
 
 
+# Counts how far text jumps while a page loads, by the browser's own measure.
+LISTEN_FOR_JUMPS = """
+window.jumps = [];
+new PerformanceObserver((list) => {
+  for (const entry of list.getEntries()) {
+    if (!entry.hadRecentInput) window.jumps.push(entry.value);
+  }
+}).observe({type: "layout-shift", buffered: true});
+"""
+# The contrast of a figure's ground to the page's text colour tells nothing: it must be light
+# itself, because what is drawn on it is dark.
+GROUNDS = """() => [...document.querySelectorAll(".bd-article .cell_output img")].map((image) => {
+  for (let box = image; box; box = box.parentElement) {
+    const [, r, g, b, a] = getComputedStyle(box).backgroundColor.match(
+      /rgba?\\((\\d+), (\\d+), (\\d+)(?:, ([\\d.]+))?/);
+    if (a !== "0") return Math.min(r, g, b);
+  }
+})"""
+SEVERE = """async () => (
+  await axe.run(document, {resultTypes: ["violations"], preload: false})
+).violations.filter(({impact}) => ["serious", "critical"].includes(impact)).map(
+  ({id, help, nodes}) => `${id}: ${help}: ${nodes.map((node) => node.html).slice(0, 3)}`)"""
+
+BUDGET = 1_500_000  # bytes of a page with everything in it, compressed as a server sends them
+REQUESTS = 45
+
+
 class Quiet(SimpleHTTPRequestHandler):
     """Serves files without a line for each."""
 
@@ -90,11 +118,13 @@ class Visit:
         self.context.set_default_timeout(PATIENCE)
         self.page = self.context.new_page()
         self.troubles = []
+        self.asked = set()
         self.address = address
         self.page.on("pageerror", lambda error: self.troubles.append(f"script error: {error}"))
         self.page.on("console", self.hear)
         self.page.on("request", self.ask)
         self.page.on("response", self.answer)
+        self.page.add_init_script(LISTEN_FOR_JUMPS)
         self.page.goto(address + name, wait_until="load")
         self.page.wait_for_function("!window.MathJax || MathJax.startup.promise !== undefined")
         self.page.evaluate("async () => { if (window.MathJax) await MathJax.startup.promise; }")
@@ -104,6 +134,7 @@ class Visit:
             self.troubles.append(f"console: {message.text}")
 
     def ask(self, request):
+        self.asked.add(request.url)
         if not request.url.startswith((self.address, "data:", "blob:")):
             self.troubles.append(f"asks another host: {request.url}")
 
@@ -122,6 +153,56 @@ def visit(request, chromium, address):
 
 def test_a_page_loads_without_trouble(visit):
     assert visit.troubles == []
+
+
+def test_a_page_is_light(visit):
+    weights = {url: weight(url, visit.address) for url in visit.asked}
+    lines = [f"{weights[url]:9,d}  {url}" for url in sorted(weights, key=weights.get)[::-1]]
+    table = "\n".join([*lines, f"{sum(weights.values()):9,d}  bytes, {len(lines)} requests"])
+    assert sum(weights.values()) <= BUDGET, table
+    assert len(weights) <= REQUESTS, table
+
+
+def weight(url, address):
+    """How many bytes of a file of the site travel; what is not on the wire has none."""
+    if not url.startswith(address):
+        return 0
+    path = SITE / unquote(url.removeprefix(address).partition("?")[0])
+    return len(gzip.compress(path.read_bytes())) if path.is_file() else 0
+
+
+def test_nothing_jumps_while_a_page_loads(visit):
+    assert sum(visit.page.evaluate("window.jumps")) < 0.1
+
+
+def test_text_comes_before_scripts(visit):
+    page = visit.page.content()
+    body = page.partition("<body")[2]
+    assert "documentation_options.js" in body
+    blocking = "script[src]:not([defer]):not([async])"
+    assert visit.page.locator(f"head {blocking}").count() == 0
+
+
+def test_no_barrier_that_axe_calls_serious(visit):
+    package = pytest.importorskip("axe_playwright_python")
+    visit.page.evaluate((Path(package.__file__).parent / "axe.min.js").read_text("utf8"))
+    assert visit.page.evaluate(SEVERE) == []
+
+
+def test_figures_have_a_light_ground_in_the_dark_too(visit):
+    assert all(ground > 240 for ground in visit.page.evaluate(GROUNDS))
+
+
+def test_folded_parts_open_and_close(visit):
+    for details in visit.page.locator(".bd-article details").all():
+        summary, inside = details.locator("> summary"), details.locator("> :not(summary)").first
+        if not summary.is_visible():
+            continue  # within another that is still closed
+        was_open = inside.is_visible()
+        summary.press("Enter")
+        assert inside.is_visible() != was_open
+        summary.press("Enter")
+        assert inside.is_visible() == was_open
 
 
 def test_a_page_does_not_scroll_sideways(visit):
@@ -173,6 +254,33 @@ def test_sliders_obey_the_keyboard_and_show_what_they_say(visit):
                 assert state["said"] == state["text"]
 
 
+def test_sliders_obey_page_keys_and_the_mouse(visit):
+    for figure in visit.page.locator("figure.dmd-slider").all():
+        for control in figure.locator("input[type=range]").all():
+            last = int(control.get_attribute("max"))
+            for key, reached in [("PageDown", 0), ("PageUp", last)]:
+                for _ in range(last + 1):
+                    control.press(key)
+                assert int(control.input_value()) == reached, key
+            for share, reached in [(0.0, 0), (1.0, last)]:
+                drag(visit.page, control, share)
+                state = state_of(figure, control)
+                assert int(state["value"]) == reached
+                assert state["picture"] == state["digest"]
+                assert state["said"] == state["text"]
+
+
+def drag(page, control, share):
+    """Press the mouse in the middle of a slider and let go where `share` of it is to the left."""
+    control.scroll_into_view_if_needed()
+    box = control.bounding_box()
+    height = box["y"] + box["height"] / 2
+    page.mouse.move(box["x"] + box["width"] / 2, height)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 1 + share * (box["width"] - 2), height, steps=4)
+    page.mouse.up()
+
+
 def state_of(figure, control):
     """What a slider shows and tells in its present state."""
     image = figure.locator("img")
@@ -200,3 +308,102 @@ def test_the_site_opens_at_its_first_page(chromium, address):
     page.goto(address, wait_until="load", timeout=PATIENCE)
     page.wait_for_url(urljoin(address, "book/intro.html"), timeout=PATIENCE)
     page.close()
+
+
+# One page for all of its kind: what the theme does on every page alike.
+
+CHAPTER = next((name for name in PAGES if Path(name).name.startswith("4-")), None)
+
+
+@pytest.fixture
+def open_page(chromium):
+    """Open a page in a context of its own; its script errors must stay empty."""
+    contexts, errors = [], []
+
+    def open_one(url, **options):
+        contexts.append(chromium.new_context(**options))
+        contexts[-1].set_default_timeout(PATIENCE)
+        page = contexts[-1].new_page()
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(url, wait_until="load")
+        return page
+
+    yield open_one
+    for context in contexts:
+        context.close()
+    assert errors == []
+
+
+def test_a_copy_button_copies_its_cell(open_page, address):
+    page = open_page(address + CHAPTER, permissions=["clipboard-read", "clipboard-write"])
+    cell = page.locator("div.highlight:has(button.copybtn):visible").first
+    cell.hover()
+    cell.locator("button.copybtn").click()
+    page.wait_for_selector("button.copybtn.success")
+    copied = page.evaluate("navigator.clipboard.readText()")
+    assert copied.strip() == cell.locator("pre").inner_text().strip()
+
+
+def test_search_finds_a_name(open_page, address):
+    page = open_page(address + "search.html?q=Tweedie")
+    page.wait_for_selector("ul.search li a")
+    assert "1-score-functions.html" in page.locator("ul.search").inner_html()
+
+
+def test_the_button_changes_the_colours_and_they_stay(open_page, address):
+    page = open_page(address + CHAPTER, color_scheme="light")
+    seen = set()
+    for _ in range(3):
+        page.locator("button.theme-switch-button:visible").first.click()
+        seen.add(page.evaluate("document.documentElement.dataset.theme"))
+        assert all(ground > 240 for ground in page.evaluate(GROUNDS))
+    assert seen == {"light", "dark"}
+    while page.evaluate("document.documentElement.dataset.mode") != "dark":
+        page.locator("button.theme-switch-button:visible").first.click()
+    page.reload(wait_until="load")
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_the_site_works_from_the_file_system(open_page):
+    page = open_page((SITE / CHAPTER).resolve().as_uri())
+    page.evaluate("MathJax.startup.promise")
+    assert page.evaluate(UNTYPESET) == []
+    figure = page.locator("figure.dmd-slider").first
+    control = figure.locator("input[type=range]").first
+    control.press("End")
+    state = state_of(figure, control)
+    assert state["value"] == control.get_attribute("max")
+    assert state["picture"] == state["digest"]
+
+
+def test_search_works_from_the_file_system(open_page):
+    page = open_page(f"{(SITE / 'search.html').resolve().as_uri()}?q=Tweedie")
+    page.wait_for_selector("ul.search li a")
+
+
+@pytest.mark.parametrize("name", [name for name in PAGES if Path(name).name[0].isdigit()])
+def test_a_chapter_is_readable_without_scripts(open_page, address, name):
+    page = open_page(address + name, java_script_enabled=False)
+    assert page.locator(".bd-article h1").is_visible()
+    for figure in page.locator("figure.dmd-slider").all():
+        assert figure.locator("img").is_visible()
+        assert figure.locator("output").first.inner_text()
+        assert not figure.locator("input").first.is_visible()
+    hint = page.locator("details:has(summary:text('Hint 1'))").first
+    hint.locator("summary").click()
+    assert hint.locator("> :not(summary)").first.is_visible()
+
+
+def test_on_paper_a_slider_is_a_picture_with_its_value(open_page, address):
+    page = open_page(address + CHAPTER)
+    page.emulate_media(media="print")
+    figure = page.locator("figure.dmd-slider").first
+    assert figure.locator("img").is_visible()
+    assert figure.locator("output").first.is_visible()
+    chrome = "input[type=range], button.copybtn, .bd-sidebar-primary, .bd-header-article"
+    for element in page.locator(chrome).all():
+        assert not element.is_visible()
+    solution = page.locator("details.hide", has_text="Solution 4.1").first
+    assert solution.locator("> summary").is_visible()
+    solution.evaluate("(details) => { details.open = true; }")
+    assert solution.locator("div.highlight").first.is_visible()

@@ -1,4 +1,4 @@
-"""Make the pages of the built site light: text first, and no icon that no page shows.
+"""Make the pages of the built site light: text first, nothing that no page shows, no jumps.
 
 The theme loads two fonts and a script with two thousand icons, 0.8 MB compressed, for a dozen
 icons. Here those dozen become a small style sheet, drawn from the theme's own script. Scripts move
@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from urllib.parse import quote
 
+from PIL import Image
+
 SCRIPT = Path("_static/scripts/fontawesome.js")
 SHEET = Path("_static/icons.css")
 TAG = re.compile(r'<script defer src="([^"]*)_static/scripts/fontawesome\.js[^"]*"></script>')
@@ -21,6 +23,7 @@ ICON = re.compile(
 STYLES = {"fab": 0, "fa-brands": 0, "far": 0, "fa-regular": 0, "fas": -1, "fa-solid": -1}
 SIZES = {"fa-lg", "fa-fw", "fa-sm", "fa-xs"}
 
+PICTURE_TAG = re.compile(r'<img(?P<rest>[^>]* src="(?P<address>[^":?#]+)"[^>]*>)')
 HEAD = re.compile(r"(?<=<head>).*?(?=</head>)", flags=re.DOTALL)
 # Everything from Sphinx's first script to its last: the theme's own first lines, which choose the
 # colours, must stay before the text, or the page would flash.
@@ -84,6 +87,24 @@ def rule(style: str, name: str, script: str) -> str:
     return RULE.format(style=style, name=name, width=int(width) / int(height), picture=picture)
 
 
+def sized(page: str, folder: Path) -> str:
+    """Return a page whose pictures have their room before they arrive, so that no text jumps.
+
+    Args:
+        page: The page.
+        folder: Where it lies; pictures are found from there.
+    """
+
+    def with_size(tag: re.Match[str]) -> str:
+        path = folder / tag["address"]
+        if "width=" in tag[0] or path.suffix not in (".png", ".jpg", ".webp"):
+            return tag[0]
+        with Image.open(path) as picture:
+            return f'<img width="{picture.width}" height="{picture.height}"{tag["rest"]}'
+
+    return PICTURE_TAG.sub(with_size, page)
+
+
 def light(page: str) -> str:
     """Return a page that asks for the small sheet, and for scripts behind its text."""
     page = TAG.sub(rf'<link rel="stylesheet" href="\1{SHEET.as_posix()}" />', page)
@@ -104,7 +125,7 @@ def lighten(site: Path) -> None:
     rules = [NO_FONT, *(rule(*icon, script) for icon in used)]
     (site / SHEET).write_text("".join(rules), encoding="utf8")
     for path, page in pages.items():
-        path.write_text(light(page), encoding="utf8")
+        path.write_text(light(sized(page, path.parent)), encoding="utf8")
 
 
 if __name__ == "__main__":
