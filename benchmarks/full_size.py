@@ -30,6 +30,7 @@ import torch
 from dmd_tutorial import features, metrics, monitor, plots, pretrained
 from dmd_tutorial.anchor import load_pairs, make_pairs
 from dmd_tutorial.checkpoints import newest, replace_file
+from dmd_tutorial.colab import runs_folder
 from dmd_tutorial.compute import Compute
 from dmd_tutorial.data import Images, balanced_labels, load_images
 from dmd_tutorial.image_classifier import accuracy, train_image_classifier
@@ -364,7 +365,8 @@ def main(arguments: list[str] | None = None) -> int:
     gpu = "cuda" if torch.cuda.is_available() else "cpu"
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--data", default="cifar10", help="name, folder or zip (%(default)s)")
-    parser.add_argument("--work", default="runs/results", help="weights, pairs (%(default)s)")
+    parser.add_argument("--work", default=str(runs_folder() / "results"),
+                        help="weights, pairs (%(default)s)")  # fmt: skip
     parser.add_argument("--out", default="book/results", help="numbers, grids (%(default)s)")
     parser.add_argument("--minutes", type=float, default=math.inf, help="stop then (never)")
     parser.add_argument("--device", default=gpu, help="where networks run (here: %(default)s)")

@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from dmd_tutorial import checkpoints, memory, metrics, monitor, plots, pretrained
 from dmd_tutorial.anchor import fingerprint, load_pairs, make_pairs
+from dmd_tutorial.colab import runs_folder
 from dmd_tutorial.compute import Compute, Processes
 from dmd_tutorial.data import balanced_labels, load_images, seeded_noise
 from dmd_tutorial.denoisers import OneStepGenerator, image_shape
@@ -82,7 +83,7 @@ def run_train_teacher(options: Options) -> None:
         partial(memory.teacher_memory, teacher, settings.batch), compute, options, processes.first
     )
     run = TeacherRun(teacher, settings, compute)
-    out = Path(options.out or f"runs/{name}")
+    out = Path(options.out or runs_folder() / name)
     seconds = _train(run, train_teacher(run, images), out / "teacher.ckpt", options)
     if processes.first and seconds is not None:
         notes = {"preset": name, "data": options.data or preset.data, "images": len(images.x)}
@@ -95,7 +96,7 @@ def run_make_pairs(options: Options) -> None:
     name, preset, teacher = _teacher(options)
     shape, classes = image_shape(teacher)
     count, started = options.count or preset.pairs, time.monotonic()
-    folder = options.pairs or f"runs/{name}/pairs"
+    folder = options.pairs or runs_folder() / name / "pairs"
     made = make_pairs(
         teacher, folder, count, shape, classes,
         steps=options.steps or preset.pair_steps, seed=options.seed,
@@ -116,9 +117,9 @@ def run_distill(options: Options) -> None:
     shape, classes = image_shape(teacher)
     settings = overridden(preset.distill, options)
     compute = overridden(preset.compute, options)
-    out, pairs = Path(options.out or f"runs/{name}"), None
+    out, pairs = Path(options.out or runs_folder() / name), None
     if settings.lambda_reg or options.warm_start_steps:
-        pairs = load_pairs(options.pairs or f"runs/{name}/pairs", teacher, options.count)
+        pairs = load_pairs(options.pairs or runs_folder() / name / "pairs", teacher, options.count)
     notes: dict[str, Any] = {"preset": name, "pairs": 0 if pairs is None else len(pairs.z)}
     needs = partial(
         memory.distillation_memory, teacher, settings.batch,
@@ -154,7 +155,7 @@ def run_sample(options: Options) -> None:
     x, label, seconds = _samples(model, options, processes)
     if not processes.first:
         return
-    path = Path(options.out or f"runs/{_preset(options)[0]}/samples")
+    path = Path(options.out or runs_folder() / _preset(options)[0] / "samples")
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {"x": x} if label is None else {"x": x, "label": label}
     save_file(tensors, path.with_suffix(".safetensors"))
@@ -192,7 +193,7 @@ def run_evaluate(options: Options) -> None:
 
 def run_demo(options: Options) -> None:
     """Go the whole way in minutes: teacher, pairs, distillation, a one-step grid."""
-    out, started = Path(options.out), time.monotonic()
+    out, started = Path(options.out or runs_folder() / "demo"), time.monotonic()
     common = ["--preset", "demo", "--out", str(out)]
     teacher, pairs = str(out / "teacher.safetensors"), str(out / "pairs")
     fresh = ["--fresh"] if options.fresh else []
@@ -263,7 +264,7 @@ def _made_with(network: str | None) -> str:
 def _teacher(options: Options) -> tuple[str, Preset, Any]:
     """Preset and teacher: the given one, the preset's published one, or the one trained with it."""
     name, preset = _preset(options)
-    trained = "digits-teacher" if name == "digits" else f"runs/{name}/teacher.safetensors"
+    trained = "digits-teacher" if name == "digits" else runs_folder() / name / "teacher.safetensors"
     teacher = pretrained.load(options.teacher or preset.published or trained)
     return name, preset, teacher.to(options.device)
 

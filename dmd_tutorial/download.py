@@ -1,17 +1,22 @@
 """Downloads: resumed where they stopped, checked, kept in a folder."""
 
+import errno
 import hashlib
+import http.client
 import os
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from pathlib import Path
 
 import torch
+from filelock import FileLock
 from tqdm import tqdm
 
 PIECE = 1 << 20  # bytes read at a time
 TRIES = 3
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES}  # full, or not to be written to
 
 
 def cache_folder() -> Path:
@@ -26,7 +31,8 @@ def download(url: str, folder: str | Path | None = None, sha256: str | None = No
     A download that stopped goes on where it was, if the server allows and the file is still the
     same one. What arrives is compared with the size that the server names and with a hash: the
     given one, or else the one noted when the file was first fetched (``<file>.sha256``), so that a
-    cached file that changes is noticed.
+    cached file that changes is noticed. Of several processes that want the same file, one fetches
+    it, the others wait.
 
     Args:
         url: Its address.
@@ -40,13 +46,21 @@ def download(url: str, folder: str | Path | None = None, sha256: str | None = No
         ValueError: If what arrived, or what was kept, is not what it should be.
         RuntimeError: If it cannot be reached.
     """
-    path = Path(folder or cache_folder()) / url.rsplit("/", 1)[-1]
+    name = Path(urllib.parse.urlsplit(url).path).name
+    if not name:
+        raise ValueError(f"{url!r} is no address of a file")
+    path = Path(folder or cache_folder()) / name
     noted = path.with_name(path.name + ".sha256")
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _fetch(url, path)
-        _check(path, sha256, f"the file at {url}")
-        noted.write_text(_hash(path) + "\n")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{path}.lock"):
+                if not path.exists():  # or another process was faster
+                    _fetch(url, path)
+                    _check(path, sha256, f"the file at {url}")
+                    noted.write_text(_hash(path) + "\n")
+        except OSError as error:
+            raise RuntimeError(f"{path} cannot be written: {error}") from error
     wanted = sha256 or (noted.read_text().strip() if noted.exists() else None)
     _check(path, wanted, str(path))
     return path
@@ -83,7 +97,9 @@ def _fetch(url: str, path: Path) -> None:
             elif error.code < 500:
                 raise RuntimeError(f"{url} answers {error.code} {error.reason}") from error
             problem = error
-        except OSError as error:  # URLError is one
+        except (OSError, http.client.HTTPException) as error:  # URLError is an OSError
+            if getattr(error, "errno", None) in DISK:
+                raise
             problem = error
         if attempt + 1 < TRIES:
             time.sleep(0.5 * 2**attempt)
@@ -103,6 +119,10 @@ def _continue(url: str, partial: Path) -> None:
     with urllib.request.urlopen(request, timeout=30) as answer:
         resumed = answer.status == 206
         start = there if resumed else 0
+        sent = answer.headers.get("Content-Range", "")
+        if resumed and not sent.startswith(f"bytes {start}-"):
+            partial.unlink()
+            raise OSError(f"bytes from {start} on were asked for, the answer has {sent!r}")
         length = answer.headers.get("Content-Length")
         tag = answer.headers.get("ETag") or answer.headers.get("Last-Modified")
         if tag and not resumed:

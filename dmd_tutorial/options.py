@@ -126,7 +126,7 @@ def _evaluate(c: argparse.ArgumentParser) -> None:
 
 def _demo(c: argparse.ArgumentParser) -> None:
     _device(c)
-    c.add_argument("--out", default="runs/demo", help="folder of the results (%(default)s)")
+    c.add_argument("--out", help="folder of the results (runs/demo)")
     c.add_argument("--fresh", action="store_true", help="start over instead of continuing")
 
 

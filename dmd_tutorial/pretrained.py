@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 
 from dmd_tutorial.checks import check_finite
 from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
-from dmd_tutorial.download import download
+from dmd_tutorial.download import cache_folder, download
 from dmd_tutorial.networks import UNet
 from dmd_tutorial.networks.edm import EDMPrecond
-from dmd_tutorial.unpickle import Inert, Refused, read_pickle, state_dict_of
+from dmd_tutorial.unpickle import Inert, Refused, read_pickle, shown, state_dict_of
 
 WEIGHTS = Path(__file__).parent / "weights"
 
@@ -219,7 +219,8 @@ def _published_file(name: str) -> Path:
     if name in PUBLISHED:
         return download(f"{PUBLISHED_AT}/{name}.pkl")
     if name.startswith(("https://", "http://", "file://")):
-        return download(name)
+        # of two addresses that end alike, each has a folder of its own
+        return download(name, cache_folder() / hashlib.sha256(name.encode()).hexdigest()[:12])
     if not Path(name).is_file():
         published = ", ".join(PUBLISHED)
         raise FileNotFoundError(f"{name} is no file and no published network ({published})")
@@ -233,7 +234,7 @@ def _plain_arguments(arguments: dict) -> dict[str, Any]:
         values = list(value) if isinstance(value, list | tuple) else [value]
         fits = len(values) <= 16 and all(_is_plain(v) for v in values)
         if not isinstance(name, str) or not fits:
-            raise ValueError(f"the network's argument {str(name)[:40]!r} is no plain value")
+            raise ValueError(f"the network's argument {shown(str(name))!r} is no plain value")
         plain[name] = values if isinstance(value, list | tuple) else value
     return plain
 
@@ -248,13 +249,15 @@ def _is_plain(value: object) -> bool:
 
 def _network_with(arguments: dict[str, Any], tensors: dict[str, torch.Tensor]) -> EDMPrecond:
     """The network of these arguments with these weights; no memory before both fit together."""
-    if int(arguments.get("num_blocks") or 0) > 64:
-        raise ValueError(f"the network has {arguments['num_blocks']} blocks at each resolution")
+    blocks = arguments.get("num_blocks", 1)
+    if not isinstance(blocks, int) or blocks > 64:
+        raise ValueError(f"the network has {blocks!r} blocks at each resolution")
     try:
         with torch.device("meta"):
             network = EDMPrecond(**arguments)
-    except (TypeError, RuntimeError) as error:
-        raise ValueError(f"its network's arguments are not known: {error}") from error
+    except (ArithmeticError, AttributeError, LookupError, TypeError, RuntimeError) as error:
+        problem = shown(str(error))
+        raise ValueError(f"its network's arguments are not known: {problem}") from error
     wanted = {name: tuple(t.shape) for name, t in network.state_dict().items()}
     found = {name: tuple(t.shape) for name, t in tensors.items()}
     for problem, names in (
@@ -262,7 +265,7 @@ def _network_with(arguments: dict[str, Any], tensors: dict[str, torch.Tensor]) -
         ("has too much:", found.keys() - wanted),
     ):
         if names:
-            some = ", ".join(sorted(names)[:3])
+            some = ", ".join(shown(name) for name in sorted(names)[:3])
             raise ValueError(f"its network {problem} {len(names)} tensors such as {some}")
     for name, shape in wanted.items():
         if found[name] != shape:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-OPCODES = 2_000_000  # the published files have some ten thousand
+OPCODES = 1_000_000  # the published files have some hundred thousand
 DEPTH = 64  # modules within modules
 NAMES = 20_000  # parameters and buffers of a network
 ELEMENTS = {  # what a storage may hold
@@ -84,13 +84,18 @@ def read_pickle(content: bytes) -> Any:
     """
     scan(content)
     try:
-        return _Unpickler(io.BytesIO(content), _network_names(_Budget(len(content)))).load()
+        return _Unpickler(io.BytesIO(content), _network_names(len(content))).load()
     except Refused:
         raise
     except RecursionError as error:
         raise Refused("the file is nested too deeply") from error
     except Exception as error:
-        raise ValueError(f"the file is damaged: {error}") from error
+        raise ValueError(f"the file is damaged: {shown(str(error))}") from error
+
+
+def shown(text: str) -> str:
+    """Text of a file as an error may show it: one short line without control characters."""
+    return ascii(text)[1:-1][:120]
 
 
 def scan(content: bytes) -> int:
@@ -120,7 +125,7 @@ def scan(content: bytes) -> int:
     except Refused:
         raise
     except Exception as error:  # pickletools raises many kinds
-        raise ValueError(f"the file is truncated or no pickle: {error}") from error
+        raise ValueError(f"the file is truncated or no pickle: {shown(str(error))}") from error
     return position + 1
 
 
@@ -142,39 +147,67 @@ class _Unpickler(_PythonUnpickler):
         try:
             return self.names[f"{module}.{name}"]
         except KeyError:
-            asked = f"{module}.{name}"[:80]
+            asked = shown(f"{module}.{name}")
             raise Refused(f"the file asks for {asked}, which weights do not need") from None
 
     def persistent_load(self, pid: Any) -> Any:
         """Refuse a reference to something outside the file."""
         raise Refused("the file refers to data outside itself")
 
+    # Instructions that change an object may only change the kind they are made for: no tensor (its
+    # own `__setstate__` makes memory), no class, no function.
+    def _build(self) -> None:
+        state, target = self.stack.pop(), self.stack[-1]
+        if isinstance(target, Inert | _NumberType):
+            target.__setstate__(state)
+        elif not isinstance(target, dict):  # attributes of a dictionary are dropped
+            raise Refused("the file gives a state to what has none")
+
+    def _append(self) -> None:
+        _check_kind(self.stack[-2], list)
+        self.load_append()
+
+    def _appends(self) -> None:
+        _check_kind(self.metastack[-1][-1], list)
+        self.load_appends()
+
     # A tuple that holds itself twice, that one twice, and so on for fifty times has 2^50 parts.
     # Nothing looks at them until it becomes the key of a dictionary: so keys are plain.
-    def _plain_key(self) -> None:
+    def _set_item(self) -> None:
+        _check_kind(self.stack[-3], dict)
         _check_keys([self.stack[-2]])
         self.load_setitem()
 
-    def _plain_keys(self) -> None:
+    def _set_items(self) -> None:
+        _check_kind(self.metastack[-1][-1], dict)
         _check_keys(self.stack[::2])
         self.load_setitems()
 
-    def _plain_dictionary(self) -> None:
+    def _dictionary(self) -> None:
         _check_keys(self.stack[::2])
         self.load_dict()
 
-    def _plain_set(self) -> None:
+    def _add_items(self) -> None:
+        _check_kind(self.metastack[-1][-1], set)
         _check_keys(self.stack)
         self.load_additems()
 
     def _no_frozen_set(self) -> None:
         raise Refused("the file holds a frozen set")
 
-    dispatch[pickle.SETITEM[0]] = _plain_key
-    dispatch[pickle.SETITEMS[0]] = _plain_keys
-    dispatch[pickle.DICT[0]] = _plain_dictionary
-    dispatch[pickle.ADDITEMS[0]] = _plain_set
+    dispatch[pickle.BUILD[0]] = _build
+    dispatch[pickle.APPEND[0]] = _append
+    dispatch[pickle.APPENDS[0]] = _appends
+    dispatch[pickle.SETITEM[0]] = _set_item
+    dispatch[pickle.SETITEMS[0]] = _set_items
+    dispatch[pickle.DICT[0]] = _dictionary
+    dispatch[pickle.ADDITEMS[0]] = _add_items
     dispatch[pickle.FROZENSET[0]] = _no_frozen_set
+
+
+def _check_kind(target: object, kind: type) -> None:
+    if not isinstance(target, kind):
+        raise Refused(f"the file changes a {type(target).__name__} as if it were a {kind.__name__}")
 
 
 def _check_keys(keys: list) -> None:
@@ -198,17 +231,18 @@ class _Budget:
 # --- what a network's file may name ---------------------------------------------------------------
 
 
-def _network_names(budget: _Budget) -> dict[str, Any]:
-    """Name in the file -> substitute. All made anew, so that no file can spoil them for another."""
+def _network_names(size: int) -> dict[str, Any]:
+    """Name in a file of that many bytes -> substitute; made anew for each file."""
+    storages, texts = _Budget(size), _Budget(size)
     names: dict[str, Any] = {
         "torch_utils.persistence._reconstruct_persistent_obj": _call(_persistent_object),
         "torch._utils._rebuild_tensor_v2": _call(_tensor),
         "torch._utils._rebuild_parameter": _call(_parameter),
-        "torch.storage._load_from_bytes": _call(partial(read_storage, budget=budget)),
+        "torch.storage._load_from_bytes": _call(partial(read_storage, budget=storages)),
         "collections.OrderedDict": _call(lambda: OrderedDict()),
         "builtins.set": _call(_set),
         "__builtin__.set": _call(_set),
-        "_codecs.encode": _call(partial(_encode, budget=budget)),
+        "_codecs.encode": _call(partial(_encode, budget=texts)),
         "numpy.dtype": _call(_dtype),
     }
     for core in ("numpy.core", "numpy._core"):
@@ -217,7 +251,7 @@ def _network_names(budget: _Budget) -> dict[str, Any]:
     for name in ("ModuleDict", "ModuleList", "Sequential"):
         names[f"torch.nn.modules.container.{name}"] = _inert_class()
     names["numpy.ndarray"] = _inert_class()
-    names["dnnlib.util.EasyDict"] = type("EasyDict", (dict,), {"__setattr__": _set_nothing})
+    names["dnnlib.util.EasyDict"] = type("EasyDict", (dict,), {"__init__": _ignore})
     return names
 
 
@@ -225,8 +259,8 @@ def _inert_class() -> type:
     return type("Inert", (Inert,), {})
 
 
-def _set_nothing(*_: object) -> None:
-    """Attributes that a file sets are dropped."""
+def _ignore(*_: object) -> None:
+    """Begin empty: the entries come one by one, and their keys are checked."""
 
 
 def _call(function: Callable) -> Any:
@@ -338,10 +372,11 @@ def read_storage(content: object, budget: _Budget) -> Tensor:
     """
     if not isinstance(content, bytes):
         raise Refused("a storage is not given as bytes")
+    budget.take(len(content))  # time, too: the same bytes read a million times are refused
     if content[:2] == b"PK":
-        budget.take(len(content))
         return _zipped_storage(content)
-    position, pickles = 0, []
+    position = 0
+    pickles: list[Any] = []
     declared: list[tuple] = []
     for _ in range(5):  # magic number, protocol, system, the storage, the keys of all storages
         rest = content[position : position + 100_000]  # these are short; the values follow them
@@ -356,7 +391,11 @@ def read_storage(content: object, budget: _Budget) -> Tensor:
     position += 8
     if written != count or len(content) - position != count * dtype.itemsize:
         raise Refused(f"a storage declares {count} values, {len(content) - position} bytes follow")
-    if count == 0:
+    return _values(content, dtype, position)
+
+
+def _values(content: bytes, dtype: torch.dtype, position: int = 0) -> Tensor:
+    if position == len(content):
         return torch.empty(0, dtype=dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bytes are not to be written to, and nobody does
@@ -386,22 +425,24 @@ class _StorageUnpickler(_Unpickler):
 
 
 def _zipped_storage(content: bytes) -> Tensor:
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            entries = archive.infolist()
-    except zipfile.BadZipFile as error:
-        raise Refused(f"a storage is a damaged zip: {error}") from error
-    packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-    if packed or sum(entry.file_size for entry in entries) > len(content):
-        raise Refused("a storage's zip would unpack to more than it holds")
-    try:
-        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise Refused(f"a storage holds something else: {str(error).splitlines()[0]}") from error
-    untyped = getattr(loaded, "_untyped_storage", None)
-    if untyped is None or untyped.nbytes() > len(content):
-        raise Refused("bytes that should be one storage hold something else")
-    return torch.empty(0, dtype=loaded.dtype).set_(untyped)
+    """Not by `torch.load`: even where it reads weights only, a call may ask for any memory."""
+    declared: list[tuple] = []
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
+        packed = any(e.compress_type != zipfile.ZIP_STORED for e in entries.values())
+        if packed or sum(e.file_size for e in entries.values()) > len(content):
+            raise Refused("a storage's zip would unpack to more than it holds")
+        program = archive.read(entries["data.pkl"])
+        scan(program)
+        _StorageUnpickler(io.BytesIO(program), declared).load()
+        if len(declared) != 1:
+            raise Refused("a zip that should be one storage holds something else")
+        values = archive.read(entries[f"data/{declared[0][2]}"])
+        order = archive.read(entries["byteorder"]) if "byteorder" in entries else b"little"
+    dtype, count = declared[0][1], declared[0][4]
+    if order != b"little" or len(values) != count * dtype.itemsize:
+        raise Refused(f"a storage declares {count} values, its zip has {len(values)} bytes")
+    return _values(values, dtype)
 
 
 # --- from objects to a state dict -----------------------------------------------------------------
@@ -432,7 +473,8 @@ def _collect(
     if depth == 0 or visited[0] > NAMES:
         raise Refused("the network is nested too deeply or too widely")
     if not isinstance(module, Inert):
-        raise ValueError(f"{prefix or 'the network'} is no module but {type(module).__name__}")
+        where = shown(prefix) or "the network"
+        raise ValueError(f"{where} is no module but {type(module).__name__}")
     hidden = module.state.get("_non_persistent_buffers_set") or ()
     for kind in ("_parameters", "_buffers"):
         for name, tensor in _entries(module, kind, prefix):
@@ -448,5 +490,5 @@ def _collect(
 def _entries(module: Inert, kind: str, prefix: str) -> list[tuple[str, Any]]:
     entries = module.state.get(kind, {})
     if not isinstance(entries, dict) or not all(isinstance(name, str) for name in entries):
-        raise ValueError(f"{kind} of {prefix or 'the network'} is no dictionary of names")
+        raise ValueError(f"{kind} of {shown(prefix) or 'the network'} is no dictionary of names")
     return list(entries.items())

@@ -4,13 +4,14 @@ import itertools
 import json
 import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dmd_tutorial import pretrained
+from dmd_tutorial import colab, pretrained
 from dmd_tutorial.cli import main
 from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
 from dmd_tutorial.training import DistillSettings, TeacherSettings
@@ -184,3 +185,15 @@ def test_your_own_images_go_the_whole_way(tmp_path, capsys):
     (folder / "broken.jpg").write_text("")
     assert main(commands[0]) == 2
     assert "broken.jpg cannot be read" in capsys.readouterr().err
+
+
+def test_runs_go_to_drive_where_it_is_mounted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert colab.runs_folder() == Path("runs")
+    monkeypatch.setattr(colab, "DRIVE", tmp_path / "MyDrive")
+    (tmp_path / "MyDrive").mkdir()
+    assert main(["train-teacher", "--steps", "1", "--batch", "2"]) == 0
+    kept = tmp_path / "MyDrive" / "dmd-tutorial" / "digits"
+    assert (kept / "teacher.ckpt").exists()
+    assert (kept / "teacher.safetensors").exists()
+    assert not (tmp_path / "runs").exists()

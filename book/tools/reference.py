@@ -33,6 +33,7 @@ are [jaxtyping](https://docs.kidger.site/jaxtyping/)'s. This page is written fro
 # From the ground to the top: a room imports only from rooms before it, which a test holds.
 FLOORS = [
     "checks",
+    "colab",
     "noise",
     "denoisers",
     "mixtures",
