@@ -1,7 +1,9 @@
 """Downloads from a server on this machine: resumed, checked, one sentence where they fail."""
 
+import errno
 import hashlib
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -19,7 +21,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content, self.tag = CONTENT, '"one"'
-        self.breaks_after, self.ranges, self.status = None, True, 200
+        self.breaks_after, self.ranges, self.status, self.shift = None, True, 200, 0
         self.asked = []
 
     @property
@@ -43,6 +45,9 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("ETag", server.tag)
+        if start:
+            first = start + server.shift
+            self.send_header("Content-Range", f"bytes {first}-{len(CONTENT) - 1}/{len(CONTENT)}")
         self.end_headers()
         if server.breaks_after is not None:
             body, server.breaks_after = body[: server.breaks_after], None
@@ -67,7 +72,8 @@ def test_a_file_is_fetched_once_and_checked_each_time(server, tmp_path):
     assert path.read_bytes() == CONTENT
     assert download(server.url, tmp_path) == path
     assert server.asked == [None]
-    assert {p.name for p in tmp_path.iterdir()} == {"network.pkl", "network.pkl.sha256"}
+    kept = {p.name for p in tmp_path.iterdir() if p.suffix != ".lock"}
+    assert kept == {"network.pkl", "network.pkl.sha256"}
     path.write_bytes(CONTENT[:-1] + b"!")
     with pytest.raises(ValueError, match=r"network\.pkl has SHA-256 .* it should have"):
         download(server.url, tmp_path)
@@ -91,6 +97,49 @@ def test_a_download_is_not_continued_with_another_file(server, tmp_path, monkeyp
 def test_a_server_that_knows_no_ranges_sends_everything_again(server, tmp_path):
     server.breaks_after, server.ranges = 1000, False
     assert download(server.url, tmp_path).read_bytes() == CONTENT
+
+
+def test_an_answer_with_another_range_is_not_appended(server, tmp_path):
+    server.breaks_after, server.shift = 1000, 5
+    assert download(server.url, tmp_path).read_bytes() == CONTENT
+    assert server.asked == [None, "bytes=1000-", None]
+
+
+def test_of_several_that_want_a_file_one_fetches_it(server, tmp_path):
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(lambda _: download(server.url, tmp_path), range(4)))
+    assert server.asked == [None]
+    assert paths[0].read_bytes() == CONTENT
+
+
+def test_two_addresses_that_end_alike_are_two_files(server, tmp_path, monkeypatch):
+    from edm_files import edm_file
+    from test_unpickle import small
+
+    monkeypatch.setenv("DMD_TUTORIAL_CACHE", str(tmp_path))
+    server.content = edm_file(small())
+    assert pretrained.load(server.url).config["img_channels"] == 3
+    server.content = b"another"
+    with pytest.raises(ValueError, match="no published EDM checkpoint"):
+        pretrained.load(server.url.replace("folder", "other"))
+    assert pretrained.load(server.url).config["img_channels"] == 3  # from the cache
+
+
+def test_an_address_without_a_file_and_a_folder_that_is_none_are_named(server, tmp_path):
+    with pytest.raises(ValueError, match="no address of a file"):
+        download("http://127.0.0.1/", tmp_path)
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(RuntimeError, match=r"network\.pkl cannot be written"):
+        download(server.url, tmp_path / "file")
+
+
+def test_a_full_disk_is_not_taken_for_the_network(server, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(room, "_continue", full)
+    with pytest.raises(RuntimeError, match=r"cannot be written: .*No space left"):
+        download(server.url, tmp_path)
 
 
 def test_a_known_hash_is_asked_for(server, tmp_path):

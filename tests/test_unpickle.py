@@ -76,6 +76,21 @@ def test_numbers_of_old_and_new_numpy(core):
     assert read_pickle(content) == {"a": 0.5, "b": 7, "c": True, "d": 2.0}
 
 
+@pytest.mark.parametrize("values", [torch.arange(5.0), torch.ones(3).half(), torch.zeros(0)])
+def test_a_storage_in_a_zip_is_read_too(values):
+    stored = nested(typed(values))
+    assert stored.startswith(b"PK")
+    read = read_pickle(dumped(Call(torch.storage._load_from_bytes, stored)))
+    assert read.dtype == values.dtype
+    assert torch.equal(read, values)
+
+
+def typed(values: torch.Tensor):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return values.storage()
+
+
 def dumped(content: object, protocol: int = 4) -> bytes:
     file = io.BytesIO()
     Pickler(file, protocol).dump(content)
@@ -118,6 +133,24 @@ def tensor_of(storage: bytes, size: tuple, stride: tuple, offset: int = 0):
     return Call(torch._utils._rebuild_tensor_v2, loaded, offset, size, stride, False, OrderedDict())
 
 
+class Built(Call):
+    """Pickles as a call and a state that is then given to what it made."""
+
+    def __init__(self, call, state):
+        super().__init__(call.function, *call.arguments)
+        self.state = state
+
+    def __reduce__(self):
+        return self.function, self.arguments, self.state
+
+
+class Changed(Built):
+    """Pickles as a call, to whose result entries are then added as to a dictionary."""
+
+    def __reduce__(self):
+        return self.function, self.arguments, None, None, iter(self.state)
+
+
 ONE = legacy_storage(1, struct.pack("<f", 1.0))
 HUGE = 1 << 40
 DEEP = b"\x80\x04" + b")" + b"\x85" * 200_000 + b"."  # a tuple in a tuple in a tuple ...
@@ -129,6 +162,19 @@ def doubled_key() -> bytes:
     for _ in range(50):
         make += b"2\x86"  # twice the same on the stack, and a pair of them
     return make + b"K\x01s."
+
+
+def grown_tensor() -> Built:
+    """An empty tensor that its state, in an old form, makes a huge one."""
+    empty = tensor_of(legacy_storage(0, b""), (0,), (1,))
+    return Built(empty, (empty, 0, (3_000_000_000,), (1,)))
+
+
+def storage_again_and_again() -> bytes:
+    """One storage that a hundred thousand calls read: a small file, hours of work."""
+    call = b"ctorch.storage\n_load_from_bytes\nq\x00"
+    text = b"B" + struct.pack("<I", len(ONE)) + ONE + b"q\x01"
+    return b"\x80\x03(" + call + text + b"h\x00h\x01\x85R" * 100_000 + b"t."
 
 
 ATTACKS = {
@@ -156,14 +202,24 @@ ATTACKS = {
     "a storage that declares too much": lambda _: dumped(
         tensor_of(legacy_storage(HUGE, b"0000"), (1,), (1,))
     ),
+    "a tensor grown by its state": lambda _: dumped(grown_tensor()),
+    "a tensor changed by an index": lambda _: dumped(
+        Changed(tensor_of(ONE, (1,), (1,)), [(0, 2.0)])
+    ),
+    "memory in a zipped storage": lambda _: dumped(
+        Call(torch.storage._load_from_bytes, nested(Call(bytearray, 2_000_000_000)))
+    ),
+    "a class that is given a state": lambda _: b"\x80\x02cdnnlib.util\nEasyDict\n}K\x01K\x02sb.",
     "numbers that are objects": lambda _: dumped(Call(np.dtype, "O8")),
     "a file outside": lambda _: b"\x80\x02(Pother\nQ.",
     "an extension": lambda _: b"\x80\x02\x82\x01.",
     "a table of four billion": lambda _: b"\x80\x02]r\xff\xff\xff\xff.",
     "a key of 2^50 parts": lambda _: doubled_key(),
+    "a storage read again and again": lambda _: storage_again_and_again(),
     "text said to be endless": lambda _: b"\x80\x04\x8e" + struct.pack("<Q", HUGE) + b"abc.",
     "an endless frame": lambda _: b"\x80\x04\x95" + struct.pack("<Q", HUGE) + b"abc.",
     "three million empty lists": lambda _: b"\x80\x04(" + b"]" * 3_000_000 + b"t.",
+    "a million empty sets": lambda _: b"\x80\x04(" + b"\x8f" * 1_100_000 + b"t.",
     "text encoded again and again": lambda _: text_again_and_again(),
 }  # fmt: skip
 
@@ -235,6 +291,13 @@ def test_deep_nesting_ends_in_an_error_or_in_nothing():
         state_dict_of(module)
 
 
+def test_a_dictionary_made_by_a_call_begins_empty():
+    """EasyDict([(t, 1)]) with the t of `doubled_key` would never end."""
+    key = b"K\x01\x85" + b"2\x86" * 50
+    call = b"\x80\x04cdnnlib.util\nEasyDict\n]" + key + b"K\x01\x86a\x85R."
+    assert read_pickle(call) == {}
+
+
 def test_a_network_that_holds_itself_twice_on_each_of_fifty_floors_is_refused():
     floor = Inert()
     for _ in range(50):
@@ -293,4 +356,16 @@ def test_weights_that_do_not_fit_their_network_are_named(tmp_path):
     )
     assert "not finite" in message(lambda n: nn.init.constant_(n.model.map_layer0.bias, torch.nan))
     assert "'num_blocks'" in message(lambda n: n.config.update(num_blocks=10**9))
+    assert "'num_blocks'" in message(lambda n: n.config.update(num_blocks={"a": 1}))
+    assert "blocks at each" in message(lambda n: n.config.update(num_blocks=[1]))
+    assert "does not take" in message(lambda n: n.config.update(channel_mult=3))
     assert "arguments" in message(lambda n: n.config.update(wings=2))
+
+
+def test_what_a_file_says_is_shown_on_one_line_without_control_characters():
+    name = "x\x1b[2J" + "y" * 1000
+    content = b"\x80\x04" + b"\x8c\x02os\x8d" + struct.pack("<Q", len(name)) + name.encode()
+    with pytest.raises(Refused, match="asks for") as error:
+        read_pickle(content + b"\x93.")
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 250
