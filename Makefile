@@ -1,4 +1,5 @@
 # make book    set up if needed, execute the chapters, build the site, print where it is
+# make pdf     the whole book as one file, solutions at its end (prints with Chromium)
 # make serve   open the built site
 # make test    set up if needed, check style, docstrings and types, run every test and notebook
 # make results the measurements at full size: needs a GPU, hours, and CIFAR-10 (goes on where it was)
@@ -6,7 +7,7 @@
 # make format  bring code, notebooks and generated pages into their one form
 # make clean   remove what was built (the environment stays)
 
-.PHONY: book serve test results lint format clean setup help
+.PHONY: book pdf serve test results lint format clean setup help
 .DEFAULT_GOAL := help
 
 # Another interpreter: make book PYTHON=/path/to/python3.12
@@ -53,6 +54,9 @@ book: $(INSTALLED)
 
 $(SITE)/index.html:
 	$(MAKE) book
+
+pdf: $(INSTALLED) $(SITE)/index.html
+	$(BIN)/python book/tools/pdf.py $(SITE) _build/dmd-tutorial.pdf
 
 serve: $(SITE)/index.html
 	@echo "http://localhost:8000 (end with Ctrl-C)"

@@ -97,7 +97,8 @@ def sized(page: str, folder: Path) -> str:
 
     def with_size(tag: re.Match[str]) -> str:
         path = folder / tag["address"]
-        if "width=" in tag[0] or path.suffix not in (".png", ".jpg", ".webp"):
+        theme_s = "_static/images/" in tag["address"]  # its style sheet gives their size
+        if theme_s or "width=" in tag[0] or path.suffix not in (".png", ".jpg", ".webp"):
             return tag[0]
         with Image.open(path) as picture:
             return f'<img width="{picture.width}" height="{picture.height}"{tag["rest"]}'
