@@ -306,7 +306,8 @@ def page(
         The HTML.
 
     Raises:
-        ValueError: If a state has no alt text, or one that another has, or pictures differ in size.
+        ValueError: If a state has no alt text, or one that another has, pictures differ in size,
+            or the first state looks different after all others were drawn.
     """
     drawn = frames(draw, *[axis.values for axis in axes])
     alts = [alt(*frame.values) for frame in drawn]
@@ -315,6 +316,8 @@ def page(
     if len(set(alts)) < len(alts):
         raise ValueError(f"{len(alts)} states, but only {len(set(alts))} different alt texts")
     first = next(frame for frame in drawn if frame.values == start)
+    if _frame(draw, start).digest != first.digest:
+        raise ValueError(f"the picture for {start} is another when it is drawn a second time")
     name = f"dmd-slider-{next(_number)}-{first.digest[:8]}"
     controls = [
         CONTROL.format(

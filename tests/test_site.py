@@ -6,7 +6,10 @@ Needs chromium and a built site (`make book`); another site: DMD_TUTORIAL_SITE=/
 import base64
 import gzip
 import hashlib
+import json
+import math
 import os
+import re
 import shutil
 import threading
 from functools import partial
@@ -294,6 +297,22 @@ def state_of(figure, control):
         "picture": hashlib.sha256(stored).hexdigest(),
         "digest": figure.get_attribute("data-digest"),
     }
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_state_of_every_slider_is_stored_as_it_was_drawn(name):
+    """All states, where the browser tries a few: bytes against the digest taken when drawing."""
+    stored = re.findall(
+        r'<script type="application/json">({"texts".*?)</script>', (SITE / name).read_text("utf8")
+    )
+    for data in map(json.loads, stored):
+        states, texts = data["frames"], data["texts"]
+        assert len(states) == math.prod(map(len, texts))
+        assert all(len(set(axis)) == len(axis) for axis in texts)
+        assert len({state["alt"] for state in states}) == len(states)
+        for state in states:
+            picture = base64.b64decode(state["png"])
+            assert hashlib.sha256(picture).hexdigest() == state["digest"]
 
 
 def test_every_chapter_has_a_slider_in_the_page(address):

@@ -107,6 +107,17 @@ def test_a_page_stores_the_frames_of_its_drawing_function():
         assert kept["alt"] == alt(*frame.values)
 
 
+def test_a_drawing_that_depends_on_what_was_drawn_before_is_refused():
+    drawn = []
+
+    def draw_on(sigma):
+        drawn.append(sigma)
+        return draw(sigma + len(drawn))
+
+    with pytest.raises(ValueError, match=re.escape("(2.0,) is another when it is drawn a second")):
+        page(draw_on, ONE, alt, (2.0,))
+
+
 def test_twelve_states_of_full_size_stay_under_250_kilobytes():
     def full_size(sigma):
         fig, ax = plots.figure()
