@@ -54,7 +54,8 @@ def test_activations_are_those_of_a_real_pass(network, recompute):
         estimated = dict(teacher_memory(network, batch, compute).items)["activations"]
         really = really_kept(network, compute, batch) - really_kept(network, compute, 2)
         really = really * batch / (batch - 2)
-        # labels and levels, not counted, are a few percent of the tiny digits; older torch keeps a little less than is counted
+        # Labels and levels, not counted, are a few percent of the tiny digits; older torch keeps
+        # a tenth less.
         assert 0.95 * really <= estimated <= 1.15 * really
 
 
