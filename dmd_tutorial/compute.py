@@ -192,7 +192,7 @@ def split(batch: Tensors, parts: int, processes: Processes) -> list[Tensors]:
     number of processes changes neither what is learnt from nor how a run is resumed.
 
     Args:
-        batch: A named tuple of tensors, (batch, ...) each, or None.
+        batch: A tuple of tensors, named or not, (batch, ...) each, or None.
         parts: How many parts each process cuts its share into.
         processes: Who shares.
 
@@ -213,7 +213,13 @@ def split(batch: Tensors, parts: int, processes: Processes) -> list[Tensors]:
         columns.append([None] * pieces if tensor is None else tensor.chunk(pieces))
     rows = list(zip(*columns, strict=True))
     mine = rows[processes.rank * parts : (processes.rank + 1) * parts]
-    return [type(batch)(*row) for row in mine]
+    return [rebuilt(batch, row) for row in mine]
+
+
+def rebuilt(batch: Tensors, values: Iterable[Any]) -> Tensors:
+    """A batch of the same kind, named tuple or plain, with other values."""
+    make = getattr(type(batch), "_make", type(batch))
+    return make(values)
 
 
 class Stepper:

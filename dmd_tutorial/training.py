@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dmd_tutorial import dmd
 from dmd_tutorial.anchor import LPIPS, Pairs, l2
 from dmd_tutorial.checkpoints import load_checkpoint, save_checkpoint
-from dmd_tutorial.compute import Compute, Processes, Stepper, prepare, split
+from dmd_tutorial.compute import Compute, Processes, Stepper, prepare, rebuilt, split
 from dmd_tutorial.data import Images
 from dmd_tutorial.denoisers import OneStepGenerator, denoising_loss
 from dmd_tutorial.noise import (
@@ -100,8 +100,7 @@ class _Run:
         parts = split(batch, self.compute.parts, self.processes)
         device = self.device
         return [
-            type(part)(*[None if t is None else t.to(device) for t in part])  # type: ignore[arg-type]
-            for part in parts
+            rebuilt(part, [None if t is None else t.to(device) for t in part]) for part in parts
         ]
 
     @property
@@ -162,31 +161,76 @@ class _Run:
         return kept
 
 
-class TeacherRun(_Run):
-    """A teacher in training.
+class FitRun(_Run):
+    """One network in training: a teacher, or a student whose loss needs no second network.
 
     Args:
-        teacher: The denoiser to train; it is changed in place.
+        network: The network to train; it is changed in place.
         settings: How.
         compute: Precision, parts and the like.
     """
 
-    parts = ("teacher", "average", "optimizer", "stepper")
+    parts = ("network", "average", "optimizer", "stepper")
 
     def __init__(
-        self, teacher: nn.Module, settings: TeacherSettings, compute: Compute = PLAIN
+        self, network: nn.Module, settings: TeacherSettings, compute: Compute = PLAIN
     ) -> None:
         super().__init__(settings.seed, compute)
         self.settings = settings
-        self.ema = EMA(teacher, settings.ema)
-        self.teacher = prepare(teacher.train(), compute)
-        self.optimizer = torch.optim.Adam(teacher.parameters(), fused=True)
+        self.ema = EMA(network, settings.ema)
+        self.network = prepare(network.train(), compute)
+        self.optimizer = torch.optim.Adam(network.parameters(), fused=True)
         self.stepper = Stepper(self.optimizer, compute, self.processes)
 
     @property
     def average(self) -> nn.Module:  # type: ignore[override]
-        """The averaged teacher: the one to keep."""
+        """The averaged network: the one to keep."""
         return self.ema.module
+
+
+class TeacherRun(FitRun):
+    """A teacher in training, see `FitRun`."""
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The network in training."""
+        return self.network
+
+
+def fit(
+    run: FitRun,
+    draw: Callable[[torch.Generator], Tensors],
+    loss: Callable[..., Tensor],
+) -> Iterator[Metrics]:
+    """Minimise a loss until the settings' last step.
+
+    Args:
+        run: The network, its optimiser and its settings.
+        draw: Draws what one step consumes, on the CPU: tensors whose first dimension is the
+            batch, or None.
+        loss: ``loss(network, *drawn)``, a mean over the batch.
+
+    Yields:
+        Metrics after each step; `run` then holds the state after it.
+    """
+    settings = run.settings
+    while run.step < settings.steps:
+        rate = _set_rate(run.optimizer, settings.learning_rate, run.step, settings, decay=1.0)
+        parts = run.my_parts(draw(run.rng))
+        values: list[Tensor] = []
+        run.stepper(_losses(run.network, loss, parts, values), settings.clip)
+        run.ema.update(run.network, run.step)
+        run.step += 1
+        yield Metrics(run.step, sum(value.item() for value in values) / len(values), rate)
+
+
+def _losses(
+    network: nn.Module, loss: Callable[..., Tensor], parts: list, values: list[Tensor]
+) -> Iterator[Tensor]:
+    for part in parts:  # one at a time: the next one needs this one's memory
+        value = loss(network, *part)
+        values.append(value.detach())
+        yield value
 
 
 def train_teacher(run: TeacherRun, images: Images) -> Iterator[Metrics]:
@@ -196,29 +240,12 @@ def train_teacher(run: TeacherRun, images: Images) -> Iterator[Metrics]:
         run: The teacher, its optimiser and its settings.
         images: The data.
 
-    Yields:
-        Metrics after each step; `run` then holds the state after it.
+    Returns:
+        `fit`, see there.
 
     Source: Karras et al. 2022 (EDM), Eq. 2 and Table 1.
     """
-    settings = run.settings
-    while run.step < settings.steps:
-        rate = _set_rate(run.optimizer, settings.learning_rate, run.step, settings, decay=1.0)
-        parts = run.my_parts(draw_images(run, images))
-        losses: list[Tensor] = []
-        run.stepper(_teacher_losses(run.teacher, parts, losses), settings.clip)
-        run.ema.update(run.teacher, run.step)
-        run.step += 1
-        yield Metrics(run.step, sum(loss.item() for loss in losses) / len(losses), rate)
-
-
-def _teacher_losses(
-    teacher: nn.Module, parts: list["Noised"], losses: list[Tensor]
-) -> Iterator[Tensor]:
-    for x, sigma, noise, label in parts:  # one at a time: the next one needs this one's memory
-        loss = denoising_loss(teacher, x, sigma, noise, label)
-        losses.append(loss.detach())
-        yield loss
+    return fit(run, lambda _: draw_images(run, images), denoising_loss)
 
 
 class Noised(NamedTuple):

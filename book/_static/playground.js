@@ -233,7 +233,7 @@ globalThis.dmdPlayground = (() => {
       parts.push(1 / components, xy[i], xy[i + 1], xx + FLOOR, cross, yy + FLOOR);
     }
     let critic = Float64Array.from(parts);
-    for (let round = 0; round < 50; round++) critic = refit(critic, xy);
+    for (let round = 0; round < 20; round++) critic = refit(critic, xy);
     return critic;
   }
 
@@ -366,7 +366,8 @@ globalThis.dmdPlayground = (() => {
       A particle counts for a mode by the mode's responsibility, and only within the circle that
       holds 99.9 % of the mode. The spread is that around the nearest centre, from its median. */
   function outcome(sim) {
-    const { teacher, xy, settings, critic } = sim;
+    const { teacher, xy, settings } = sim;
+    const critic = refit(sim.critic, xy); // the divergence is not measured by a critic left behind
     const shares = settings.modes.map(() => 0);
     const widest = -2 * Math.log(0.001); // of a squared distance in two dimensions
     const distances = [];
@@ -392,18 +393,547 @@ globalThis.dmdPlayground = (() => {
 
   /** The outcome in words, by the limits of chapter 5. */
   function nameOf(shares, spread, std) {
-    const covered = shares.filter((share) => share >= 0.1 / shares.length).length;
+    const count = shares.length;
+    const most = Math.max(...shares), least = Math.min(...shares);
     const rightSpread = spread > 0.75 * std && spread < 1.25 * std;
-    const enough = 0.6 / shares.length;
-    if (spread < 0.25 * std && Math.max(...shares) > 0.9) return "one point";
-    if (!rightSpread) return "neither";
-    if (covered === 1 && Math.max(...shares) > 0.9) return "one mode";
-    if (covered === shares.length && Math.min(...shares) > enough) return "every mode";
-    return "neither";
+    if (shares.reduce((a, b) => a + b) < 0.5) return "away from the modes";
+    if (most > 0.9 && spread < 0.25 * std) return "one point";
+    if (rightSpread && least > 0.6 / count) {
+      return ["the mode", "both modes"][count - 1] || "every mode";
+    }
+    const covered = shares.filter((share) => share >= 0.1 / count).length;
+    return rightSpread && covered === 1 && most > 0.9 ? "one mode" : "undecided";
   }
 
   return {
     COUNT, DEFAULTS, WEIGHTINGS, addGradient, advance, calibrate, evaluate, firstCritic, follow,
     karrasGrid, oneGaussian, outcome, randomFrom, refit, roundMixture, simulation, teacherAnswer,
   };
+})();
+
+/* ---- The page ---- */
+
+(() => {
+  const P = globalThis.dmdPlayground;
+  const WIDE = 4, HIGH = 2.6; // half of the window, in the units of x
+  const GAP = 0.5; // between two arrows
+  const PACE = 60; // steps in a second, on screens of any speed
+  const NUDGE = 0.1, STRIDE = 0.5; // an arrow key moves a handle so far, with Shift so far
+  const MOST_MODES = 4;
+
+  const LEVELS = [0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 10, 20, 40, 80];
+  const SPREADS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1];
+
+  const figure3 = { start: [1.5, 0.5], startStd: 0.3 };
+  const onTheLeft = { start: [-1.5, 0.5], startStd: 0.5 };
+  const swing = {
+    modes: [[0, 0]], start: [2, 0], startStd: 0.4, weighting: "none", sigma: 0.5, upTo: false,
+    components: 1, arrows: "difference",
+  };
+  /** What each chapter shows, as settings; `steps` is where it stops by itself. */
+  const PRESETS = {
+    "real-only": {
+      title: "Chapter 3: no fake score", ...onTheLeft, objective: "real", steps: 300,
+    },
+    difference: { title: "Chapter 3: the score difference", ...onTheLeft, steps: 300 },
+    "sigma-cubed": {
+      title: "Chapter 3: weight σ³, noise up to 80", ...figure3, weighting: "sigma3", sigma: 80,
+      arrowSigma: 10, steps: 600,
+    },
+    "kept-up": { title: "Chapter 4: a critic that keeps up", ...swing, critic: 0.5, steps: 300 },
+    slow: { title: "Chapter 4: a slow critic swings", ...swing, critic: 0.02, steps: 300 },
+    frozen: { title: "Chapter 4: a frozen critic", ...swing, critic: 0, steps: 120 },
+    "figure-3a": {
+      title: "Chapter 5: Figure 3 (a), real score only", ...figure3, objective: "real", steps: 300,
+    },
+    "figure-3b": { title: "Chapter 5: Figure 3 (b), score difference", ...figure3, steps: 600 },
+    "figure-3c": {
+      title: "Chapter 5: Figure 3 (c), with the anchor", ...figure3, objective: "anchor",
+      steps: 600,
+    },
+    "noise-5": {
+      title: "Chapter 5: no anchor, noise up to 5", ...figure3, sigma: 5, rate: 0.06,
+      arrowSigma: 2, steps: 600,
+    },
+  };
+  const SHOWN = { arrows: "both", arrowSigma: 0.5, steps: 600 };
+
+  const plain = (value) => String(value).replace("-", "−");
+  const percent = (share) => `${Math.round(100 * share)} %`;
+
+  /** Every setting with its control: a list of choices, or a slider over values. */
+  const CONTROLS = {
+    objective: {
+      label: "The particles follow",
+      choices: {
+        real: "the real score only", difference: "the score difference",
+        anchor: "the difference and their pairs (anchor)",
+      },
+    },
+    weighting: {
+      label: "Weighting w", choices: { eq8: "Eq. 8", sigma: "σ", none: "σ² (none)", sigma3: "σ³" },
+    },
+    upTo: {
+      label: "Noise", choices: { true: "levels drawn up to σ", false: "the one level σ" },
+    },
+    sigma: { label: "Noise level σ", values: LEVELS },
+    lambda: { label: "Weight of the anchor λ", values: [0, 0.03, 0.1, 0.25, 0.5, 1, 4] },
+    critic: {
+      label: "Critic’s speed", values: [0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1],
+      text: (value) => (value === 0 ? "0, frozen" : plain(value)),
+    },
+    components: { label: "Critic’s Gaussians", choices: { 1: "1", 2: "2", 4: "4", 8: "8" } },
+    rate: { label: "Step size", values: [0.01, 0.02, 0.03, 0.06, 0.1] },
+    modeStd: { label: "Spread of a mode", values: SPREADS },
+    startStd: { label: "Spread of the start", values: SPREADS },
+    arrows: {
+      label: "Arrows",
+      choices: {
+        both: "both scores", real: "real score", fake: "minus the fake score",
+        difference: "their sum", none: "none",
+      },
+    },
+    arrowSigma: { label: "Arrows at noise level", values: LEVELS },
+  };
+  /** What has to be made anew when a setting changes; anything else is read at every step. */
+  const RESTART = ["startStd"];
+  const REFIT = ["components"];
+
+  /* ---- Elements ---- */
+
+  function element(tag, attributes = {}, ...children) {
+    const made = document.createElement(tag);
+    for (const [name, value] of Object.entries(attributes)) {
+      if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+      else made.setAttribute(name, value);
+    }
+    made.append(...children);
+    return made;
+  }
+
+  const button = (text, onclick) => element("button", { type: "button", onclick }, text);
+
+  function control(key, change) {
+    const { label, choices, values, text = plain } = CONTROLS[key];
+    const id = `dmd-playground-${key}`;
+    const field = element("div", { class: "dmd-playground-control" });
+    field.append(element("label", { for: id }, label));
+    if (choices) {
+      const options = Object.entries(choices).map(([value, name]) => element("option", { value }, name));
+      const select = element("select", { id, onchange: () => change(key, read(select.value)) }, ...options);
+      field.append(select);
+      return { field, input: select, show: (value) => (select.value = String(value)) };
+    }
+    const input = element("input", { type: "range", id, min: 0, max: values.length - 1, step: 1 });
+    const said = element("output", { for: id });
+    const show = (value) => {
+      input.value = values.indexOf(value);
+      said.textContent = text(value);
+      input.setAttribute("aria-valuetext", text(value));
+    };
+    input.addEventListener("input", () => {
+      const value = values[Number(input.value)];
+      show(value);
+      change(key, value);
+    });
+    field.append(said, input);
+    return { field, input, show };
+  }
+
+  /** The value of a choice: a word, a number, or true and false. */
+  function read(text) {
+    if (text === "true" || text === "false") return text === "true";
+    return Number.isNaN(Number(text)) ? text : Number(text);
+  }
+
+  /* ---- Drawing ---- */
+
+  function colours(root) {
+    const style = getComputedStyle(root);
+    const names = ["ground", "ink", "data", "teacher", "generator", "critic", "pair"];
+    return Object.fromEntries(names.map((name) => [name, style.getPropertyValue(`--${name}`).trim()]));
+  }
+
+  const place = blankPlace(), other = blankPlace();
+  function blankPlace() {
+    return { logDensity: 0, scoreX: 0, scoreY: 0, x: 0, y: 0 };
+  }
+
+  /** Adds an arrow to the path; a strong score saturates, so that no arrow hides its neighbours. */
+  function addArrow(path, x, y, vx, vy) {
+    const size = Math.hypot(vx, vy);
+    if (size < 0.02) return;
+    const length = (0.9 * GAP * size) / (1 + size);
+    const ux = vx / size, uy = vy / size, head = 0.3 * length;
+    const endX = x + length * ux, endY = y + length * uy;
+    path.moveTo(x, y);
+    path.lineTo(endX, endY);
+    path.moveTo(endX - head * (ux + 0.6 * uy), endY - head * (uy - 0.6 * ux));
+    path.lineTo(endX, endY);
+    path.lineTo(endX - head * (ux - 0.6 * uy), endY - head * (uy + 0.6 * ux));
+  }
+
+  /** The arrows of the fields that are asked for, as paths in the units of x. */
+  function arrowPaths(sim) {
+    const { arrows, arrowSigma, upTo, objective } = sim.settings;
+    const paths = { teacher: new Path2D(), critic: new Path2D(), ink: new Path2D() };
+    if (arrows === "none") return paths;
+    const sigma = upTo ? arrowSigma : sim.settings.sigma;
+    const unit = Math.hypot(sigma, 0.4); // scores are drawn in units of a noisy mode's width
+    const both = arrows === "both", fakeCounts = objective !== "real";
+    for (let x = GAP / 2 - WIDE; x < WIDE; x += GAP) {
+      for (let y = GAP / 2 - HIGH; y < HIGH; y += GAP) {
+        P.evaluate(sim.teacher, x, y, sigma, place);
+        P.evaluate(sim.critic, x, y, sigma, other);
+        const rx = unit * place.scoreX, ry = unit * place.scoreY;
+        const fx = fakeCounts ? -unit * other.scoreX : 0, fy = fakeCounts ? -unit * other.scoreY : 0;
+        if (both || arrows === "real") addArrow(paths.teacher, x, y, rx, ry);
+        if (both || arrows === "fake") addArrow(paths.critic, x, y, fx, fy);
+        if (arrows === "difference") addArrow(paths.ink, x, y, rx + fx, ry + fy);
+      }
+    }
+    return paths;
+  }
+
+  /** The ellipse of a Gaussian at so many standard deviations. */
+  function addEllipse(path, mixture, at, deviations) {
+    const [xx, xy, yy] = mixture.subarray(at + 3, at + 6);
+    const middle = (xx + yy) / 2, half = Math.hypot((xx - yy) / 2, xy);
+    const angle = Math.atan2(2 * xy, xx - yy) / 2;
+    const long = deviations * Math.sqrt(middle + half);
+    const short = deviations * Math.sqrt(Math.max(middle - half, 0));
+    path.moveTo(mixture[at + 1] + long * Math.cos(angle), mixture[at + 2] + long * Math.sin(angle));
+    path.ellipse(mixture[at + 1], mixture[at + 2], long, short, angle, 0, 2 * Math.PI);
+  }
+
+  function draw(canvas, sim, colour) {
+    const pen = canvas.getContext("2d");
+    const scale = canvas.width / (2 * WIDE), pixel = canvas.ratio / scale;
+    pen.setTransform(1, 0, 0, 1, 0, 0);
+    pen.fillStyle = colour.ground;
+    pen.fillRect(0, 0, canvas.width, canvas.height);
+    pen.setTransform(scale, 0, 0, -scale, canvas.width / 2, canvas.height / 2); // y goes up
+    const stroke = (path, name, width, dash = []) => {
+      pen.strokeStyle = colour[name];
+      pen.lineWidth = width * pixel;
+      pen.setLineDash(dash.map((length) => length * pixel));
+      pen.stroke(path);
+    };
+    const paths = arrowPaths(sim);
+    for (const name of ["teacher", "critic", "ink"]) stroke(paths[name], name, 1.1);
+    stroke(rings(sim.teacher, [1, 2]), "teacher", 1.8);
+    if (sim.settings.objective === "anchor") stroke(strings(sim), "pair", 1);
+    drawParticles(pen, sim, colour.generator, pixel);
+    if (sim.settings.objective !== "real") stroke(rings(sim.critic, [1]), "critic", 2, [6, 4]);
+  }
+
+  function rings(mixture, deviations) {
+    const path = new Path2D();
+    for (let at = 0; at < mixture.length; at += 6) {
+      if (mixture[at] > 0.02) deviations.forEach((many) => addEllipse(path, mixture, at, many));
+    }
+    return path;
+  }
+
+  /** Lines from some particles to the teacher's answer to their noise. */
+  function strings({ xy, answers }) {
+    const path = new Path2D();
+    for (let i = 0; i < xy.length; i += 20) {
+      path.moveTo(xy[i], xy[i + 1]);
+      path.lineTo(answers[i], answers[i + 1]);
+    }
+    return path;
+  }
+
+  function drawParticles(pen, { xy }, colour, pixel) {
+    const size = 3.6 * pixel;
+    pen.fillStyle = colour;
+    pen.beginPath();
+    for (let i = 0; i < xy.length; i += 2) pen.rect(xy[i] - size / 2, xy[i + 1] - size / 2, size, size);
+    pen.fill();
+  }
+
+  /* ---- Words ---- */
+
+  function sentences(sim) {
+    const { shares, spread, divergence, name } = P.outcome(sim);
+    const left = Math.max(0, 1 - shares.reduce((a, b) => a + b));
+    const each = shares.map((share, k) => `mode ${k + 1}: ${percent(share)}`).join(", ");
+    return (
+      `Step ${sim.step}: ${name}. In ${each}, elsewhere ${percent(left)}. ` +
+      `Spread ${spread.toFixed(2)} (a mode’s is ${sim.settings.modeStd}). ` +
+      `Divergence about ${plain(divergence.toFixed(2))}. ` +
+      `Mean length of the gradient ${sim.strength.toPrecision(2)}.`
+    );
+  }
+
+  const placeText = ([x, y]) => `x ${plain(x.toFixed(1))}, y ${plain(y.toFixed(1))}`;
+
+  /* ---- Putting it together ---- */
+
+  class Playground {
+    constructor(root) {
+      this.root = root;
+      this.playing = false;
+      this.seen = true;
+      this.calm = matchMedia("(prefers-reduced-motion: reduce)");
+      this.build();
+      this.choose("figure-3b");
+      this.watch();
+      requestAnimationFrame((now) => this.frame(now));
+    }
+
+    build() {
+      this.canvas = element("canvas", { role: "img" });
+      this.board = element("div", { class: "dmd-playground-board" }, this.canvas);
+      this.reading = element("p", { class: "dmd-playground-reading" });
+      this.voice = element("p", { class: "dmd-playground-voice", role: "status" });
+      this.preset = element(
+        "select", { id: "dmd-playground-preset", onchange: () => this.choose(this.preset.value) },
+        ...Object.entries(PRESETS).map(([value, { title }]) => element("option", { value }, title)),
+      );
+      const presetField = element(
+        "div", { class: "dmd-playground-control dmd-playground-preset" },
+        element("label", { for: "dmd-playground-preset" }, "A figure of the book"), this.preset,
+      );
+      this.playButton = button("Play", () => this.play(!this.playing));
+      this.addButton = button("Add a mode", () => this.addMode());
+      this.dropButton = button("Remove a mode", () => this.dropMode());
+      const buttons = element(
+        "div", { class: "dmd-playground-buttons" },
+        this.playButton,
+        button("One step", () => this.single()),
+        button("Start again", () => this.restart("Back at the start.")),
+        this.addButton, this.dropButton,
+      );
+      this.controls = {};
+      const fields = Object.keys(CONTROLS).map((key) => {
+        this.controls[key] = control(key, (name, value) => this.change(name, value));
+        return this.controls[key].field;
+      });
+      const panel = element("div", { class: "dmd-playground-controls" }, ...fields);
+      this.root.append(element(
+        "div", { class: "dmd-playground-app", role: "group", "aria-label": "Playground" },
+        presetField, this.board, legend(), buttons, this.reading, panel, this.voice,
+      ));
+      this.root.classList.add("dmd-playground-ready");
+    }
+
+    /** Follows the page: its size, its colours, whether anybody sees the picture. */
+    watch() {
+      const dye = () => {
+        this.colour = colours(this.root);
+        this.stale = true;
+      };
+      dye();
+      new MutationObserver(dye).observe(document.documentElement, { attributeFilter: ["data-theme"] });
+      matchMedia("(prefers-color-scheme: dark)").addEventListener("change", dye);
+      new ResizeObserver(() => this.resize()).observe(this.board);
+      new IntersectionObserver(([entry]) => (this.seen = entry.isIntersecting)).observe(this.board);
+      this.resize();
+    }
+
+    resize() {
+      this.canvas.ratio = Math.min(devicePixelRatio || 1, 2); // more cannot be seen, and costs
+      const width = Math.round(this.board.clientWidth * this.canvas.ratio);
+      this.canvas.width = width;
+      this.canvas.height = Math.round((width * HIGH) / WIDE);
+      this.stale = true;
+    }
+
+    choose(name) {
+      const { title, ...settings } = PRESETS[name];
+      this.preset.value = name;
+      this.settings = { ...P.DEFAULTS, ...SHOWN, ...settings };
+      this.settings.modes = this.settings.modes.map((mode) => [...mode]);
+      this.settings.start = [...this.settings.start];
+      this.showSettings();
+      this.makeHandles();
+      this.restart(`${title}. Press Play.`);
+    }
+
+    showSettings() {
+      for (const [key, { show }] of Object.entries(this.controls)) show(this.settings[key]);
+      const { objective, upTo, modes } = this.settings;
+      this.controls.lambda.input.disabled = objective !== "anchor";
+      this.controls.arrowSigma.input.disabled = !upTo;
+      for (const key of ["critic", "components"]) this.controls[key].input.disabled = objective === "real";
+      this.addButton.disabled = modes.length === MOST_MODES;
+      this.dropButton.disabled = modes.length === 1;
+    }
+
+    change(key, value) {
+      this.settings[key] = value;
+      this.showSettings();
+      if (RESTART.includes(key)) this.restart();
+      else this.follow(REFIT.includes(key));
+    }
+
+    /** Goes on from where the particles are, with the present settings. */
+    follow(refit = false) {
+      this.sim.settings = this.settings;
+      if (refit) {
+        this.sim.critic = P.firstCritic(this.sim.xy, this.settings.components, this.sim.random);
+      }
+      P.follow(this.sim);
+      this.tell();
+    }
+
+    restart(words) {
+      this.play(false, words);
+      this.sim = P.simulation(this.settings);
+      this.sim.settings = this.settings;
+      this.stop = this.settings.steps;
+      this.tell();
+    }
+
+    play(on, words = on ? "Playing." : `Paused. ${sentences(this.sim)}`) {
+      this.playing = on;
+      this.playButton.textContent = on ? "Pause" : "Play";
+      this.last = undefined;
+      if (on && this.sim.step >= this.stop) this.stop = this.sim.step + this.settings.steps;
+      this.say(words);
+    }
+
+    single() {
+      if (this.playing) this.play(false, "");
+      P.advance(this.sim);
+      this.tell();
+      this.say(sentences(this.sim));
+    }
+
+    say(words) {
+      this.voice.textContent = words;
+    }
+
+    /** Writes what is to be seen beside the picture and into it. */
+    tell() {
+      this.stale = true;
+      const words = sentences(this.sim);
+      this.reading.textContent = words;
+      this.canvas.setAttribute("aria-label", `${P.COUNT} particles among the modes. ${words}`);
+      this.told = performance.now();
+    }
+
+    /** Called for every picture of the screen. */
+    frame(now) {
+      requestAnimationFrame((later) => this.frame(later));
+      if (this.moved) this.handleMoved();
+      if (this.playing && this.seen) this.steps(now);
+      // who asked for little motion gets a new picture once a second
+      const wait = this.playing && this.calm.matches ? 1000 : 0;
+      if (!this.stale || now - (this.drawn || 0) < wait) return;
+      draw(this.canvas, this.sim, this.colour);
+      this.drawn = now;
+      this.stale = false;
+    }
+
+    steps(now) {
+      const passed = this.last === undefined ? 1 : ((now - this.last) * PACE) / 1000 + this.rest;
+      const due = Math.min(Math.round(passed), 3); // a slow machine plays slower, it never stalls
+      this.rest = Math.max(-1, Math.min(passed - due, 1));
+      this.last = now;
+      for (let i = 0; i < due && this.sim.step < this.stop; i++) P.advance(this.sim);
+      this.stale = true;
+      if (now - this.told > 500) this.tell();
+      if (this.sim.step < this.stop) return;
+      this.tell();
+      this.play(false, `Stopped. ${sentences(this.sim)}`);
+    }
+
+    /* ---- Handles ---- */
+
+    makeHandles() {
+      for (const handle of this.board.querySelectorAll("button")) handle.remove();
+      const { modes, start } = this.settings;
+      modes.forEach((mode, k) => this.addHandle(mode, `Mode ${k + 1}`, String(k + 1), "mode"));
+      this.addHandle(start, "Start of the particles", "start", "start");
+    }
+
+    addHandle(point, name, text, kind) {
+      const handle = element(
+        "button", { type: "button", class: `dmd-playground-handle dmd-playground-${kind}` },
+        element("span", {}, text),
+      );
+      const put = (x, y) => {
+        point[0] = Math.max(-WIDE, Math.min(WIDE, x));
+        point[1] = Math.max(-HIGH, Math.min(HIGH, y));
+        show();
+        this.moved = kind;
+      };
+      const show = () => {
+        handle.style.left = `${50 + (50 * point[0]) / WIDE}%`;
+        handle.style.top = `${50 - (50 * point[1]) / HIGH}%`;
+        handle.setAttribute("aria-label", `${name}: ${placeText(point)}. Arrow keys move it.`);
+      };
+      this.listen(handle, point, put, name);
+      show();
+      this.board.append(handle);
+    }
+
+    listen(handle, point, put, name) {
+      handle.addEventListener("pointerdown", (event) => handle.setPointerCapture(event.pointerId));
+      handle.addEventListener("pointermove", (event) => {
+        if (!handle.hasPointerCapture(event.pointerId)) return;
+        const box = this.canvas.getBoundingClientRect();
+        const x = (2 * (event.clientX - box.left)) / box.width - 1;
+        const y = 1 - (2 * (event.clientY - box.top)) / box.height;
+        put(WIDE * x, HIGH * y);
+      });
+      handle.addEventListener("pointerup", () => this.say(`${name}: ${placeText(point)}.`));
+      handle.addEventListener("keydown", (event) => {
+        const ways = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
+        const way = ways[event.key];
+        if (!way || event.ctrlKey || event.metaKey || event.altKey) return;
+        event.preventDefault(); // the page would scroll
+        event.stopPropagation(); // the theme's arrow keys would turn the page
+        const far = event.shiftKey ? STRIDE : NUDGE;
+        put(point[0] + far * way[0], point[1] + far * way[1]);
+        this.say(`${name}: ${placeText(point)}.`);
+      });
+    }
+
+    /** Once for a picture, however many movements of the finger there were. */
+    handleMoved() {
+      if (this.moved === "start") this.restart("");
+      else this.follow();
+      this.moved = null;
+    }
+
+    addMode() {
+      const { modes } = this.settings;
+      const free = [[0, 1.6], [0, -1.6], [-2, 0], [2, 0]];
+      const near = ([x, y]) => Math.min(...modes.map((mode) => Math.hypot(x - mode[0], y - mode[1])));
+      modes.push(free.reduce((best, point) => (near(point) > near(best) ? point : best)));
+      this.modesChanged(`Mode ${modes.length} added at ${placeText(modes.at(-1))}.`);
+    }
+
+    dropMode() {
+      const count = this.settings.modes.length;
+      this.settings.modes.pop();
+      this.modesChanged(`Mode ${count} removed.`);
+    }
+
+    modesChanged(words) {
+      this.showSettings();
+      this.makeHandles();
+      this.follow();
+      this.say(words);
+    }
+  }
+
+  function legend() {
+    const entries = {
+      teacher: "target, and the real score", critic: "the critic’s fit, and minus its score",
+      generator: "particles",
+    };
+    const items = Object.entries(entries).map(([role, text]) =>
+      element("li", {}, element("span", { class: `dmd-playground-dot dmd-playground-${role}` }), text));
+    return element("ul", { class: "dmd-playground-legend" }, ...items);
+  }
+
+  P.PRESETS = PRESETS;
+  if (!globalThis.document) return;
+  const root = document.getElementById("dmd-playground");
+  if (root) P.page = new Playground(root);
 })();

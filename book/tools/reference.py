@@ -54,6 +54,7 @@ FLOORS = [
     "pretrained",
     "settings",
     "training",
+    "survey",
     "memory",
     "presets",
     "results",
