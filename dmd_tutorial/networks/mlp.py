@@ -47,9 +47,9 @@ class MLP(nn.Module):
         self.features = 16
         widths = [dim + self.features + classes, *[hidden] * layers]
         self.hidden = nn.ModuleList(
-            _Linears(copies, before, after) for before, after in itertools.pairwise(widths)
+            Linears(copies, before, after) for before, after in itertools.pairwise(widths)
         )
-        self.out = _Linears(copies, hidden, dim, zero=True)  # so that D starts as c_skip x
+        self.out = Linears(copies, hidden, dim, zero=True)  # so that D starts as c_skip x
 
     def forward(
         self,
@@ -84,7 +84,7 @@ class MLP(nn.Module):
         return self.out(h).reshape(x.shape)
 
 
-class _Linears(nn.Module):
+class Linears(nn.Module):
     """One linear layer for each copy: (copies, block, before) -> (copies, block, after)."""
 
     def __init__(self, copies: int, before: int, after: int, zero: bool = False) -> None:
