@@ -11,7 +11,7 @@ import matplotlib
 import pytest
 import torch
 
-from dmd_tutorial import dmd, noise, samplers
+from dmd_tutorial import dmd, mixtures, noise, samplers
 
 PAGE = book_source.read_notebook(book_source.BOOK / "errata.ipynb")
 CODE = [book_source.source(cell) for cell in PAGE["cells"] if cell["cell_type"] == "code"]
@@ -97,7 +97,21 @@ def whole_grid(batch, grid, generator=None):
     return noise.grid_sigma(batch, grid, generator=generator)
 
 
+def squared_level(x, sigma, noise):
+    return ADD_NOISE(x, sigma**2, noise)
+
+
+def of_the_clean_density(mixture, x, sigma=0.0, label=None):
+    return SCORE(mixture, x, 0.0, label)
+
+
+def downhill(mixture, x, sigma=0.0, label=None):
+    return -SCORE(mixture, x, sigma, label)
+
+
 MATCHING_GRADIENT = dmd.matching_gradient
+ADD_NOISE = noise.add_noise
+SCORE = mixtures.GaussianMixture.score
 
 
 @pytest.mark.parametrize(
@@ -110,6 +124,12 @@ MATCHING_GRADIENT = dmd.matching_gradient
         (14, dmd, "weight", multiplied),
         (15, noise, "dmd_sigma", whole_grid),
         (16, dmd, "matching_gradient", up_the_gradient),
+        (24, mixtures.GaussianMixture, "score", downhill),
+        (26, noise, "add_noise", squared_level),
+        (27, mixtures.GaussianMixture, "score", of_the_clean_density),
+        (35, samplers, "heun", samplers.euler),
+        (36, mixtures.GaussianMixture, "score", of_the_clean_density),
+        (41, mixtures.GaussianMixture, "score", of_the_clean_density),
     ],
 )
 def test_a_check_notices_the_mistake_in_the_package(
