@@ -1,0 +1,57 @@
+"""Samplers: each one algorithm, written as a generator that yields a small record per step.
+
+A notebook can plot the trajectory, stop early, or count evaluations; `sample` just runs one to
+its end. The state is float64 throughout, because many small steps add up; the denoiser is called
+in the type of the noise that was given.
+"""
+
+from dmd_tutorial.samplers.ancestral import ancestral, ddim, ddim_noise, ddpm_levels
+from dmd_tutorial.samplers.classical import euler, heun, rk45
+from dmd_tutorial.samplers.classical import heun_step as _heun_step
+from dmd_tutorial.samplers.diffusion import (
+    VE,
+    VP,
+    Process,
+    VarianceExploding,
+    VariancePreserving,
+    probability_flow,
+    reverse_sde,
+)
+from dmd_tutorial.samplers.langevin import annealed_langevin, langevin
+from dmd_tutorial.samplers.multistep import deis, dpm_solver, polynomial_weights, unipc
+from dmd_tutorial.samplers.run import _in_batches, one_step, sample
+from dmd_tutorial.samplers.step import Counted as _Counted
+from dmd_tutorial.samplers.step import Step
+from dmd_tutorial.samplers.step import start as _start
+from dmd_tutorial.samplers.stochastic import stochastic
+
+__all__ = [
+    "VE",
+    "VP",
+    "Process",
+    "Step",
+    "VarianceExploding",
+    "VariancePreserving",
+    "_Counted",
+    "_heun_step",
+    "_in_batches",
+    "_start",
+    "ancestral",
+    "annealed_langevin",
+    "ddim",
+    "ddim_noise",
+    "ddpm_levels",
+    "deis",
+    "dpm_solver",
+    "euler",
+    "heun",
+    "langevin",
+    "one_step",
+    "polynomial_weights",
+    "probability_flow",
+    "reverse_sde",
+    "rk45",
+    "sample",
+    "stochastic",
+    "unipc",
+]

@@ -1,0 +1,142 @@
+"""DDPM's ancestral sampler, and DDIM, which leaves out some of its noise and most of its steps.
+
+Both are written for the book's form of the noisy sample, ``x = clean + sigma * noise``. In it the
+schedule of alphas and betas is gone: all that is left of it is the ladder of noise levels.
+"""
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+
+from dmd_tutorial.denoisers import Denoiser
+from dmd_tutorial.noise import noise_like
+from dmd_tutorial.samplers.step import Counted, Step, start
+
+
+def ddpm_levels(
+    steps: int = 1000, train_steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02
+) -> Float[Tensor, " steps+1"]:
+    """DDPM's noise levels, or an evenly spaced subsequence of them, in the book's form.
+
+    ``sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t)``, where alpha_bar is the running product of
+    ``1 - beta`` and beta rises linearly.
+
+    Args:
+        steps: How many steps to take, at most as many as in training.
+        train_steps: How many noise levels the schedule has.
+        beta_min: Its first beta.
+        beta_max: Its last beta.
+
+    Returns:
+        Falling levels from about 157 to 0, (steps + 1,), float64.
+
+    Raises:
+        ValueError: If there are not between 1 and train_steps steps.
+
+    Source: Ho et al. 2020 (DDPM), Section 4.
+    """
+    if not 1 <= steps <= train_steps:
+        raise ValueError(f"steps must be from 1 to {train_steps}, not {steps}")
+    beta = torch.linspace(beta_min, beta_max, train_steps, dtype=torch.float64)
+    alpha_bar = torch.cat([beta.new_ones(1), (1 - beta).cumprod(0)])
+    index = torch.linspace(train_steps, 0, steps + 1, dtype=torch.float64).round().long()
+    return ((1 - alpha_bar) / alpha_bar).sqrt()[index]
+
+
+def ddim_noise(sigma: float, sigma_next: float, eta: float) -> float:
+    """Standard deviation of DDIM's new noise: ``eta`` times the *root* of DDPM's variance.
+
+    Args:
+        sigma: The level before the step.
+        sigma_next: The level after it.
+        eta: 0 for none, 1 for as much as DDPM adds.
+
+    Returns:
+        ``eta sigma_next sqrt(1 - sigma_next^2 / sigma^2)``, in the units of x.
+
+    Source: Song, Meng and Ermon 2021 (DDIM), Eq. 16, divided by the root of alpha.
+    """
+    return eta * sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
+
+
+@torch.no_grad()
+def ancestral(
+    denoiser: Denoiser,
+    z: Float[Tensor, "batch *shape"],
+    levels: Float[Tensor, " steps+1"],
+    label: Int[Tensor, " batch"] | None = None,
+    *,
+    generator: Generator | None = None,
+) -> Iterator[Step]:
+    """DDPM's sampler: draw from the posterior of the next level, given this one and D's guess.
+
+    Args:
+        denoiser: The teacher.
+        z: Standard normal noise, (batch, *shape); the start is ``levels[0] * z``.
+        levels: Falling noise levels, (steps + 1,), the last may be 0.
+        label: Class of each sample, (batch,), or None.
+        generator: Source of the new noise; torch's own without one.
+
+    Yields:
+        A record after each step.
+
+    Raises:
+        ValueError: If levels do not fall or z is not finite.
+
+    Source: Ho et al. 2020 (DDPM), Eq. 6, 7 and Algorithm 2, divided by the root of alpha_bar.
+    """
+    counted = Counted(denoiser, label, z.dtype)
+    x = start(z, levels)
+    for index, (sigma, sigma_next) in enumerate(pairwise(levels.tolist())):
+        denoised = counted(x, sigma)
+        kept = (sigma_next / sigma) ** 2  # the share of x in the mean of the posterior
+        x = kept * x + (1 - kept) * denoised
+        if sigma_next > 0:
+            variance = kept * (sigma**2 - sigma_next**2)
+            x = x + math.sqrt(variance) * noise_like(z, generator).double()
+        yield Step(index, x, denoised, sigma_next, counted.calls)
+
+
+@torch.no_grad()
+def ddim(
+    denoiser: Denoiser,
+    z: Float[Tensor, "batch *shape"],
+    levels: Float[Tensor, " steps+1"],
+    label: Int[Tensor, " batch"] | None = None,
+    *,
+    eta: float = 0.0,
+    generator: Generator | None = None,
+) -> Iterator[Step]:
+    """DDIM: guess the clean sample, put the guessed noise back, and some new noise.
+
+    Args:
+        denoiser: The teacher.
+        z: Standard normal noise, (batch, *shape); the start is ``levels[0] * z``.
+        levels: Falling noise levels, (steps + 1,), the last may be 0: any subsequence will do.
+        label: Class of each sample, (batch,), or None.
+        eta: How much of DDPM's noise is new, from 0 (none: `euler`) to 1 (`ancestral`).
+        generator: Source of the new noise; torch's own without one.
+
+    Yields:
+        A record after each step.
+
+    Raises:
+        ValueError: If levels do not fall, z is not finite, or eta is not in [0, 1].
+
+    Source: Song, Meng and Ermon 2021 (DDIM), Eq. 12 and 16, divided by the root of alpha.
+    """
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be from 0 to 1, not {eta}")
+    counted = Counted(denoiser, label, z.dtype)
+    x = start(z, levels)
+    for index, (sigma, sigma_next) in enumerate(pairwise(levels.tolist())):
+        denoised, noise = counted.slope(x, sigma)
+        new = ddim_noise(sigma, sigma_next, eta)
+        x = denoised + math.sqrt(sigma_next**2 - new**2) * noise
+        if new > 0:
+            x = x + new * noise_like(z, generator).double()
+        yield Step(index, x, denoised, sigma_next, counted.calls)

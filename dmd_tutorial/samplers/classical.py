@@ -1,0 +1,161 @@
+"""Classical solvers of the probability-flow ODE: Euler, Heun, and scipy's RK45."""
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dmd_tutorial.denoisers import Denoiser
+from dmd_tutorial.samplers.step import Counted, Step, start
+
+
+@torch.no_grad()
+def euler(
+    denoiser: Denoiser,
+    z: Float[Tensor, "batch *shape"],
+    levels: Float[Tensor, " steps+1"],
+    label: Int[Tensor, " batch"] | None = None,
+) -> Iterator[Step]:
+    """Euler's method on the probability-flow ODE: one evaluation a step, first order.
+
+    Args:
+        denoiser: The teacher.
+        z: Standard normal noise, (batch, *shape); the start is ``levels[0] * z``.
+        levels: Falling noise levels, (steps + 1,), the last may be 0.
+        label: Class of each sample, (batch,), or None.
+
+    Yields:
+        A record after each step.
+
+    Raises:
+        ValueError: If levels do not fall or z is not finite.
+
+    Source: Song et al. 2021, Eq. 13; Karras et al. 2022 (EDM), Eq. 1.
+    """
+    counted = Counted(denoiser, label, z.dtype)
+    x = start(z, levels)
+    for index, (sigma, sigma_next) in enumerate(pairwise(levels.tolist())):
+        denoised, slope = counted.slope(x, sigma)
+        x = x + (sigma_next - sigma) * slope
+        yield Step(index, x, denoised, sigma_next, counted.calls)
+
+
+@torch.no_grad()
+def heun(
+    denoiser: Denoiser,
+    z: Float[Tensor, "batch *shape"],
+    levels: Float[Tensor, " steps+1"],
+    label: Int[Tensor, " batch"] | None = None,
+) -> Iterator[Step]:
+    """Heun's method on the probability-flow ODE: two evaluations a step, second order.
+
+    The step to noise level 0 is left at Euler's, since the slope there is 0/0: N steps cost
+    2N - 1 evaluations.
+
+    Args:
+        denoiser: The teacher.
+        z: Standard normal noise, (batch, *shape); the start is ``levels[0] * z``.
+        levels: Falling noise levels, (steps + 1,), the last may be 0.
+        label: Class of each sample, (batch,), or None.
+
+    Yields:
+        A record after each step.
+
+    Raises:
+        ValueError: If levels do not fall or z is not finite.
+
+    Source: Karras et al. 2022 (EDM), Algorithm 1.
+    """
+    counted = Counted(denoiser, label, z.dtype)
+    x = start(z, levels)
+    for index, (sigma, sigma_next) in enumerate(pairwise(levels.tolist())):
+        x, denoised = heun_step(counted, x, sigma, sigma_next)
+        yield Step(index, x, denoised, sigma_next, counted.calls)
+
+
+def heun_step(
+    counted: Counted, x: Tensor, sigma: float, sigma_next: float
+) -> tuple[Tensor, Tensor]:
+    """One step of Heun's method; to level 0, of Euler's.
+
+    Args:
+        counted: The denoiser.
+        x: The state, (batch, *shape).
+        sigma: Its noise level.
+        sigma_next: The next one.
+
+    Returns:
+        The next state, and the denoiser's last answer.
+    """
+    denoised, slope = counted.slope(x, sigma)
+    x_next = x + (sigma_next - sigma) * slope
+    if sigma_next > 0:
+        denoised, slope_next = counted.slope(x_next, sigma_next)
+        x_next = x + (sigma_next - sigma) * (slope + slope_next) / 2
+    return x_next, denoised
+
+
+@torch.no_grad()
+def rk45(
+    denoiser: Denoiser,
+    z: Float[Tensor, "batch *shape"],
+    levels: Float[Tensor, " steps+1"],
+    label: Int[Tensor, " batch"] | None = None,
+    *,
+    tolerance: float = 1e-3,
+) -> Iterator[Step]:
+    """Dormand and Prince's method of order 5, which chooses its own steps (scipy's).
+
+    It solves the ODE over minus the logarithm of the noise level, ``dx / d(-ln sigma) = D - x``,
+    for the whole batch as one system. Six evaluations a step, and six more for a step refused.
+
+    Args:
+        denoiser: The teacher.
+        z: Standard normal noise, (batch, *shape); the start is ``levels[0] * z``.
+        levels: Falling noise levels, (steps + 1,), of which the first and the last above 0
+            count. If the last is 0, Euler's step to it ends the path.
+        label: Class of each sample, (batch,), or None.
+        tolerance: Error allowed in a step, absolute in the units of x and relative to it.
+
+    Yields:
+        A record after each step.
+
+    Raises:
+        ValueError: If levels do not fall or z is not finite.
+        RuntimeError: If no step is small enough for the tolerance.
+
+    Source: Dormand and Prince 1980; Song et al. 2021, Section 4.3, use it for the same ODE.
+    """
+    from scipy.integrate import RK45
+
+    counted = Counted(denoiser, label, z.dtype)
+    x = start(z, levels)
+    low = levels[levels > 0][-1].item()
+
+    def points(flat: np.ndarray) -> Tensor:
+        return torch.as_tensor(flat).reshape(x.shape).to(x.device)
+
+    def slope(time: float, flat: np.ndarray) -> np.ndarray:
+        state = points(flat)
+        return (counted(state, math.exp(-time)) - state).flatten().cpu().numpy()
+
+    ends = -math.log(levels[0].item()), -math.log(low)
+    if ends[0] < ends[1]:
+        solver = RK45(
+            slope, ends[0], x.flatten().cpu().numpy(), ends[1], math.inf, tolerance, tolerance
+        )
+    index = 0
+    while ends[0] < ends[1] and solver.status == "running":
+        message = solver.step()
+        if solver.status == "failed":
+            raise RuntimeError(f"RK45 stopped at noise level {math.exp(-solver.t):g}: {message}")
+        x, change = points(solver.y), points(solver.f)
+        yield Step(index, x, x + change, math.exp(-solver.t), counted.calls)
+        index += 1
+    if levels[-1] == 0:
+        denoised = counted(x, low)
+        yield Step(index, denoised, denoised, 0.0, counted.calls)

@@ -1,0 +1,102 @@
+"""Langevin dynamics, at one noise level and down a ladder of them (NCSN)."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+
+from dmd_tutorial.checks import check_finite
+from dmd_tutorial.denoisers import Denoiser, score_from_denoised
+from dmd_tutorial.samplers.step import Counted, Step, start
+
+
+@torch.no_grad()
+def langevin(
+    denoiser: Denoiser,
+    x: Float[Tensor, "batch *shape"],
+    sigma: float,
+    steps: int,
+    step_size: float,
+    label: Int[Tensor, " batch"] | None = None,
+    *,
+    generator: Generator | None = None,
+) -> Iterator[Step]:
+    """Langevin dynamics at one noise level: up the score, plus noise.
+
+    ``x <- x + step_size * score(x) + sqrt(2 step_size) * noise``
+
+    Args:
+        denoiser: Where the score comes from.
+        x: Where the samples start, (batch, *shape).
+        sigma: The noise level whose density is sampled, in the units of x, above 0.
+        steps: How many steps.
+        step_size: Length of a step in Langevin's time, in the units of x squared.
+        label: Class of each sample, (batch,), or None.
+        generator: Source of the noise; torch's own without one.
+
+    Yields:
+        A record after each step.
+
+    Raises:
+        ValueError: If sigma or step_size is not above 0, or x is not finite.
+
+    Source: Song and Ermon 2019, Eq. 4 (their step is twice ours).
+    """
+    check_finite(x=x)
+    if sigma <= 0 or step_size <= 0:
+        raise ValueError(f"sigma and step_size must be above 0, not {sigma} and {step_size}")
+    counted = Counted(denoiser, label, x.dtype)
+    dtype, x = x.dtype, x.double()
+    levels = torch.full((len(x),), float(sigma), dtype=x.dtype, device=x.device)
+    for index in range(steps):
+        denoised = counted(x, sigma)
+        noise = torch.randn(x.shape, generator=generator, dtype=dtype).to(x)
+        score = score_from_denoised(x, denoised, levels)
+        x = x + step_size * score + math.sqrt(2 * step_size) * noise
+        yield Step(index, x, denoised, sigma, counted.calls)
+
+
+@torch.no_grad()
+def annealed_langevin(
+    denoiser: Denoiser,
+    z: Float[Tensor, "batch *shape"],
+    levels: Float[Tensor, " levels"],
+    label: Int[Tensor, " batch"] | None = None,
+    *,
+    steps_per_level: int = 10,
+    step_ratio: float = 0.1,
+    generator: Generator | None = None,
+) -> Iterator[Step]:
+    """Langevin dynamics down a ladder of noise levels, the step shrinking with the level.
+
+    Args:
+        denoiser: Where the scores come from.
+        z: Standard normal noise, (batch, *shape); the start is ``levels[0] * z``.
+        levels: Falling noise levels, (levels,), all above 0.
+        label: Class of each sample, (batch,), or None.
+        steps_per_level: Langevin steps at each level.
+        step_ratio: ``step_size / sigma^2``, without unit.
+        generator: Source of the noise; torch's own without one.
+
+    Yields:
+        A record after each step.
+
+    Raises:
+        ValueError: If levels do not fall or reach 0.
+
+    Source: Song and Ermon 2019, Algorithm 1.
+    """
+    x = start(z, levels)
+    index = calls = 0
+    for sigma in levels.tolist():
+        step_size = step_ratio * sigma**2
+        walk = langevin(
+            denoiser, x.to(z.dtype), sigma, steps_per_level, step_size, label, generator=generator
+        )
+        for step in walk:
+            calls += 1
+            x = step.x
+            yield step._replace(index=index, evaluations=calls)
+            index += 1

@@ -1,0 +1,293 @@
+"""Fast solvers: what is known exactly is integrated exactly, what is not is a polynomial.
+
+With ``s = -ln sigma`` the probability-flow ODE is ``dx/ds = D - x``. From a level sigma over a
+distance h in s, its solution is
+
+    x(h) = exp(-h) (x + integral_0^h exp(r) D(r) dr)
+
+and only D is unknown. DPM-Solver++ lays a polynomial through the answers so far, at no cost in
+evaluations. DEIS lays it through the noise estimates instead, and UniPC corrects each step with
+the answer that the next step needs anyway.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dmd_tutorial.denoisers import Denoiser
+from dmd_tutorial.samplers.step import Counted, Step, start
+
+History = Sequence[tuple[float, Tensor]]  # (sigma, answer there), the newest first
+
+
+def polynomial_weights(nodes: Sequence[float], h: float, rate: float) -> list[float]:
+    """Weights of the values of a polynomial in ``integral_0^h exp(rate r) polynomial(r) dr``.
+
+    Args:
+        nodes: Where the values are; the degree is one less than their number.
+        h: The upper end.
+        rate: Of the exponential.
+
+    Returns:
+        One weight for each node: the integral of its Lagrange polynomial, by Gauss-Legendre
+        quadrature with 20 points, which is exact to rounding here.
+
+    Source: Zhang and Chen 2023 (DEIS), Eq. 15.
+    """
+    points, shares = np.polynomial.legendre.leggauss(20)
+    r = h * (points + 1) / 2
+    weights = []
+    for j, node in enumerate(nodes):
+        others = [other for i, other in enumerate(nodes) if i != j]
+        lagrange = np.prod([(r - other) / (node - other) for other in others], axis=0)
+        weights.append(float(h / 2 * (shares * np.exp(rate * r) * lagrange).sum()))
+    return weights
+
+
+def data_step(
+    x: Float[Tensor, "batch *shape"], history: History, sigma: float, sigma_next: float
+) -> Float[Tensor, "batch *shape"]:
+    """One step with a polynomial through denoised estimates.
+
+    Args:
+        x: The state at sigma, (batch, *shape).
+        history: The estimates to use, with their levels, in any order.
+        sigma: The level of x.
+        sigma_next: The next level, above 0.
+
+    Returns:
+        The state at sigma_next.
+    """
+    h = math.log(sigma / sigma_next)
+    nodes = [math.log(sigma / level) for level, _ in history]
+    weights = polynomial_weights(nodes, h, rate=1.0)
+    total = sum(weight * answer for weight, (_, answer) in zip(weights, history, strict=True))
+    return math.exp(-h) * (x + total)
+
+
+def linear_step(
+    x: Float[Tensor, "batch *shape"], history: History, sigma_next: float
+) -> Float[Tensor, "batch *shape"]:
+    """The step of DPM-Solver++(2M): the line through two estimates counts as its middle value.
+
+    Args:
+        x: The state, (batch, *shape).
+        history: The newest estimate, at the level of x, and the one before.
+        sigma_next: The next level, above 0.
+
+    Returns:
+        The state at sigma_next.
+
+    Source: Lu et al. 2022 (DPM-Solver++), Algorithm 2.
+    """
+    (sigma, newest), (before, older) = history
+    half = math.log(sigma / sigma_next) / 2
+    middle = newest + half * (newest - older) / math.log(before / sigma)
+    kept = sigma_next / sigma
+    return kept * x + (1 - kept) * middle
+
+
+def quadratic_step(
+    x: Float[Tensor, "batch *shape"],
+    history: History,
+    sigma_next: float,
+    share: float = 1.0,
+) -> Float[Tensor, "batch *shape"]:
+    """The step of the multistep DPM-Solver++ of order 3: a parabola through three estimates.
+
+    Args:
+        x: The state, (batch, *shape).
+        history: Three estimates, the newest at the level of x.
+        sigma_next: The next level, above 0.
+        share: How much of the quadratic term counts. 1 is the integral of the parabola; with the
+            0.5 of the published code the method is of order 2.
+
+    Returns:
+        The state at sigma_next.
+
+    Source: after Lu et al. 2022 (DPM-Solver++), Eq. 9 with three terms.
+    """
+    (sigma, newest), (before, older), (first, oldest) = history
+    h, h1, h2 = (
+        math.log(a / b) for a, b in ((sigma, sigma_next), (before, sigma), (first, before))
+    )
+    slope, slope_before = (newest - older) / h1, (older - oldest) / h2
+    bend = (slope - slope_before) / (h1 + h2)  # half of the second derivative
+    slope = slope + h1 * bend  # from between the two newest to the newest
+    kept = math.exp(-h)
+    linear = h - (1 - kept)  # integral of exp(r - h) r from 0 to h
+    quadratic = h**2 - 2 * linear  # of exp(r - h) r^2
+    return kept * x + (1 - kept) * newest + linear * slope + share * quadratic * bend
+
+
+def predict(
+    x: Float[Tensor, "batch *shape"], history: History, sigma_next: float, share: float = 1.0
+) -> Float[Tensor, "batch *shape"]:
+    """The step of DPM-Solver++ whose order is the length of the history.
+
+    Args:
+        x: The state, (batch, *shape).
+        history: The newest estimates, the first of them at the level of x.
+        sigma_next: The next level; at 0 the newest estimate is the answer.
+        share: See `quadratic_step`.
+
+    Returns:
+        The state at sigma_next.
+
+    Source: Lu et al. 2022 (DPM-Solver++), Eq. 9 and Algorithm 2.
+    """
+    sigma, newest = history[0]
+    if len(history) == 1 or sigma_next == 0:
+        return (sigma_next / sigma) * x + (1 - sigma_next / sigma) * newest
+    if len(history) == 2:
+        return linear_step(x, history, sigma_next)
+    return quadratic_step(x, history, sigma_next, share)
+
+
+@torch.no_grad()
+def dpm_solver(
+    denoiser: Denoiser,
+    z: Float[Tensor, "batch *shape"],
+    levels: Float[Tensor, " steps+1"],
+    label: Int[Tensor, " batch"] | None = None,
+    *,
+    order: int = 2,
+    share: float = 1.0,
+) -> Iterator[Step]:
+    """DPM-Solver++, multistep: one evaluation a step, of order 1 (`euler`), 2 (2M) or 3.
+
+    Args:
+        denoiser: The teacher.
+        z: Standard normal noise, (batch, *shape); the start is ``levels[0] * z``.
+        levels: Falling noise levels, (steps + 1,), the last may be 0.
+        label: Class of each sample, (batch,), or None.
+        order: How many answers a step uses. The first steps have fewer; the last ones, if they
+            lead to level 0, use fewer.
+        share: Of the quadratic term of order 3; see `quadratic_step`.
+
+    Yields:
+        A record after each step.
+
+    Raises:
+        ValueError: If levels do not fall, z is not finite, or order is not 1, 2 or 3.
+
+    Source: Lu et al. 2022 (DPM-Solver++), Algorithm 2 and appendix.
+    """
+    counted = Counted(denoiser, label, z.dtype)
+    x = start(z, levels)
+    history: list[tuple[float, Tensor]] = []
+    orders = _orders(levels, order)
+    for index, (sigma, sigma_next) in enumerate(pairwise(levels.tolist())):
+        history.insert(0, (sigma, counted(x, sigma)))
+        x = predict(x, history[: orders[index]], sigma_next, share)
+        yield Step(index, x, history[0][1], sigma_next, counted.calls)
+
+
+@torch.no_grad()
+def deis(
+    denoiser: Denoiser,
+    z: Float[Tensor, "batch *shape"],
+    levels: Float[Tensor, " steps+1"],
+    label: Int[Tensor, " batch"] | None = None,
+    *,
+    order: int = 3,
+) -> Iterator[Step]:
+    """DEIS: the polynomial goes through the noise estimates, which are the slopes dx/dsigma.
+
+    Args:
+        denoiser: The teacher.
+        z: Standard normal noise, (batch, *shape); the start is ``levels[0] * z``.
+        levels: Falling noise levels, (steps + 1,), the last may be 0.
+        label: Class of each sample, (batch,), or None.
+        order: How many answers a step uses, as in `dpm_solver`.
+
+    Yields:
+        A record after each step.
+
+    Raises:
+        ValueError: If levels do not fall, z is not finite, or order is not 1, 2 or 3.
+
+    Source: Zhang and Chen 2023 (DEIS), Eq. 14 and 15, polynomials in the logarithm of rho.
+    """
+    counted = Counted(denoiser, label, z.dtype)
+    x = start(z, levels)
+    history: list[tuple[float, Tensor]] = []
+    orders = _orders(levels, order)
+    for index, (sigma, sigma_next) in enumerate(pairwise(levels.tolist())):
+        denoised, noise = counted.slope(x, sigma)
+        history.insert(0, (sigma, noise))
+        if sigma_next == 0:
+            x = denoised
+        else:
+            used = history[: orders[index]]
+            nodes = [math.log(sigma / level) for level, _ in used]
+            weights = polynomial_weights(nodes, math.log(sigma / sigma_next), rate=-1.0)
+            total = sum(w * estimate for w, (_, estimate) in zip(weights, used, strict=True))
+            x = x - sigma * total  # dsigma = -sigma exp(-r) dr
+        yield Step(index, x, denoised, sigma_next, counted.calls)
+
+
+@torch.no_grad()
+def unipc(
+    denoiser: Denoiser,
+    z: Float[Tensor, "batch *shape"],
+    levels: Float[Tensor, " steps+1"],
+    label: Int[Tensor, " batch"] | None = None,
+    *,
+    order: int = 2,
+) -> Iterator[Step]:
+    """UniPC: DPM-Solver++'s step, corrected as soon as the denoiser has answered at its end.
+
+    The answer is needed for the next step anyway, so the correction costs no evaluation. It raises
+    the order by one.
+
+    Args:
+        denoiser: The teacher.
+        z: Standard normal noise, (batch, *shape); the start is ``levels[0] * z``.
+        levels: Falling noise levels, (steps + 1,), the last may be 0.
+        label: Class of each sample, (batch,), or None.
+        order: Of the prediction, 1, 2 or 3, as in `dpm_solver`.
+
+    Yields:
+        A record after each step; its x is the prediction, not yet corrected.
+
+    Raises:
+        ValueError: If levels do not fall, z is not finite, or order is not 1, 2 or 3.
+
+    Source: Zhao et al. 2023 (UniPC), Algorithms 1 and 2, with B(h) = exp(h) - 1.
+    """
+    counted = Counted(denoiser, label, z.dtype)
+    x = before = start(z, levels)
+    history: list[tuple[float, Tensor]] = []
+    orders = _orders(levels, order)
+    for index, (sigma, sigma_next) in enumerate(pairwise(levels.tolist())):
+        denoised = counted(x, sigma)
+        if index > 0:
+            x = _corrected(before, [(sigma, denoised), *history[: orders[index - 1]]])
+        history.insert(0, (sigma, denoised))
+        before = x
+        x = predict(x, history[: orders[index]], sigma_next)
+        yield Step(index, x, denoised, sigma_next, counted.calls)
+
+
+def _corrected(before: Tensor, history: History) -> Tensor:
+    """The last step once more, with the answer at its end as a node."""
+    (sigma_next, newest), (sigma, older), *rest = history
+    if not rest:  # of order 1: the paper takes the mean of both ends
+        kept = sigma_next / sigma
+        return kept * before + (1 - kept) * (newest + older) / 2
+    return data_step(before, history, sigma, sigma_next)
+
+
+def _orders(levels: Tensor, order: int) -> list[int]:
+    """How many answers each step uses: few at the start, and before level 0."""
+    if order not in (1, 2, 3):
+        raise ValueError(f"order must be 1, 2 or 3, not {order}")
+    steps = len(levels) - 1
+    at_end = [steps - index if levels[-1] == 0 else order for index in range(steps)]
+    return [min(order, index + 1, at_end[index]) for index in range(steps)]

@@ -1,0 +1,62 @@
+"""EDM's stochastic sampler: Heun's steps with a little new noise before each."""
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor
+
+from dmd_tutorial.denoisers import Denoiser
+from dmd_tutorial.samplers.classical import heun_step
+from dmd_tutorial.samplers.step import Counted, Step, start
+
+
+@torch.no_grad()
+def stochastic(
+    denoiser: Denoiser,
+    z: Float[Tensor, "batch *shape"],
+    levels: Float[Tensor, " steps+1"],
+    label: Int[Tensor, " batch"] | None = None,
+    *,
+    churn: float = 40.0,
+    churn_min: float = 0.05,
+    churn_max: float = 50.0,
+    noise_scale: float = 1.003,
+    generator: Generator | None = None,
+) -> Iterator[Step]:
+    """EDM's stochastic sampler: a little new noise before each of Heun's steps.
+
+    Args:
+        denoiser: The teacher.
+        z: Standard normal noise, (batch, *shape); the start is ``levels[0] * z``.
+        levels: Falling noise levels, (steps + 1,), the last may be 0.
+        label: Class of each sample, (batch,), or None.
+        churn: How much noise in all (S_churn); 0 gives `heun` exactly.
+        churn_min: Below this level no noise is added (S_min), in the units of x.
+        churn_max: Above this level no noise is added (S_max).
+        noise_scale: Standard deviation of the new noise (S_noise).
+        generator: Source of the new noise; torch's own without one.
+
+    Yields:
+        A record after each step.
+
+    Raises:
+        ValueError: If levels do not fall, z is not finite, or churn is negative.
+
+    Source: Karras et al. 2022 (EDM), Algorithm 2 and Table 5.
+    """
+    if churn < 0:
+        raise ValueError(f"churn must not be negative, it is {churn}")
+    counted = Counted(denoiser, label, z.dtype)
+    x = start(z, levels)
+    gamma_of_all = min(churn / (len(levels) - 1), math.sqrt(2) - 1)
+    for index, (sigma, sigma_next) in enumerate(pairwise(levels.tolist())):
+        gamma = gamma_of_all if churn_min <= sigma <= churn_max else 0.0
+        sigma_hat = sigma * (1 + gamma)
+        if gamma > 0:
+            noise = torch.randn(x.shape, generator=generator, dtype=z.dtype).to(x)
+            x = x + noise_scale * math.sqrt(sigma_hat**2 - sigma**2) * noise
+        x, denoised = heun_step(counted, x, sigma_hat, sigma_next)
+        yield Step(index, x, denoised, sigma_next, counted.calls)
