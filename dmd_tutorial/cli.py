@@ -1,4 +1,4 @@
-"""The command line, ``dmd``: train-teacher, make-pairs, distill, sample, evaluate, demo, verify.
+"""The command line, ``dmd``: from train-teacher to survey; ``dmd --help`` names all commands.
 
 Every command leaves its result on disk: networks as safetensors, settings, versions and figures
 as JSON beside them, a grid of samples as PNG. A training that stopped continues with the same
@@ -35,6 +35,7 @@ from dmd_tutorial.presets import PRESETS, Preset
 from dmd_tutorial.provenance import provenance
 from dmd_tutorial.samplers import one_step, sample
 from dmd_tutorial.settings import DistillSettings, TeacherSettings
+from dmd_tutorial.survey import comparison
 from dmd_tutorial.training import (
     DistillationRun,
     Metrics,
@@ -226,6 +227,22 @@ def run_verify(options: Options) -> None:
         raise RuntimeError(f"chapter {options.chapter}: a claim does not hold, see above")
 
 
+def run_survey(options: Options) -> None:
+    """Train every method of Part II within one budget, and print the table."""
+    path = Path(options.out or runs_folder() / "survey.json")
+    rows = comparison.survey(
+        path, options.tasks, seeds_of(options.seeds), options.methods, options.passes
+    )
+    for row in rows:
+        print(f"{row.task}, {row.method}, {row.evaluations} evaluations, seed {row.seed}: "
+              f"distance {row.distance:.3f}, recall {row.recall:.3f}, {row.seconds:.0f} s",
+              flush=True)  # fmt: skip
+    recorded = json.loads(path.read_text())["rows"] if path.exists() else []
+    for name in options.tasks:
+        print(f"\n{name}\n{comparison.table(recorded, name)}")
+    print(f"\n{path}")
+
+
 COMMANDS = {
     "train-teacher": run_train_teacher,
     "make-pairs": run_make_pairs,
@@ -234,6 +251,7 @@ COMMANDS = {
     "evaluate": run_evaluate,
     "demo": run_demo,
     "verify": run_verify,
+    "survey": run_survey,
 }
 
 

@@ -135,6 +135,14 @@ def _verify(c: argparse.ArgumentParser) -> None:
     c.add_argument("--book", default=".", help="folder of the clone (%(default)s)")
 
 
+def _survey(c: argparse.ArgumentParser) -> None:
+    c.add_argument("--tasks", nargs="+", default=["ring", "digits"], help="of: %(default)s")
+    c.add_argument("--methods", nargs="+", help="names, as in the table (all)")
+    c.add_argument("--seeds", default="0-2", help="of the trainings (%(default)s)")
+    c.add_argument("--passes", type=float, help="budget of a training (each task's own)")
+    c.add_argument("--out", help="the file that grows, JSON (runs/survey.json)")
+
+
 _OPTIONS = {
     "train-teacher": _train_teacher,
     "make-pairs": _make_pairs,
@@ -143,6 +151,7 @@ _OPTIONS = {
     "evaluate": _evaluate,
     "demo": _demo,
     "verify": _verify,
+    "survey": _survey,
 }
 
 

@@ -8,6 +8,7 @@ from functools import cache
 import torch
 from torch import Generator, Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.hooks import RemovableHandle
 
 from dmd_tutorial import data, metrics, pretrained
 from dmd_tutorial.anchor import Pairs
@@ -36,6 +37,7 @@ class Budget:
 
     def __init__(self, passes: float, teacher: nn.Module | None = None) -> None:
         self.passes, self.spent, self.teacher = passes, 0.0, teacher
+        self.handles: list[RemovableHandle] = []
         if teacher is not None:
             self.watch(teacher)
 
@@ -57,17 +59,23 @@ class Budget:
         """
         cost = 1.0
         if example:
-            x = example[0]
+            x, before = example[0], self.spent
             as_teacher = (x, x.new_ones(len(x)))
             cost = _operations(network, *example) / _operations(self.teacher, *as_teacher)
+            self.spent = before  # weighing is free
 
         def count(module: nn.Module, arguments: tuple, answer: Tensor) -> None:
             answers = answer if isinstance(answer, tuple) else (answer,)
             differentiated = any(a.requires_grad for a in answers if isinstance(a, Tensor))
             self.spent += cost * len(arguments[0]) * (3 if differentiated else 1)
 
-        network.register_forward_hook(count)
+        self.handles.append(network.register_forward_hook(count))
         return network
+
+    def close(self) -> None:
+        """Stop counting; copies of watched networks go on."""
+        for handle in self.handles:
+            handle.remove()
 
     def affordable(self, step: Callable[[], object]) -> int:
         """How often a training step can still be done.
@@ -146,6 +154,7 @@ class Method:
         needs_data: Whether real data is needed.
         needs_pairs: Whether pairs (noise, the teacher's sample) are.
         extra_networks: Networks trained besides the student.
+        trained: False for a sampler that trains nothing and has no seed.
     """
 
     name: str
@@ -154,6 +163,7 @@ class Method:
     needs_data: bool = False
     needs_pairs: bool = False
     extra_networks: int = 0
+    trained: bool = True
 
 
 @cache
