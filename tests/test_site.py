@@ -370,6 +370,19 @@ def test_a_copy_button_copies_its_cell(open_page, address):
     assert copied.strip() == cell.locator("pre").inner_text().strip()
 
 
+def test_a_defined_word_is_explained_to_the_keyboard(open_page, address):
+    page = open_page(address + CHAPTER)
+    word = page.locator("a.defined").first
+    definition = word.get_attribute("title")
+    assert len(definition) > 20
+    word.focus()
+    page.keyboard.press("Tab")
+    after = "getComputedStyle(document.querySelector('a.defined'), '::after').content"
+    assert page.evaluate(after) == "none"
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate(after).strip('"') == definition
+
+
 def test_search_finds_a_name(open_page, address):
     page = open_page(address + "search.html?q=Tweedie")
     page.wait_for_selector("ul.search li a")

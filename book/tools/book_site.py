@@ -4,6 +4,7 @@
   no alternative text.
 - Outputs come from a cache that is keyed on the package's sources, not on the notebook alone.
 - Pages load what they show and no more.
+- Words of the glossary show their definition where a chapter first uses them.
 - Equations are typeset by a MathJax that lies in the site, with the numbers the text gives them.
 """
 
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import alt_text
+import hover
 import ledger
 import lighten
 from book_source import ROOT
@@ -143,4 +145,5 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("build-finished", check_pictures)
     app.add_js_file(None, body=NO_EXCERPTS, priority=900)
     app.add_transform(KeepTags)
+    app.add_transform(hover.Definitions)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
