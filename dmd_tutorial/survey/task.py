@@ -46,20 +46,24 @@ class Budget:
         """What has not been spent."""
         return self.passes - self.spent
 
-    def watch(self, network: nn.Module, *example: Tensor) -> nn.Module:
+    def watch(
+        self, network: nn.Module, *example: Tensor, samples: Tensor | None = None
+    ) -> nn.Module:
         """Count a network's passes from now on.
 
         Args:
             network: The network.
             *example: For a network of another kind than the teacher: one call's arguments. Its
                 passes then count by the operations that such a call takes.
+            samples: As many samples as the example holds, where its first argument is none, such
+                as the features of samples.
 
         Returns:
             The network.
         """
         cost = 1.0
         if example:
-            x, before = example[0], self.spent
+            x, before = example[0] if samples is None else samples, self.spent
             as_teacher = (x, x.new_ones(len(x)))
             cost = _operations(network, *example) / _operations(self.teacher, *as_teacher)
             self.spent = before  # weighing is free
