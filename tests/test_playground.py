@@ -227,6 +227,79 @@ def test_the_critics_speed_decides_whether_the_generator_swings(page):
     assert quick["name"] == "the mode"
 
 
+# stages: settings to change, whether to start again, steps; after each, what came of it
+TRIED = """([name, stages]) => {
+  const P = dmdPlayground, {title, ...settings} = P.PRESETS[name];
+  let sim = P.simulation(settings);
+  return stages.map(([changed, again, steps]) => {
+    Object.assign(settings, changed);
+    if (again) sim = P.simulation(settings);
+    else Object.assign(sim, {settings: {...sim.settings, ...changed}});
+    P.follow(sim);
+    let far = 9;
+    for (let i = 0; i < steps; i++) {
+      P.advance(sim);
+      far = Math.min(far, P.oneGaussian(sim.xy)[1]);
+    }
+    return {...P.outcome(sim), far, critic: sim.critic.length / 6};
+  });
+}"""
+
+
+def tried(page, name, *stages):
+    return page.evaluate(TRIED, [name, stages])
+
+
+def test_the_real_score_alone_has_no_width_wherever_it_starts(page):
+    starts = ([x, 0.5] for x in (1.5, 0, -1.5))
+    ends = tried(page, "figure-3a", *([{"start": start}, True, 300] for start in starts))
+    right, middle, left = (end["shares"] for end in ends)
+    assert (right[1], left[0]) == pytest.approx((1, 1), abs=0.01)
+    assert 0.4 < middle[0] < 0.6
+    assert max(end["spread"] for end in ends) < 0.01
+
+
+def test_higher_levels_send_more_over_and_it_is_no_switch(page):
+    levels = (1, 1.5, 2, 3, 5)
+    ends = tried(page, "figure-3b", *([{"sigma": level}, True, 600] for level in levels))
+    far = [end["shares"][0] for end in ends]
+    assert far == sorted(far)
+    assert far[0] < 0.01 < far[1] < 0.05 < 0.1 < far[3] < 0.25 < far[4]
+
+
+def test_a_weak_anchor_does_not_fill_the_far_mode_and_a_filled_one_stays(page):
+    ends = tried(
+        page, "figure-3c", [{"lambda": 0.03}, True, 600], [{"lambda": 0.1}, True, 600],
+        [{"lambda": 0.25}, True, 600], [{"lambda": 0}, False, 600],
+    )  # fmt: skip
+    little, more, filled, held = (end["shares"][0] for end in ends)
+    assert little < 0.05 < 0.1 < more < 0.3
+    assert min(filled, held) > 0.4
+    assert ends[2]["name"] == ends[3]["name"] == "both modes"
+
+
+def test_the_slower_the_critic_the_wider_the_swing(page):
+    ends = tried(page, "slow", *([{"critic": speed}, True, 300] for speed in (0.01, 0.1, 1)))
+    slow, quick, right = (end["far"] for end in ends)
+    assert slow < -1
+    assert min(quick, right) > -0.05
+
+
+def test_eq8_leads_out_of_the_centre_and_its_highest_level_is_the_pages(page):
+    centre, out = tried(page, "sigma-cubed", [{}, False, 600], [{"weighting": "eq8"}, False, 600])
+    assert centre["name"] == "away from the modes"
+    assert out["name"] == "both modes"
+    highest = page.evaluate("dmdPlayground.karrasGrid(1000, 2)[980]")
+    assert highest == pytest.approx(1.84, abs=0.005)
+
+
+def test_one_gaussian_cannot_describe_two_modes(page):
+    (end,) = tried(page, "figure-3c", [{"components": 1}, True, 600])
+    assert end["critic"] == 1
+    assert end["divergence"] < -0.5  # no divergence is negative: the estimate has failed
+    assert end["spread"] < 0.3  # and the modes are too narrow
+
+
 # --- the page ------------------------------------------------------------------------------------
 
 
@@ -236,8 +309,10 @@ def reading(page):
 
 def test_buttons_play_step_and_start_again(page):
     assert reading(page).startswith("Step 0:")
+    assert "gradient" not in reading(page)  # nobody has computed one yet
     page.get_by_role("button", name="One step").click()
     assert reading(page).startswith("Step 1:")
+    assert "gradient" in reading(page)
     page.get_by_role("button", name="Play").click()
     page.wait_for_function("dmdPlayground.page.sim.step > 20")
     page.get_by_role("button", name="Pause").click()

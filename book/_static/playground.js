@@ -662,8 +662,8 @@ globalThis.dmdPlayground = (() => {
     return (
       `Step ${sim.step}: ${name}. In ${each}, elsewhere ${percent(left)}. ` +
       `Spread ${spread.toFixed(2)} (a mode’s is ${sim.settings.modeStd}). ` +
-      `Divergence about ${plain(divergence.toFixed(2))}. ` +
-      `Mean length of the gradient ${sim.strength.toPrecision(2)}.`
+      `Divergence about ${plain(divergence.toFixed(2))}.` +
+      (sim.step ? ` Mean length of the gradient ${sim.strength.toPrecision(2)}.` : "")
     );
   }
 
