@@ -4,4 +4,11 @@ Every room is a file, and each imports only from rooms below it. One interface r
 all of them: ``denoised = D(x, sigma, label=None)``.
 """
 
+import sys
+
 __version__ = "0.1.0"
+
+if "ipykernel" in sys.modules:  # in a notebook, where a reader may press Stop at any moment
+    from dmd_tutorial import interrupts
+
+    interrupts.keep_imports_whole()

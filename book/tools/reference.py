@@ -34,6 +34,7 @@ are [jaxtyping](https://docs.kidger.site/jaxtyping/)'s. This page is written fro
 FLOORS = [
     "checks",
     "colab",
+    "interrupts",
     "noise",
     "denoisers",
     "mixtures",

@@ -1,0 +1,77 @@
+"""An interrupted cell leaves a kernel in which the next cell works.
+
+Python cannot repeat an import that was cut in half if the module has registered something on the
+way. PyTorch imports such a module, ``torch._dynamo``, when the first optimiser is made: a second
+or two into the first training cell, which is just when a reader presses Stop. Here an interrupt
+that falls into that import waits until it is complete.
+"""
+
+import _thread
+import importlib.abc
+import importlib.machinery
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from types import FrameType, ModuleType
+
+UNREPEATABLE = {"torch._dynamo"}
+DELAY = 0.05  # seconds from the end of such an import to the interrupt that waited for it
+
+
+class WholeImports(importlib.abc.MetaPathFinder):
+    """Finds the modules whose import must not be cut in half, and nothing else."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Return the module's own specification, with a loader that is not interrupted."""
+        if fullname not in UNREPEATABLE:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _WholeLoader(spec.loader)
+        return spec
+
+
+class _WholeLoader(importlib.abc.Loader):
+    """Loads a module as another loader does; an interrupt waits until that is done."""
+
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self.loader = loader
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        """Leave it to the other loader."""
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Execute the module, holding interrupts back if this thread is the one they reach."""
+        if threading.current_thread() is not threading.main_thread():
+            self.loader.exec_module(module)
+            return
+        asked = []
+
+        def remember(number: int, frame: FrameType | None) -> None:
+            asked.append(number)
+
+        before = signal.signal(signal.SIGINT, remember)
+        try:
+            self.loader.exec_module(module)
+        finally:
+            signal.signal(signal.SIGINT, before)
+            if asked:  # not at once: the import statement itself must come to its end
+                threading.Timer(DELAY, _interrupt).start()
+
+
+def _interrupt() -> None:
+    """Interrupt the main thread, also where it sleeps."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    else:  # Windows
+        _thread.interrupt_main()
+
+
+def keep_imports_whole() -> None:
+    """Let no interrupt cut PyTorch's late imports in half, in this process from now on."""
+    if not any(isinstance(finder, WholeImports) for finder in sys.meta_path):
+        sys.meta_path.insert(0, WholeImports())
