@@ -44,3 +44,27 @@ def test_a_picture_gets_its_size(tmp_path):
     )
     sized = lighten.sized(page, tmp_path)
     assert sized == page.replace("<img alt", '<img width="30" height="20" alt')
+
+
+@pytest.mark.parametrize(
+    ("tex", "em"),  # as a browser measures what MathJax makes of them
+    [
+        (r"x", 0.73),
+        (r"\sigma_{\text{data}}", 2.47),
+        (r"\sigma_{\min}, \sigma_{\max}", 5.19),
+        (r"p * \mathcal N(0, \sigma^2 I)", 7.09),
+        (r"\mathbb E_{x \sim p}[\log p(x) - \log q(x)]", 13.11),
+    ],
+)
+def test_the_width_of_a_formula_is_known_before_it_is_set(tex, em):
+    assert lighten.width(tex) == pytest.approx(em, abs=0.3)
+
+
+def test_a_formula_gets_its_room_and_keeps_its_source():
+    span = r'<span class="math notranslate nohighlight">\(a &lt; b\)</span>'
+    display = r'<div class="math notranslate nohighlight">\[a\]</div>'
+    unreadable = span.replace("a &lt; b", r"\unheardof")
+    page = lighten.roomy(span + display + unreadable)
+    room = f' style="--room: {lighten.width("a < b"):.2f}em">'
+    assert page == span.replace('">', f'"{room}', 1) + display + unreadable
+    assert lighten.roomy(page) == page

@@ -2,16 +2,21 @@
 
 The theme loads two fonts and a script with two thousand icons, 0.8 MB compressed, for a dozen
 icons. Here those dozen become a small style sheet, drawn from the theme's own script. Scripts move
-behind the text, so that a reader on a slow line reads while they load.
+behind the text, so that a reader on a slow line reads while they load. Pictures and formulas
+have their room before they are there.
 
 python book/tools/lighten.py _build/html
 """
 
+import html
 import re
 import sys
+from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
+from matplotlib.font_manager import FontProperties
+from matplotlib.mathtext import MathTextParser
 from PIL import Image
 
 SCRIPT = Path("_static/scripts/fontawesome.js")
@@ -28,6 +33,17 @@ HEAD = re.compile(r"(?<=<head>).*?(?=</head>)", flags=re.DOTALL)
 # Everything from Sphinx's first script to its last: the theme's own first lines, which choose the
 # colours, must stay before the text, or the page would flash.
 LATE = re.compile(r"\s*<script(?![^>]*\bdefer\b)(?![^>]*data-cfasync)[^>]*>.*?</script>", re.DOTALL)
+
+FORMULA = re.compile(
+    r'(?P<tag><span class="math notranslate nohighlight")>\\\((?P<tex>.*?)\\\)</span>'
+)
+# What matplotlib's reader of formulas does not know, in words that it does.
+READABLE = [
+    (re.compile(r"\\(mathcal|mathbb) (\w)"), r"\\\1{\2}"),
+    (re.compile(r"\\[lr]vert(?![a-z])"), "|"),
+    (re.compile(r"\{\\(min|max)\}"), r"{\\mathrm{\1}}"),
+]
+SCALE = 1.254  # of MathJax's formulas to the text around them, measured in the book's pages
 
 # A box in the icons' font would fetch the font, even if nothing is written in it.
 NO_FONT = """\
@@ -106,6 +122,36 @@ def sized(page: str, folder: Path) -> str:
     return PICTURE_TAG.sub(with_size, page)
 
 
+def roomy(page: str) -> str:
+    """Return a page that holds room for the formulas in its lines before these are set.
+
+    Else a line would be as long as the source of its formulas, and a column of a table as wide,
+    and all would jump when MathJax sets them.
+    """
+
+    def with_room(formula: re.Match[str]) -> str:
+        room = width(html.unescape(formula["tex"]))
+        style = f' style="--room: {room:.2f}em"' if room else ""
+        return rf"{formula['tag']}{style}>\({formula['tex']}\)</span>"
+
+    return FORMULA.sub(with_room, page)
+
+
+@cache
+def width(tex: str) -> float | None:
+    """Return how wide a formula will be, in em, or None if matplotlib cannot read it.
+
+    Both matplotlib and MathJax set formulas in Knuth's letters, by Knuth's rules.
+    """
+    for known_to_mathjax, known_to_matplotlib in READABLE:
+        tex = known_to_mathjax.sub(known_to_matplotlib, tex)
+    letters = FontProperties(size=100, math_fontfamily="cm")
+    try:
+        return SCALE * float(MathTextParser("path").parse(f"${tex}$", 72, letters).width) / 100
+    except ValueError:
+        return None
+
+
 def light(page: str) -> str:
     """Return a page that asks for the small sheet, and for scripts behind its text."""
     page = TAG.sub(rf'<link rel="stylesheet" href="\1{SHEET.as_posix()}" />', page)
@@ -126,7 +172,7 @@ def lighten(site: Path) -> None:
     rules = [NO_FONT, *(rule(*icon, script) for icon in used)]
     (site / SHEET).write_text("".join(rules), encoding="utf8")
     for path, page in pages.items():
-        path.write_text(light(sized(page, path.parent)), encoding="utf8")
+        path.write_text(light(roomy(sized(page, path.parent))), encoding="utf8")
 
 
 if __name__ == "__main__":
