@@ -184,9 +184,9 @@ IMAGENET64 = Preset(
 
 # --- one GPU -------------------------------------------------------------------------------------
 
-# One T4 (16 GiB, no bfloat16), an evening. From the cost above: an iteration of 64 + 64 images is
-# about a sixth of the paper's, some 2 seconds; 6,000 of them with the pairs before, 4 to 5 hours.
-# A fiftieth of the paper's iterations and a sixth of its batch: a taste, not its numbers.
+# One T4 (16 GiB, no bfloat16), an evening: about six hours, counted from operations in chapter 6
+# and not measured. Regression included, a fiftieth of the paper's steps, and a sixth of its batch:
+# a taste, not its numbers.
 CIFAR10_T4 = Preset(
     data="cifar10",
     shape=(3, 32, 32),
@@ -194,7 +194,7 @@ CIFAR10_T4 = Preset(
     features="inception",
     published="edm-cifar10-32x32-cond-vp",
     family="edm",
-    pairs=10_000,  # 350,000 evaluations of the teacher, about half an hour
+    pairs=10_000,  # 350,000 evaluations of the teacher, about an hour
     pair_batch=250,
     warm_start=DistillSettings(  # brings the student near the teacher before two networks train
         steps=2_000,
