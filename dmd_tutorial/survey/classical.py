@@ -599,9 +599,10 @@ def _train_gan(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
 
 
 def _train_energy(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
-    dim, batch, spread = _dim(task), 128, 1.5
-    draw = _flat(task, batch, jitter=0.05)
-    length, step_size = 10, 0.01
+    dim, batch, evaluations = _dim(task), 128, 200
+    images = len(task.shape) > 1
+    spread, step_size, jitter, length = (0.7, 0.002, 0.1, 20) if images else (1.5, 0.01, 0.0, 10)
+    draw = _flat(task, batch, jitter)
 
     def steps() -> Iterator[EMA]:
         rng = torch.Generator().manual_seed(seed)
@@ -611,7 +612,7 @@ def _train_energy(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
         budget.watch(energy, torch.zeros(2, *task.shape))
         average = EMA(energy, 0.999)
         optimizer = torch.optim.Adam(energy.parameters(), 1e-3, (0.0, 0.9))
-        chains = Chains(dim, 5_000, task.classes, spread, rng, restart=0.05)
+        chains = Chains(dim, 2_000, task.classes, spread, rng, restart=0.05)
         for step in itertools.count():
             index, fake, asked = chains.draw(batch)
             chains.x[index] = fake = walk(energy, fake, length, step_size, asked, rng)
@@ -622,11 +623,12 @@ def _train_energy(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
             yield average
 
     *_, average = itertools.islice(steps(), budget.affordable(lambda: next(steps())))
-    evaluations = 200
 
     def sample(z: Tensor, label: Tensor | None) -> Tensor:
         rng = torch.Generator().manual_seed(seed)
-        return walk(average.module, spread * z, evaluations, step_size, label, rng)
+        x = walk(average.module, spread * z, evaluations - 1, step_size, label, rng)
+        # the energy knows data with noise of the jitter's level: Tweedie's formula removes it
+        return energy_denoiser(average.module)(x, torch.full((len(x),), jitter), label)
 
     return {evaluations: _folded(sample)}
 
