@@ -7,6 +7,7 @@ which noise levels are drawn; two of them add a loss of another kind. alpha = 1.
 
 import copy
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -87,18 +88,19 @@ def teacher_levels(sigma_max: float, sigma_data: float = SIGMA_DATA) -> Float[Te
     """EDM's log-normal law, on which teachers are trained: the law of Diff-Instruct.
 
     Args:
-        sigma_max: Levels above it are cut, in the units of x.
+        sigma_max: No level is above it, in the units of x.
         sigma_data: Standard deviation of the data; EDM's median, 0.3, is for data of 0.5.
 
     Returns:
-        The quantiles of ``ln(sigma) ~ N(-1.2 + ln(sigma_data / 0.5), 1.2^2)``, (bins,), ascending.
+        The quantiles of ``ln(sigma) ~ N(-1.2 + ln(sigma_data / 0.5), 1.2^2)`` below sigma_max,
+        (bins,), ascending.
 
     Source: Luo et al. 2023 (Diff-Instruct), public code; Karras et al. 2022 (EDM), Table 1.
     """
-    probability = (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS
-    normal = torch.special.ndtri(probability)
-    levels = torch.exp(-1.2 + 1.2 * normal) * sigma_data / SIGMA_DATA
-    return levels.clamp_max(sigma_max)
+    mean, std = -1.2 + math.log(sigma_data / SIGMA_DATA), 1.2
+    below = torch.special.ndtr(torch.tensor((math.log(sigma_max) - mean) / std))
+    probability = below.double() * (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS
+    return torch.exp(mean + std * torch.special.ndtri(probability))
 
 
 def dmd_levels(sigma_max: float, sigma_data: float = SIGMA_DATA) -> Float[Tensor, " bins"]:
@@ -226,14 +228,14 @@ def sid_loss(
     sigma: Float[Tensor, " batch"],
     denoised_real: Float[Tensor, "batch *shape"],
     denoised_fake: Float[Tensor, "batch *shape"],
-    alpha: float = 1.2,
+    alpha: float = 1.0,
     weighting: Weighting | dmd.WeightFunction = Weighting.EQ8,
 ) -> Float[Tensor, ""]:
     """Score identity distillation: a loss whose gradient descends the Fisher divergence.
 
     With the exact critic and alpha 1/2 its gradient is half of that of
     ``w |D_real - D_fake|^2`` at noise level sigma, critic's dependence on the generator included.
-    The paper takes alpha 1 or 1.2.
+    The paper takes alpha 1 or 1.2; above 1 samples much wider than the teacher's are driven apart.
 
     Args:
         x: The generator's clean output, (batch, *shape), with gradient history.
@@ -503,7 +505,7 @@ class Member:
         weights: dict = {
             noise_prediction: r"$\sigma^3 / (1 + \sigma^2)$",
             Weighting.NONE: r"$\sigma^2$",
-            Weighting.EQ8: r"$\sigma^2 / \mathrm{mean}|x - D_{real}|$",
+            Weighting.EQ8: r"$\sigma^2 / \mathrm{mean} \lvert x - D_{real} \rvert$",
         }
         laws: dict = {
             schedule_levels: "times of a variance-preserving schedule",
@@ -529,7 +531,7 @@ FAMILY = (
     Member("DMD2", Weighting.EQ8, dmd_levels, 3, GAN_STEP, data=True),
     Member("DMD2, 2 steps", Weighting.EQ8, dmd_levels, 3, GAN_STEP, data=True, evaluations=2),
     Member("DMD2, 4 steps", Weighting.EQ8, dmd_levels, 3, GAN_STEP, data=True, evaluations=4),
-    Member("SiD", Weighting.EQ8, dmd_levels, step=partial(sid_step, alpha=1.2)),
+    Member("SiD", Weighting.EQ8, dmd_levels, step=partial(sid_step, alpha=1.0)),
 )
 
 
