@@ -568,7 +568,7 @@ def _train(
     draw_levels: Callable[[int, float, Generator], tuple[Tensor, ...]],
     loss: Callable[..., Tensor],
 ) -> nn.Module:
-    """Spend the budget on a student; returns its average, which is the target of its loss, too.
+    """Spend the budget on a student; returns its average, which its loss may take for a target.
 
     ``draw_levels(batch, progress, rng)``; ``loss(network, target, x, noise, label, *levels)``.
     """
@@ -636,7 +636,7 @@ def _training(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
         x, noise, label, sigma, sigma_next = drawn
         pair = training_pair(x, noise, sigma, sigma_next)
         weight = 1 / (sigma - sigma_next)
-        return consistency_loss(network, target, pair, label, pseudo_huber, weight)
+        return consistency_loss(network, network, pair, label, pseudo_huber, weight)
 
     def draw_levels(batch: int, progress: float, rng: Generator) -> tuple[Tensor, ...]:
         grid = karras_grid(doubling_bins(progress, last=80), sigma_max=task.sigma_max)
