@@ -12,6 +12,7 @@ import book_site
 import book_source
 import format_notebooks
 import ledger
+import nbformat
 import pytest
 import reference
 import set_repository
@@ -96,16 +97,22 @@ def test_chapters_are_numbered_without_a_gap():
 @EVERY_CHAPTER
 def test_a_chapter_opens_with_what_a_reader_must_know(path):
     first = book_source.source(book_source.read_notebook(path)["cells"][0])
-    name = book_source.repository().removeprefix("https://github.com/")
-    colab = f"https://colab.research.google.com/github/{name}/blob/main/book/{path.name}"
     assert first.startswith(f"# {book_source.number(path)}. ")
-    assert f"[Open in Colab]({colab})" in first
     assert "**Builds on:** " in first
     assert timings.times(path)
 
 
-@EVERY_CHAPTER
-def test_a_chapter_sets_colab_up_in_its_first_code_cell(path):
+@EVERY_NOTEBOOK
+def test_a_notebook_has_its_badge_under_its_title(path):
+    title, badge, *_ = book_source.source(book_source.read_notebook(path)["cells"][0]).split("\n\n")
+    name = book_source.repository().removeprefix("https://github.com/")
+    colab = f"https://colab.research.google.com/github/{name}/blob/main/book/{path.name}"
+    assert title.startswith("# ")
+    assert badge == f"[Open in Colab]({colab})"
+
+
+@EVERY_NOTEBOOK
+def test_a_notebook_sets_colab_up_in_its_first_code_cell(path):
     wanted = BOOTSTRAP.format(repository=book_source.repository()).rstrip()
     assert code_cells(path)[0] == wanted
     assert code_cells(path, "bootstrap") == [wanted]
@@ -153,16 +160,149 @@ def test_a_chapter_has_exercises_with_difficulty_time_hints_and_solution(path):
         assert "assert " in solution, f"the solution of exercise {name} is not held to be right"
 
 
+@EVERY_CHAPTER
+def test_a_chapter_shows_its_picture_before_it_derives_anything(path):
+    """No section begins before the first figure but the objectives and the figure's own."""
+    headings = []
+    for cell in book_source.read_notebook(path)["cells"]:
+        source = book_source.source(cell)
+        if cell["cell_type"] == "markdown":
+            headings += re.findall(r"^##+ (.+)$", source, flags=re.MULTILINE)
+        elif re.search(r"^(plots\.show|slider)\(", source, flags=re.MULTILINE):
+            break
+    assert headings[:-1] in ([], ["Objectives"])
+
+
+# The three forms of a notebook beside the site: JupyterLab, GitHub and Colab show its text cells
+# as they are, as Markdown with formulas and no more.
+
+
+def outside_the_site(text):
+    """What would read as rubbish, or not at all, in a reader that knows plain Markdown only."""
+    prose = CODE_OR_FORMULA.sub("x", text)
+    return [match[0] for match in RAW.finditer(text)] + [
+        match[0] for pattern in ONLY_IN_THE_SITE for match in pattern.finditer(prose)
+    ]
+
+
+CODE_OR_FORMULA = re.compile(
+    r"^```.*?^```|`[^`\n]+`|\$\$.*?\$\$|\$[^$]+\$", re.DOTALL | re.MULTILINE
+)
+ONLY_IN_THE_SITE = [
+    re.compile(r"^%.*|^\+\+\+.*", re.MULTILINE),  # comments and breaks of MyST
+    re.compile(
+        r"(?<!!)\[\]\([^)]*\)|<project:[^>]*>|\[\^[^\]]+\]"
+    ),  # links without text; footnotes
+    re.compile(r"\\begin\{\w+\*?\}|\\[()]"),  # formulas without dollars, which GitHub ignores
+    re.compile(r"\{[#.][\w-]+[^}\n]*\}"),  # attributes
+]
+# What code may show as Markdown: a fence or a role of MyST in a string.
+SHOWN_RAW = re.compile(
+    r"(?:`{3,}|:{3,})\{\w|\{(?:ref|eq|numref|doc|term|cite\w*|math|download)\}`|<img (?!class)"
+)
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
+PAGES = sorted(book_source.BOOK.glob("*.md"))
+EVERY_PAGE = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+
+
+def anchors(path):
+    """The places in a page that a link can name, as GitHub and the site name them."""
+    text = text_of(path) if path.suffix == ".ipynb" else path.read_text("utf8")
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    slugs = [
+        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings
+    ]
+    return {*slugs, *re.findall(r'<\w+ id="([^"]+)"', text)}
+
+
+def dead_links(path, text):
+    """The links of a text to other pages of the book that lead nowhere."""
+    for link in LINK.findall(CODE_OR_FORMULA.sub("x", text)):
+        if re.match(r"[a-z]+:", link):
+            continue  # another site's
+        name, _, anchor = link.partition("#")
+        target = path.parent / name if name else path
+        if not target.is_file() or (anchor and anchor not in anchors(target)):
+            yield link
+
+
 @EVERY_NOTEBOOK
-def test_text_reads_well_outside_the_site(path):
-    assert not RAW.findall(text_of(path))
+def test_a_notebook_reads_well_outside_the_site(path):
+    assert outside_the_site(text_of(path)) == []
+    assert not [source for source in code_cells(path) if SHOWN_RAW.search(source)]
+
+
+@EVERY_NOTEBOOK
+def test_a_notebook_finds_its_pictures_everywhere(path):
+    """A copy in Colab has no files beside it: the pictures come out of the cells."""
+    assert PICTURE.findall(text_of(path)) == []
+    assert "<img" not in text_of(path)
+    for source in code_cells(path):
+        assert not re.search(r"\bImage\((filename|url)|imread\(|Image\.open\(", source)
+
+
+@EVERY_NOTEBOOK
+def test_the_links_of_a_notebook_lead_somewhere(path):
+    assert list(dead_links(path, text_of(path))) == []
+
+
+@EVERY_NOTEBOOK
+def test_a_notebook_is_one_that_other_readers_accept(path):
+    nbformat.validate(book_source.read_notebook(path))
+
+
+@EVERY_PAGE
+def test_a_page_reads_well_outside_the_site(path):
+    assert outside_the_site(path.read_text("utf8")) == []
+
+
+@EVERY_PAGE
+def test_the_links_and_pictures_of_a_page_lead_somewhere(path):
+    text = path.read_text("utf8")
+    assert list(dead_links(path, text)) == []
+    for alternative, address in PICTURE.findall(text):
+        assert alternative.strip()
+        assert (path.parent / address).is_file()
 
 
 @pytest.mark.parametrize(
-    "name", ["intro", "notation", "glossary", "bibliography", "equations", "package"]
+    "text",
+    [
+        "```{note}\nx\n```",
+        ":::{tip}\nx\n:::",
+        "see {ref}`there`",
+        "(target)=\n# Title",
+        "% a comment",
+        "+++",
+        "see [](other.md)",
+        "a word[^1]",
+        "\\begin{align}\na\n\\end{align}",
+        r"the sum \(a + b\)",
+        "![A](b.png){.wide}",
+    ],
 )
-def test_pages_read_well_outside_the_site(name):
-    assert not RAW.findall((book_source.BOOK / f"{name}.md").read_text("utf8"))
+def test_what_only_the_site_understands_is_found(text):
+    assert outside_the_site(f"Before.\n\n{text}\n\nAfter.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```python\nx = {y}\n```",
+        "$\\{a\\}$ and $$\n\\begin{aligned}\na\n\\end{aligned}\n$$",
+        "30 % of [it](b.md) is `%d`",
+        "<details><summary>Hint</summary>\n\nx\n\n</details>",
+    ],
+)
+def test_plain_markdown_is_let_be(text):
+    assert outside_the_site(text) == []
+
+
+def test_a_dead_link_is_found(tmp_path):
+    (tmp_path / "b.md").write_text("# A *great* title, indeed")
+    links = "[1](b.md) [2](b.md#a-great-title-indeed) [3](b.md#b) [4](c.md) [5](https://x.y/z)"
+    assert list(dead_links(tmp_path / "a.md", links)) == ["b.md#b", "c.md"]
 
 
 @EVERY_NOTEBOOK
