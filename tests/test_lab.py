@@ -1,13 +1,18 @@
 """A chapter in JupyterLab: run from another folder, interrupted, its cells run again."""
 
 import copy
+import json
 import os
+import re
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 
 import book_source
 import cells
+import format_notebooks
 import nbformat
 import pytest
 from nbclient import NotebookClient
@@ -153,6 +158,74 @@ def test_in_another_thread_an_import_is_as_it_was(monkeypatch, tmp_path):
     thread.start()
     thread.join()
     assert sys.modules.pop("imported_elsewhere").done == 1
+
+
+# A slider in the real thing
+
+CHROMIUM = next(
+    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
+)
+SLIDERS = """\
+import os
+from dmd_tutorial import plots
+from dmd_tutorial.sliders import slider
+
+def draw(slope):
+    fig, ax = plots.figure(width=320, height=180)
+    ax.plot([0, 1], [0, slope])
+    return fig
+
+slider(draw, [1, 2, 3, 4], "Slope", alt=lambda slope: f"A live line of slope {slope}")
+os.environ["DMD_TUTORIAL_STATIC"] = "1"
+slider(draw, [1, 2, 3, 4], "Slope", alt=lambda slope: f"A still line of slope {slope}")
+"""
+SETTINGS = ["CONFIG_DIR", "DATA_DIR", "RUNTIME_DIR"]
+OPTIONS = ["--no-browser", "--port=0", "--ip=127.0.0.1", "--allow-root"]
+OPTIONS += ["--IdentityProvider.token=", "--ServerApp.allow_remote_access=False"]
+SECONDS = 120  # for each thing that is waited for, on a machine that does other things too
+
+
+@pytest.fixture
+def jupyterlab(tmp_path):
+    """The address of a JupyterLab of its own, with a notebook of two sliders."""
+    pytest.importorskip("jupyterlab")
+    cell = {"cell_type": "code", "source": SLIDERS, "metadata": {}}
+    notebook = format_notebooks.canonical({"cells": [cell]})
+    (tmp_path / "sliders.ipynb").write_text(json.dumps(notebook))
+    own = {f"JUPYTER_{name}": str(tmp_path / name) for name in SETTINGS}
+    own |= {f"JUPYTERLAB_{name}_DIR": str(tmp_path / name) for name in ("SETTINGS", "WORKSPACES")}
+    own |= {"IPYTHONDIR": str(tmp_path / "ipython"), "DMD_TUTORIAL_STATIC": ""}
+    command = [sys.executable, "-m", "jupyterlab", *OPTIONS, f"--ServerApp.root_dir={tmp_path}"]
+    with subprocess.Popen(
+        command, env=os.environ | own, cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    ) as server:
+        found = (re.search(r"http://127\.0\.0\.1:\d+/lab", line) for line in server.stderr)
+        address = next(filter(None, found))[0]
+        threading.Thread(target=server.stderr.read, daemon=True).start()  # or the pipe fills
+        yield f"{address}/tree/sliders.ipynb?reset"
+        server.terminate()
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path")
+def test_arrow_keys_move_live_and_still_sliders_in_jupyterlab(jupyterlab):
+    """JupyterLab takes the arrow keys for its cells, but not from a slider that has the focus."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.set_default_timeout(1000 * SECONDS)
+        page.goto(jupyterlab)
+        page.locator(".jp-Notebook .jp-CodeCell").first.click()
+        page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')
+        page.keyboard.press("Control+Enter")  # runs the cell and stays in it
+        still = page.locator("figure.dmd-slider input")
+        for kind, control in [("live", page.locator(".noUi-handle")), ("still", still)]:
+            for key, slope in [("ArrowRight", 4), ("ArrowLeft", 3), ("ArrowLeft", 2)]:
+                control.press(key)
+                page.wait_for_selector(f'img[alt="A {kind} line of slope {slope}"]')
+        browser.close()
 
 
 # Cells that run again, and not in order
