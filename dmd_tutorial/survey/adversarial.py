@@ -317,7 +317,7 @@ def iteration(
 def _train(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
     """Train a one-step student with both terms; the features are those of the teacher."""
     rng = torch.Generator().manual_seed(seed)
-    batch = 256 if len(task.shape) == 1 else 64
+    batch, rates = (256, (5e-4, 1e-3)) if len(task.shape) == 1 else (64, (1e-4, 1e-3))
 
     def networks() -> tuple[OneStepGenerator, Discriminator, list[torch.optim.Optimizer]]:
         student = task.student()
@@ -328,10 +328,9 @@ def _train(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
             heads = Discriminator([each.shape[1] for each in seen])
         budget.watch(student)
         budget.watch(heads, *seen, samples=some)
-        rates = ((student, 5e-4), (heads, 1e-3))
         optimizers: list[torch.optim.Optimizer] = [
             torch.optim.Adam(network.parameters(), rate, betas=(0.0, 0.99), fused=True)
-            for network, rate in rates
+            for network, rate in zip((student, heads), rates, strict=True)
         ]
         return OneStepGenerator(student, task.sigma_max), heads, optimizers
 
@@ -345,7 +344,6 @@ def _train(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
     steps = budget.affordable(lambda: step(*trial, torch.Generator().manual_seed(0)))
     student, heads, optimizers = networks()
     average = EMA(student, 0.99)
-    rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     for index in range(steps):
         for optimizer, rate in zip(optimizers, rates, strict=True):
             optimizer.param_groups[0]["lr"] = rate * rate_factor(index, steps, 50, 0.5)

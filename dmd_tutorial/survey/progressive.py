@@ -376,15 +376,15 @@ def progressive(
 
 def _train(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
     """Halve the steps of the task's teacher until one is left, an equal share for each halving."""
-    batch = 512 if len(task.shape) == 1 else 64
+    points = len(task.shape) == 1
+    batch, rate = (512, 2e-3) if points else (64, 1e-3)
     levels = sampling_levels(32, sigma_max=task.sigma_max)
-    halvings = 5
     cost = 5 * batch  # two of the teacher's passes, one of the student's with its gradient
-    steps = max(1, int(budget.left / cost / halvings))
+    steps = max(1, int(budget.left / cost / 5))  # 5 halvings
 
-    def settings(_: int) -> TeacherSettings:
+    def settings(left: int) -> TeacherSettings:
         return TeacherSettings(
-            steps=steps, batch=batch, learning_rate=1e-3, warm_up=steps // 10, seed=seed
+            steps, batch, learning_rate=rate, warm_up=20, ema=0.99, seed=1000 * seed + left
         )
 
     student = budget.watch(task.student())  # its copies are watched as well
