@@ -256,7 +256,7 @@ def test_noise_takes_a_sample_from_the_lowest_level_to_any_other():
     torch.testing.assert_close(noised, LINE.log_prob(x[::40, None], tau).exp(), rtol=0, atol=1e-9)
 
 
-@pytest.mark.equation("9.13")
+@pytest.mark.equation("9.15")
 def test_guidance_is_a_sharpened_score():
     """The guided denoiser belongs to the score of the class density, sharpened against all."""
     x = torch.linspace(-3, 3, 40, dtype=DOUBLE)[:, None].requires_grad_()
@@ -269,7 +269,7 @@ def test_guidance_is_a_sharpened_score():
     torch.testing.assert_close(ours, score, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.equation("9.14")
+@pytest.mark.equation("9.13")
 def test_a_jump_of_no_length_aims_at_the_denoised_point():
     """A jump is a mean of the point and of an aim, and the aim of a short jump is the denoiser."""
     x = torch.linspace(-4, 4, 33, dtype=DOUBLE)[:, None]
@@ -286,7 +286,7 @@ def test_a_jump_of_no_length_aims_at_the_denoised_point():
     torch.testing.assert_close(model(x, high, low), 0.25 * x + 0.75 * g)
 
 
-@pytest.mark.equation("9.15")
+@pytest.mark.equation("9.14")
 def test_jumps_along_the_path_have_no_trajectory_loss():
     """One jump must land where the teacher's part of the way and a second jump land."""
     x, noise = data_and_noise(200)

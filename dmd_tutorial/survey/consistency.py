@@ -306,7 +306,7 @@ def lognormal_probability(
     Returns:
         Probabilities, (bins - 1,), up to a factor.
 
-    Source: Song and Dhariwal 2024, Eq. 10.
+    Source: Song and Dhariwal 2024, Section 3.5.
     """
     return torch.special.ndtr((grid.log() - mean) / std).diff()
 
@@ -386,7 +386,7 @@ def guided_denoised(
     Returns:
         Denoised estimates, (batch, *shape).
 
-    Source: Luo et al. 2023 (LCM), Eq. 9, for denoised estimates; Ho and Salimans 2022.
+    Source: Luo et al. 2023 (LCM), Section 4.2, for denoised estimates; Ho and Salimans 2022.
     """
     w = expand(guidance, x)
     return (1 + w) * denoiser(x, sigma, label) - w * denoiser(x, sigma, None)
@@ -407,7 +407,7 @@ class TrajectoryModel(nn.Module):
     Raises:
         ValueError: If the network is neither an MLP nor the book's U-Net.
 
-    Source: Kim et al. 2024 (CTM), Eq. 4.
+    Source: Kim et al. 2024 (CTM), Section 3.
     """
 
     def __init__(self, denoiser: EDMDenoiser) -> None:
@@ -500,7 +500,7 @@ def trajectory_loss(
     Returns:
         The mean over the batch, a scalar.
 
-    Source: Kim et al. 2024 (CTM), Eq. 6 to 9.
+    Source: Kim et al. 2024 (CTM), Section 3.
     """
     check_same_shape(x_noisy=x_noisy, x_between=x_between)
     end = torch.full_like(sigma, sigma_min)
@@ -534,7 +534,7 @@ def trajectory_sampler(
     Yields:
         A record after each jump.
 
-    Source: Kim et al. 2024 (CTM), Algorithm 3 (gamma-sampling).
+    Source: Kim et al. 2024 (CTM), gamma-sampling.
     """
     x, end = levels[0].item() * z, levels[-1].item()
     ones = torch.ones_like(z.flatten(1)[:, 0])
