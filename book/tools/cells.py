@@ -8,8 +8,8 @@ A reader in JupyterLab runs cells again, and not in order. That is harmless if t
 
 `breaches` reads the source of a notebook and names what breaks them. It knows Python's own ways
 to change an object, an optimiser's, and those of the book's package; it follows calls into the
-functions of the notebook. A table in which a function stores under a key is free: storing the same
-again changes nothing.
+functions of the notebook. A table in which something is stored under a name is free, and so is any
+table in which a function stores: storing the same again changes nothing.
 """
 
 import ast
@@ -29,7 +29,7 @@ MAGIC = re.compile(r"^(\s*)[%!].*$", flags=re.MULTILINE)
 # in an underscore.
 CHANGE = {
     *("append", "extend", "insert", "pop", "popitem", "remove", "clear", "sort", "reverse"),
-    *("add", "discard", "update", "setdefault", "step", "load_state_dict"),
+    *("add", "discard", "update", "setdefault", "load_state_dict"),
     *("register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"),
 }
 # Functions that change some of their arguments, here by place: those that train, and `next`.
@@ -228,9 +228,18 @@ def targets(node: ast.AST, in_function: bool) -> Iterator[str]:
         yield from inside(node.target)
     elif isinstance(node, ast.Assign | ast.Delete):
         for target in node.targets:
-            yield from inside(target, in_function)
+            yield from inside(target, may_store=in_function or named_anew(target, node))
     elif isinstance(node, ast.Call):
         yield from called(node)
+
+
+def named_anew(target: ast.expr, statement: ast.stmt) -> bool:
+    """Return whether a statement stores under a name, and not what it makes of the old entry."""
+    if not (isinstance(target, ast.Subscript) and isinstance(statement, ast.Assign)):
+        return False
+    names = [node for node in ast.walk(target.slice) if isinstance(node, ast.Constant)]
+    used = ast.unparse(target) in ast.unparse(statement.value)
+    return any(isinstance(node.value, str) for node in names) and not used
 
 
 def inside(target: ast.expr, may_store: bool = False) -> Iterator[str]:
@@ -251,7 +260,8 @@ def called(call: ast.Call) -> Iterator[str]:
     """Yield the names of what a call changes by what it is: its object, some arguments, or all."""
     if isinstance(call.func, ast.Attribute):
         name = call.func.attr
-        if name in CHANGE or (name.endswith("_") and not name.startswith("_")):
+        steps = name == "step" and not call.args  # an optimiser's, or a schedule's
+        if steps or name in CHANGE or (name.endswith("_") and not name.startswith("_")):
             yield from root(call.func.value)
     elif isinstance(call.func, ast.Name):
         name = call.func.id
