@@ -19,6 +19,8 @@ import set_repository
 import timings
 import torch
 import yaml
+from pygments.lexers import get_lexer_by_name
+from pygments.token import Error
 
 CHAPTERS = book_source.chapters()
 EVERY_CHAPTER = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
@@ -200,6 +202,7 @@ ONLY_IN_THE_SITE = [
 SHOWN_RAW = re.compile(
     r"(?:`{3,}|:{3,})\{\w|\{(?:ref|eq|numref|doc|term|cite\w*|math|download)\}`|<img (?!class)"
 )
+FENCED = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
 PAGES = sorted(book_source.BOOK.glob("*.md"))
@@ -245,6 +248,15 @@ def test_a_notebook_finds_its_pictures_everywhere(path):
 @EVERY_NOTEBOOK
 def test_the_links_of_a_notebook_lead_somewhere(path):
     assert list(dead_links(path, text_of(path))) == []
+
+
+@pytest.mark.parametrize("path", [*book_source.notebooks(), *PAGES], ids=lambda path: path.name)
+def test_code_within_the_text_is_of_the_language_that_it_says(path):
+    """The site colours it and would warn, which stops the build."""
+    text = text_of(path) if path.suffix == ".ipynb" else path.read_text("utf8")
+    for language, code in FENCED.findall(text):
+        kinds = [kind for kind, _ in get_lexer_by_name(language).get_tokens(code)]
+        assert Error not in kinds, code
 
 
 @EVERY_NOTEBOOK
