@@ -80,6 +80,20 @@ def test_euler_in_time_is_euler_in_noise_level():
     torch.testing.assert_close(x, last.x, rtol=1e-9, atol=1e-9)
 
 
+def test_diffusers_takes_the_same_steps():
+    schedulers = pytest.importorskip("diffusers.schedulers")
+    ring, z, steps = data.ring(), normal(10, 2), 6
+    levels = fm.flow_levels(steps)
+    t = fm.time_from_sigma(levels)
+    scheduler = schedulers.FlowMatchEulerDiscreteScheduler()
+    scheduler.set_timesteps(sigmas=t[:-1].tolist())
+    x = t[0] * z
+    for now, timestep in zip(t[:-1], scheduler.timesteps, strict=True):
+        x = scheduler.step(fm.velocity(ring, x, now.expand(10)), timestep, x).prev_sample
+    *_, last = euler(ring, z, levels)
+    torch.testing.assert_close(x.double(), last.x, rtol=0, atol=1e-5)
+
+
 def test_levels_are_evenly_spaced_in_time():
     levels = fm.flow_levels(5, sigma_max=4.0)
     torch.testing.assert_close(levels[0].item(), 4.0)
