@@ -278,6 +278,19 @@ def test_training_differentiates_one_step_and_evaluation_runs_all_of_them():
     assert len(calls) == 3
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_the_last_step_can_be_drawn_more_often(steps):
+    levels = (8.0, 4.0, 2.0)[:steps]
+
+    class Answer(nn.Module):
+        def forward(self, x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
+            return 0 * x + sigma[:, None]
+
+    x = FewStepGenerator(Answer(), levels, last=0.8).train()(torch.zeros(2000, 1))
+    share = [(x == level).float().mean().item() for level in levels]
+    assert share == pytest.approx([1.0] if steps == 1 else [0.1, 0.1, 0.8], abs=0.03)
+
+
 # The family and its recipes
 
 
