@@ -337,7 +337,8 @@ def _train(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
     def step(student: nn.Module, heads: Discriminator, optimizers: list, rng: Generator) -> None:
         x, label = task.draw(batch, rng)
         drawn = Batch(noise_like(x, rng), x, label)
-        iteration(student, task.teacher, frozen, heads, *optimizers, drawn, OBJECTIVE, rng)
+        ours, theirs = optimizers
+        iteration(student, task.teacher, frozen, heads, ours, theirs, drawn, OBJECTIVE, rng)
 
     frozen = FrozenFeatures(task.teacher)  # type: ignore[arg-type]
     trial = networks()

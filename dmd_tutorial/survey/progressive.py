@@ -317,8 +317,10 @@ def halving(
         sigma, between, after = draw_double_step(len(x), levels, rng)
         return add_noise(x, sigma, noise_like(x, rng)), sigma, between, after, label
 
-    def loss(student: Denoiser, *drawn: Tensor) -> Tensor:
-        return progressive_loss(student, teacher, *drawn, weighting=weighting)
+    def loss(
+        student: Denoiser, x: Tensor, sigma: Tensor, between: Tensor, after: Tensor, label: Tensor
+    ) -> Tensor:
+        return progressive_loss(student, teacher, x, sigma, between, after, label, weighting)
 
     return fit(run, batch, loss)
 
