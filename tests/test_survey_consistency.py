@@ -292,6 +292,13 @@ def test_exact_jumps_have_no_trajectory_loss():
     too_long = cm.trajectory_loss(ExactJumps(1.1), ExactJumps(1.1), *batch)
     assert exact < 1e-6
     assert too_long > 1e-3
+    landing = cm.trajectory_loss(ExactJumps(), ExactJumps(), *batch, sigma_min=None)
+    assert landing < 1e-6
+    x_noisy, x_between, sigma, between, sigma_next = batch
+    model = ExactJumps(1.1)
+    jumps = model(x_noisy, sigma, sigma_next, None) - model(x_between, between, sigma_next, None)
+    landing = cm.trajectory_loss(model, model, *batch, sigma_min=None)
+    torch.testing.assert_close(landing, jumps.square().mean())
 
 
 def test_the_trajectory_loss_trains_the_model_through_the_frozen_target():
