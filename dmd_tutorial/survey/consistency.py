@@ -629,7 +629,7 @@ def _distillation(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
     levels = {
         1: _levels(task.sigma_max),
         2: _levels(task.sigma_max, 1.0),
-        4: _levels(task.sigma_max, 8.0, 2.0, 0.5),
+        4: _levels(task.sigma_max, 1.0, 0.5, 0.25),
     }
     return _samplers(model, seed, multistep, levels)
 
