@@ -657,7 +657,7 @@ def _trajectory(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
         x, noise, label, sigma, between, sigma_next = drawn
         pair = distillation_pair(task.teacher, x, noise, sigma, between, label)
         # compared where they land, and without the paper's denoising loss: at this budget the extra
-        # passes cost more than they bring (with the draw below, 1.1 instead of 9.2 on digits)
+        # passes cost more than they bring (with the draw below, about 1 instead of 9 on digits)
         return trajectory_loss(
             network, target, pair.x, pair.x_next, sigma, between, sigma_next, label, sigma_min=None
         )
