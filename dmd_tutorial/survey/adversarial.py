@@ -317,7 +317,9 @@ def iteration(
 def _train(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
     """Train a one-step student with both terms; the features are those of the teacher."""
     rng = torch.Generator().manual_seed(seed)
-    batch, rates = (256, (5e-4, 1e-3)) if len(task.shape) == 1 else (64, (1e-4, 1e-3))
+    points = len(task.shape) == 1  # by trial, for each task
+    batch, hidden, beta = (256, 64, 0.0) if points else (64, 128, 0.5)
+    rates = (5e-4, 1e-3) if points else (1e-4, 8e-3)
 
     def networks() -> tuple[OneStepGenerator, Discriminator, list[torch.optim.Optimizer]]:
         student = task.student()
@@ -325,11 +327,11 @@ def _train(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
         seen = frozen(some, label)
         with torch.random.fork_rng([]):
             torch.manual_seed(seed)
-            heads = Discriminator([each.shape[1] for each in seen])
+            heads = Discriminator([each.shape[1] for each in seen], hidden)
         budget.watch(student)
         budget.watch(heads, *seen, samples=some)
         optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Adam(network.parameters(), rate, betas=(0.0, 0.99), fused=True)
+            torch.optim.Adam(network.parameters(), rate, betas=(beta, 0.99), fused=True)
             for network, rate in zip((student, heads), rates, strict=True)
         ]
         return OneStepGenerator(student, task.sigma_max), heads, optimizers
@@ -340,7 +342,7 @@ def _train(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
         ours, theirs = optimizers
         iteration(student, task.teacher, frozen, heads, ours, theirs, drawn, OBJECTIVE, rng)
 
-    frozen = FrozenFeatures(task.teacher)  # type: ignore[arg-type]
+    frozen = FrozenFeatures(task.teacher, sigma=0.2)  # type: ignore[arg-type]
     trial = networks()
     steps = budget.affordable(lambda: step(*trial, torch.Generator().manual_seed(0)))
     student, heads, optimizers = networks()
