@@ -602,7 +602,7 @@ PLANS = {
     ),
     "digits": Plan(
         DistillSettings(
-            batch=32, batch_pairs=32, learning_rate=2e-4, critic_learning_rate=1e-3, warm_up=20
+            batch=32, batch_pairs=32, learning_rate=1e-4, critic_learning_rate=1e-3, warm_up=20
         ),
         5e-5,
         TeacherSettings(batch=64, warm_up=30, ema=0.98),
