@@ -108,7 +108,7 @@ def test_a_survey_writes_a_row_for_each_sampler_and_goes_on_where_it_was(surveye
     report = json.loads(path.read_text())
     assert len(report["rows"]) == 5
     assert report["budget"] == {"ring": 50}
-    assert all(row["made"]["device"] == "cpu" for row in report["rows"])
+    assert all(row["device"] == "cpu" and row["versions"] for row in report["rows"])
 
 
 def test_the_table_gives_means_and_spreads(surveyed, tmp_path):

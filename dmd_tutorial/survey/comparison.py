@@ -136,7 +136,7 @@ def survey(
                 if (method.name, name, seed) in done or (not method.trained and seed != seeds[0]):
                     continue
                 for row in measure(method, TASKS[name](), seed, passes or PASSES[name]):
-                    report["rows"].append(asdict(row) | {"made": provenance()})
+                    report["rows"].append(asdict(row) | provenance())
                     yield row
                 _write(path, report)
 
