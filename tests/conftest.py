@@ -4,8 +4,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "book" / "tools"))
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Let each test draw the same numbers wherever and whenever it runs."""
+    torch.manual_seed(0)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
