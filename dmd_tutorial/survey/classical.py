@@ -635,7 +635,7 @@ def _train_energy(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
 
 METHODS: tuple[Method, ...] = (
     Method("VAE", 8, _train_vae, needs_data=True, extra_networks=1),
-    Method("normalising flow (RealNVP)", 8, _train_flow, needs_data=True),
+    Method("Normalising flow (RealNVP)", 8, _train_flow, needs_data=True),
     Method("GAN", 8, _train_gan, needs_data=True, extra_networks=1),
-    Method("energy-based model", 8, _train_energy, needs_data=True),
+    Method("Energy-based model", 8, _train_energy, needs_data=True),
 )

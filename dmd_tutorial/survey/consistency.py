@@ -676,7 +676,7 @@ def _trajectory(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
 
 
 METHODS: tuple[Method, ...] = (
-    Method("consistency distillation", 9, _distillation, needs_data=True),
-    Method("consistency training", 9, _training, needs_data=True),
-    Method("consistency trajectory", 9, _trajectory, needs_data=True),
+    Method("Consistency distillation", 9, _distillation, needs_data=True),
+    Method("Consistency training", 9, _training, needs_data=True),
+    Method("Consistency trajectory", 9, _trajectory, needs_data=True),
 )

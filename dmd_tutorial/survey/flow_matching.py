@@ -332,7 +332,7 @@ def _train_one_step(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]
 
 
 METHODS: tuple[Method, ...] = (
-    Method("flow matching", 8, _train_from_data, needs_data=True),
-    Method("rectified flow (reflow)", 8, _train_reflow, needs_pairs=True),
-    Method("reflow, then one step (InstaFlow)", 8, _train_one_step, needs_pairs=True),
+    Method("Flow matching", 8, _train_from_data, needs_data=True),
+    Method("Rectified flow (reflow)", 8, _train_reflow, needs_pairs=True),
+    Method("Reflow, then one step (InstaFlow)", 8, _train_one_step, needs_pairs=True),
 )
