@@ -43,7 +43,7 @@ class Row:
         seed: Of the training.
         distance: To the data; in units of x on the ring, of squared features for digits.
         recall: Share of the data that lies among the samples.
-        seconds: Of the training.
+        seconds: Of the training, in processor time: other work on the machine does not count.
         passes: Spent by the training.
         needs_data: Whether the training needs real data.
         needs_pairs: Whether it needs pairs.
@@ -85,9 +85,9 @@ def measure(method: Method, on: Task, seed: int, passes: float) -> list[Row]:
     budget = Budget(passes, on.teacher)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
-        started = time.perf_counter()
+        started = time.process_time()
         samplers = method.train(on, budget, seed)
-        seconds, spent = time.perf_counter() - started, budget.spent
+        seconds, spent = time.process_time() - started, budget.spent
         budget.close()
         z = torch.randn(SAMPLES, *on.shape, generator=torch.Generator().manual_seed(10_000))
         label = balanced_labels(SAMPLES, on.classes) if on.classes else None
