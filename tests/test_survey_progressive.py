@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dmd_tutorial import data
-from dmd_tutorial.denoisers import EDMDenoiser, denoised_from_noise, denoised_from_v
+from dmd_tutorial.denoisers import EDMDenoiser, noise_from_denoised, v_from_denoised
 from dmd_tutorial.mixtures import GaussianMixture
 from dmd_tutorial.networks.mlp import MLP
 from dmd_tutorial.noise import cosine_schedule, sampling_levels, to_variance_exploding
@@ -27,6 +27,14 @@ def noisy(sigma: torch.Tensor, seed: int = 0) -> torch.Tensor:
     rng = torch.Generator().manual_seed(seed)
     clean = RING.sample(len(sigma), generator=rng).double()
     return clean + sigma[:, None] * torch.randn(clean.shape, generator=rng, dtype=DOUBLE)
+
+
+# what a network of each kind answers, from (noisy, denoised, sigma)
+ANSWER = {
+    Prediction.X: lambda x, denoised, sigma: denoised,
+    Prediction.EPS: noise_from_denoised,
+    Prediction.V: v_from_denoised,
+}
 
 
 def levels_of(start: int, step: int = 1, batch: int = 64) -> tuple[torch.Tensor, ...]:
@@ -118,20 +126,9 @@ def test_errors_of_eps_and_v_are_weighted_errors_of_x(prediction, weighting):
     sigma = torch.tensor([0.002, 0.3, 1.0, 9.0, 80.0], dtype=DOUBLE)
     x = noisy(sigma)
     one, other = (noisy(torch.ones(5, dtype=DOUBLE), seed) for seed in (1, 2))
-    error = room.predicted(prediction, x, one, sigma) - room.predicted(prediction, x, other, sigma)
+    error = ANSWER[prediction](x, one, sigma) - ANSWER[prediction](x, other, sigma)
     weighted = room.weight(weighting, sigma)[:, None] * (one - other) ** 2
     torch.testing.assert_close(error**2, weighted, rtol=1e-8, atol=0)
-
-
-@pytest.mark.equation("10.4")
-def test_the_predictions_are_inverted_by_the_conversions_of_the_denoisers_room():
-    """What is predicted determines the denoised estimate."""
-    sigma = torch.tensor([0.1, 1.0, 20.0], dtype=DOUBLE)
-    x, denoised = noisy(sigma), noisy(torch.zeros(3, dtype=DOUBLE), 1)
-    eps, v = (room.predicted(kind, x, denoised, sigma) for kind in (Prediction.EPS, Prediction.V))
-    torch.testing.assert_close(denoised_from_noise(x, eps, sigma), denoised)
-    torch.testing.assert_close(denoised_from_v(x, v, sigma), denoised)
-    assert room.predicted(Prediction.X, x, denoised, sigma) is denoised
 
 
 @pytest.mark.equation("10.5")
@@ -141,7 +138,7 @@ def test_truncated_snr_is_the_larger_of_the_errors_of_x_and_eps():
     x = noisy(sigma)
     one, other = (noisy(torch.ones(6, dtype=DOUBLE), seed) for seed in (1, 2))
     errors = [
-        (room.predicted(kind, x, one, sigma) - room.predicted(kind, x, other, sigma)).norm(dim=1)
+        (ANSWER[kind](x, one, sigma) - ANSWER[kind](x, other, sigma)).norm(dim=1)
         for kind in (Prediction.X, Prediction.EPS)
     ]
     larger = torch.maximum(*errors) ** 2
@@ -170,7 +167,7 @@ def test_edms_network_predicts_minus_v():
     torch.testing.assert_close(by_edm, by_v)
     alpha = (1 + sigma**2).rsqrt()[:, None]
     answered = Minus()(alpha * x, sigma.log() / 4)
-    torch.testing.assert_close(room.predicted(Prediction.V, x, by_v, sigma), answered)
+    torch.testing.assert_close(v_from_denoised(x, by_v, sigma), answered)
     weight = 1 / (sigma * 1.0) ** 2 + 1 / 1.0**2
     torch.testing.assert_close(room.weight(Weighting.SNR_PLUS_ONE, sigma), weight)
 
@@ -184,7 +181,7 @@ def test_a_network_is_read_as_what_it_predicts(prediction):
     sigma = torch.tensor([0.05, 0.7, 80.0], dtype=DOUBLE)
     x = noisy(sigma)
     denoised = room.ReadAs(Constant(), prediction)(x, sigma)
-    answer = room.predicted(prediction, x, denoised, sigma)
+    answer = ANSWER[prediction](x, denoised, sigma)
     torch.testing.assert_close(answer, torch.full_like(x, 0.3), rtol=1e-6, atol=1e-6)
 
 

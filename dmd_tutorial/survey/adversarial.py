@@ -4,6 +4,7 @@ Equations are those of Sauer et al. 2023, "Adversarial Diffusion Distillation" (
 alpha = 1. The student takes one step here; theirs is trained at four noise levels.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -205,7 +206,6 @@ class Objective:
 
     adversarial: float = 1.0  # 0: no discriminator
     distillation: float = 2.5  # lambda; 0: no teacher
-    weight: Callable[[Tensor], Tensor] = signal_weight  # c(t)
     r1: float = 1e-5  # weight of the penalty on the discriminator's slope
     clip: float = 10.0  # largest L2 norm of each network's gradient
     grid: Tensor = field(default_factory=karras_grid, repr=False)  # levels of the teacher's term
@@ -219,15 +219,6 @@ class Batch(NamedTuple):
     label: Tensor | None = None
 
 
-class Record(NamedTuple):
-    """What an iteration did."""
-
-    x: Tensor  # the student's samples before the update, without gradient history
-    loss_teacher: float = 0.0  # before its factor
-    loss_adversarial: float = 0.0
-    loss_discriminator: float = 0.0  # 2 where it knows nothing, 0 where it tells all apart
-
-
 def generator_loss(
     x: Float[Tensor, "batch *shape"],
     teacher: Denoiser,
@@ -235,7 +226,7 @@ def generator_loss(
     label: Int[Tensor, " batch"] | None,
     objective: Objective,
     rng: Generator | None = None,
-) -> tuple[Float[Tensor, ""], Record]:
+) -> Float[Tensor, ""]:
     """The student's loss: fool the discriminator, and stay where the teacher denoises to.
 
     Args:
@@ -247,21 +238,17 @@ def generator_loss(
         rng: Source of noise and levels; torch's own without one.
 
     Returns:
-        A scalar, and what went into it.
+        A scalar.
 
     Source: Sauer et al. 2023 (ADD), Eq. 1.
     """
-    loss, record = x.new_zeros(()), Record(x.detach())
+    loss = x.new_zeros(())
     if objective.distillation:
-        sigma = dmd_sigma(len(x), objective.grid, rng).to(x)
-        part = teacher_loss(teacher, x, sigma, noise_like(x, rng), label, objective.weight)
-        loss = loss + objective.distillation * part
-        record = record._replace(loss_teacher=part.item())
+        sigma, noise = dmd_sigma(len(x), objective.grid, rng).to(x), noise_like(x, rng)
+        loss = loss + objective.distillation * teacher_loss(teacher, x, sigma, noise, label)
     if objective.adversarial:
-        part = hinge_generator_loss(judge(x, label))
-        loss = loss + objective.adversarial * part
-        record = record._replace(loss_adversarial=part.item())
-    return loss, record
+        loss = loss + objective.adversarial * hinge_generator_loss(judge(x, label))
+    return loss
 
 
 def iteration(
@@ -274,7 +261,7 @@ def iteration(
     batch: Batch,
     objective: Objective,
     rng: Generator | None = None,
-) -> Record:
+) -> float:
     """Update the student, then the discriminator on the same samples.
 
     Args:
@@ -289,7 +276,8 @@ def iteration(
         rng: Source of noise and levels; torch's own without one.
 
     Returns:
-        What was done.
+        The discriminator's loss before its update: 2 where it knows nothing, 0 where it tells all
+        apart. NaN without a discriminator.
 
     Source: Sauer et al. 2023 (ADD), Figure 2 and Section 3.
     """
@@ -298,17 +286,18 @@ def iteration(
         return discriminator(*features(x, label))
 
     x = student(batch.z, batch.label)
-    loss, record = generator_loss(x, teacher, judge, batch.label, objective, rng)
+    loss = generator_loss(x, teacher, judge, batch.label, objective, rng)
     dmd.update(optimizer, loss, objective.clip)
-    if objective.adversarial:
-        with torch.no_grad():
-            real, fake = (features(some, batch.label) for some in (batch.x_real, record.x))
-        loss = hinge_discriminator_loss(discriminator(*real), discriminator(*fake))
-        record = record._replace(loss_discriminator=loss.item())
-        if objective.r1:
-            loss = loss + objective.r1 * r1_penalty(discriminator, real)
-        dmd.update(discriminator_optimizer, loss, objective.clip)
-    return record
+    if not objective.adversarial:
+        return math.nan
+    with torch.no_grad():
+        real, fake = (features(some, batch.label) for some in (batch.x_real, x))
+    hinge = hinge_discriminator_loss(discriminator(*real), discriminator(*fake))
+    loss = hinge
+    if objective.r1:
+        loss = loss + objective.r1 * r1_penalty(discriminator, real)
+    dmd.update(discriminator_optimizer, loss, objective.clip)
+    return hinge.item()
 
 
 # The recipe of the survey
@@ -340,9 +329,9 @@ def _train(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
         x, label = task.draw(batch, rng)
         drawn = Batch(noise_like(x, rng), x, label)
         ours, theirs = optimizers
-        iteration(student, task.teacher, frozen, heads, ours, theirs, drawn, OBJECTIVE, rng)
+        iteration(student, task.teacher, frozen, heads, ours, theirs, drawn, objective, rng)
 
-    frozen = FrozenFeatures(task.teacher, sigma=0.2)  # type: ignore[arg-type]
+    objective, frozen = Objective(), FrozenFeatures(task.teacher, sigma=0.2)  # type: ignore[arg-type]
     trial = networks()
     steps = budget.affordable(lambda: step(*trial, torch.Generator().manual_seed(0)))
     student, heads, optimizers = networks()
@@ -354,8 +343,6 @@ def _train(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
         average.update(student, index)
     return {1: lambda z, label: one_step(average.module, z, label)}
 
-
-OBJECTIVE = Objective()
 
 METHODS: tuple[Method, ...] = (
     Method("Adversarial diffusion distillation", 10, _train, needs_data=True, extra_networks=1),

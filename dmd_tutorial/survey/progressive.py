@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from dmd_tutorial.checks import check_same_shape, check_sigma, expand
-from dmd_tutorial.denoisers import Denoiser, noise_from_denoised, v_from_denoised
+from dmd_tutorial.denoisers import Denoiser, denoised_from_noise, denoised_from_v
 from dmd_tutorial.noise import add_noise, noise_like, sampling_levels
 from dmd_tutorial.samplers import euler, sample
 from dmd_tutorial.settings import TeacherSettings
@@ -152,31 +152,6 @@ def weight(weighting: Weighting, sigma: Float[Tensor, " batch"]) -> Float[Tensor
     }[weighting]
 
 
-def predicted(
-    prediction: Prediction,
-    x: Float[Tensor, "batch *shape"],
-    denoised: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-) -> Float[Tensor, "batch *shape"]:
-    """What a network must answer for its denoised estimate to be the given one.
-
-    Args:
-        prediction: What the network predicts.
-        x: Noisy samples, (batch, *shape), variance-exploding.
-        denoised: Denoised estimates, (batch, *shape).
-        sigma: Levels, (batch,), above 0.
-
-    Returns:
-        The denoised estimate itself, the noise, or v, (batch, *shape).
-
-    Source: Salimans and Ho 2022, Section 4.
-    """
-    if prediction is Prediction.X:
-        return denoised
-    convert = noise_from_denoised if prediction is Prediction.EPS else v_from_denoised
-    return convert(x, denoised, sigma)
-
-
 class ReadAs(nn.Module):
     """A network whose raw answer is read as x, eps or v.
 
@@ -208,14 +183,12 @@ class ReadAs(nn.Module):
             Denoised estimates, (batch, *shape).
         """
         check_sigma(x, sigma)
-        level = expand(sigma, x)
-        alpha = (1 + level**2).rsqrt()
+        alpha = expand((1 + sigma**2).rsqrt(), x)
         raw = self.network(alpha * x, sigma.log() / 4, label)
         if self.prediction is Prediction.X:
             return raw
-        if self.prediction is Prediction.EPS:
-            return x - level * raw
-        return alpha**2 * x - alpha * level * raw
+        convert = denoised_from_noise if self.prediction is Prediction.EPS else denoised_from_v
+        return convert(x, raw, sigma)
 
 
 # The loss, one halving, all halvings
