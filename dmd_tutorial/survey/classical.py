@@ -533,10 +533,12 @@ def _train_gan(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
         rng = torch.Generator().manual_seed(seed)
         generator, discriminator = networks = _perceptrons(task, budget, seed, _dim(task), 1)
         average = EMA(generator, 0.999)
-        optimizers = [torch.optim.Adam(each.parameters(), 1e-3, (0.5, 0.9)) for each in networks]
+        optimizer, other = (
+            torch.optim.Adam(each.parameters(), 1e-3, (0.5, 0.9)) for each in networks
+        )
         for step in itertools.count():
             x, label = draw(rng)
-            gan_step(generator, discriminator, *optimizers, x, noise_like(x, rng), label)
+            gan_step(generator, discriminator, optimizer, other, x, noise_like(x, rng), label)
             average.update(generator, step)
             yield average
 
