@@ -13,8 +13,8 @@ from dmd_tutorial.denoisers import score_from_denoised
 from dmd_tutorial.mixtures import GaussianMixture
 from dmd_tutorial.settings import TeacherSettings
 from dmd_tutorial.survey import classical
-from dmd_tutorial.survey.classical import VAE, Chains, Perceptron, RealNVP, elbo, flow_log_prob
-from dmd_tutorial.survey.task import Budget, Task
+from dmd_tutorial.survey.classical import VAE, Perceptron, RealNVP, elbo, flow_log_prob
+from dmd_tutorial.survey.task import Budget, Task, fit_within
 
 DOUBLE = torch.float64
 
@@ -246,13 +246,10 @@ def test_the_contrastive_loss_has_the_gradient_of_the_negative_log_likelihood():
     by_real = torch.autograd.grad(total(real).mean(), parameters)
     for e, r, f in zip(exact, by_real, by_line, strict=True):
         torch.testing.assert_close(-e, r - f, rtol=1e-8, atol=1e-10)
-    chosen = torch.multinomial(share[:, 0], 200_000, replacement=True)
-    fake = line[chosen]
-    loss = classical.contrastive_loss(energy(real), energy(fake[:50]))
-    assert loss.item() == pytest.approx((energy(real) - energy(fake[:50])).mean().item())
-    many = (energy(real).mean() - energy(fake).mean()) - loss.detach() * 0
-    for e, m in zip(exact, torch.autograd.grad(many, parameters), strict=True):
-        torch.testing.assert_close(-e, m, rtol=0, atol=0.02)
+    fake = line[torch.multinomial(share[:, 0], 200_000, replacement=True)]
+    loss = classical.contrastive_loss(energy(real.repeat(4_000, 1)), energy(fake))
+    for e, ours in zip(exact, torch.autograd.grad(loss, parameters), strict=True):
+        torch.testing.assert_close(-e, ours, rtol=0, atol=0.02)
 
 
 def test_the_penalty_pulls_energies_to_zero():
@@ -283,18 +280,6 @@ def test_chains_on_the_exact_energy_of_one_gaussian_find_it():
     )
     assert (x.mean(0) - torch.tensor([1.0, -0.5])).abs().max() < 0.04
     assert (x.std(0) - 0.4).abs().max() < 0.03
-
-
-def test_chains_go_on_or_start_afresh():
-    rng = torch.Generator().manual_seed(0)
-    chains = Chains(2, 60, classes=3, spread=5.0, rng=rng, restart=0.0)
-    index, x, label = chains.draw(40)
-    assert (x == chains.x[index]).all()
-    assert (label == index % 3).all()
-    chains.restart = 1.0
-    index, x, _ = chains.draw(4000)
-    assert (x != chains.x[index]).all()
-    assert x.std().item() == pytest.approx(5.0, rel=0.05)
 
 
 # Recipes
@@ -349,7 +334,7 @@ def test_a_fit_takes_the_steps_that_its_share_of_the_budget_allows():
             drawn.append(torch.randn(8, 2, generator=rng))
             return (drawn[-1],)
 
-        network = classical.fit_within(
+        network = fit_within(
             budget,
             lambda budget=budget: budget.watch(nn.Linear(2, 2)),
             draw,

@@ -130,10 +130,11 @@ def test_a_straight_path_has_straightness_zero_and_a_bent_one_has_not():
     straight = torch.stack([(1 - s) * x + s * z for s in t])
     assert fm.straightness(fm.Path(t, straight)) < 1e-28
     assert fm.straightness(fm.Path(t, straight.flip(1).cumsum(0))) > 0.1
-    # one coordinate, velocities 2 then 0: mean 1, so the variance over the mean's square is 1
-    bent = torch.tensor([2.0, 0.0, 0.0], dtype=DOUBLE)[:, None, None]
-    path = fm.Path(torch.tensor([1.0, 0.5, 0.0], dtype=DOUBLE), bent)
-    assert fm.straightness(path) == pytest.approx(1.0)
+    # one coordinate, velocity 4 for a quarter of the time, then 0: mean 1, variance 9/4 + 3/4
+    bent = torch.tensor([1.0, 0.0, 0.0], dtype=DOUBLE)[:, None, None]
+    path = fm.Path(torch.tensor([1.0, 0.75, 0.0], dtype=DOUBLE), bent)
+    assert fm.straightness(path) == pytest.approx(3.0)
+    assert fm.straightness(fm.Path(path.t, 2 * bent)) == pytest.approx(3.0)  # without unit
 
 
 def test_a_path_ends_where_the_sampler_does():

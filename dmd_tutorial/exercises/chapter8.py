@@ -193,6 +193,9 @@ EXERCISES = [
             "the target is the velocity z - x, not the noise": _cfm_noise,
             "the data fade as the noise comes: (1 - t) x + t z": _cfm_exploding,
             "take the mean over all values, not the sum": _cfm_sum,
+            "the sum over coordinates is a mean here, too": (
+                lambda v, x, z, t: x.shape[1] * cfm_loss(v, x, z, t)
+            ),
         },
         inputs=lambda: [(_some_velocity, 2 + torch.randn(8, 2), torch.randn(8, 2), torch.rand(8))],
     ),

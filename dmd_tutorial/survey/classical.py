@@ -5,8 +5,9 @@ after. Each is a loss, a pure function, and what it needs of a network.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -22,8 +23,8 @@ from dmd_tutorial.networks.mlp import Linears
 from dmd_tutorial.noise import noise_like
 from dmd_tutorial.samplers import langevin, one_step
 from dmd_tutorial.settings import TeacherSettings
-from dmd_tutorial.survey.task import Budget, Method, Sampler, Task, exhaust
-from dmd_tutorial.training import EMA, FitRun, fit
+from dmd_tutorial.survey.task import Budget, Method, Sampler, Task, fit_within
+from dmd_tutorial.training import EMA
 
 
 class Perceptron(nn.Module):
@@ -386,8 +387,7 @@ def contrastive_loss(
     Source: Hinton 2002; Du and Mordatch 2019, Eq. 2 and Section 3.3.
     """
     check_same_shape(real=real, fake=fake)
-    penalty = (real**2 + fake**2).mean() if strength else 0.0
-    return (real - fake).mean() + strength * penalty
+    return (real - fake).mean() + strength * (real**2 + fake**2).mean()
 
 
 def energy_denoiser(energy: Callable[..., Tensor]) -> Denoiser:
@@ -435,70 +435,7 @@ def walk(
     return last.x.to(x)
 
 
-class Chains:
-    """Langevin chains that go on from one training step to the next.
-
-    Args:
-        dim: Dimensions of a point.
-        count: How many chains.
-        classes: Number of classes; chain k belongs to class k modulo this number.
-        spread: Standard deviation of the noise that chains start from, in the units of x.
-        rng: Source of all that is drawn.
-        restart: Share of the chains that start afresh whenever they are drawn.
-
-    Source: Tieleman 2008; the restarts are Du and Mordatch's (2019, Section 3.2).
-    """
-
-    def __init__(
-        self, dim: int, count: int, classes: int, spread: float, rng: Generator, restart: float
-    ) -> None:
-        self.x, self.spread, self.rng = spread * torch.randn(count, dim, generator=rng), spread, rng
-        self.label = torch.arange(count) % classes if classes else None
-        self.restart = restart
-
-    def draw(self, count: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Choose chains: which, where they are, and their classes."""
-        index = torch.randint(len(self.x), (count,), generator=self.rng)
-        fresh = torch.rand(count, 1, generator=self.rng) < self.restart
-        x = torch.where(fresh, self.spread * noise_like(self.x[index], self.rng), self.x[index])
-        return index, x, None if self.label is None else self.label[index]
-
-
 # Recipes of the survey
-
-
-def fit_within(
-    budget: Budget,
-    make: Callable[[], nn.Module],
-    draw: Callable[[Generator], tuple],
-    loss: Callable[..., Tensor],
-    settings: TeacherSettings,
-    share: float = 1.0,
-) -> nn.Module:
-    """Fit a network in as many steps as a budget allows.
-
-    Args:
-        budget: What may be spent.
-        make: Makes the network, watched by the budget, with torch's own random numbers.
-        draw: Draws what one step consumes.
-        loss: ``loss(network, *drawn)``.
-        settings: How; `steps` is the largest number of them.
-        share: How much of what is left may be spent.
-
-    Returns:
-        The average of the network's weights.
-    """
-
-    def run(steps: int) -> FitRun:
-        with torch.random.fork_rng([]):
-            torch.manual_seed(settings.seed)
-            network = make()
-        return FitRun(network, replace(settings, steps=steps))
-
-    steps = budget.affordable(lambda: next(fit(run(1), draw, loss)))
-    final = run(max(1, min(int(share * steps), settings.steps)))
-    exhaust(fit(final, draw, loss))
-    return final.average
 
 
 def _flat(task: Task, batch: int, jitter: float = 0.0) -> Callable[[Generator], tuple]:
@@ -514,7 +451,7 @@ def _flat(task: Task, batch: int, jitter: float = 0.0) -> Callable[[Generator], 
 
 
 def _dim(task: Task) -> int:
-    return int(torch.Size(task.shape).numel())
+    return math.prod(task.shape)
 
 
 def _hidden(task: Task) -> int:
@@ -571,22 +508,33 @@ def _train_flow(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
     return {1: _folded(flow.sample)}  # type: ignore[arg-type]
 
 
+def _perceptrons(task: Task, budget: Budget, seed: int, *outputs: int) -> list[Perceptron]:
+    """Networks on a task's samples with so many outputs each, watched by the budget."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        networks = [
+            Perceptron(_dim(task), width, _hidden(task), classes=task.classes) for width in outputs
+        ]
+    for network in networks:
+        budget.watch(network, torch.zeros(2, *task.shape))
+    return networks
+
+
+def _average_within(budget: Budget, steps: Callable[[], Iterator[EMA]]) -> nn.Module:
+    """The average of the weights after as many steps as the budget allows."""
+    *_, average = itertools.islice(steps(), budget.affordable(lambda: next(steps())))
+    return average.module
+
+
 def _train_gan(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
-    dim, draw = _dim(task), _flat(task, 256)
+    draw = _flat(task, 256)
 
     def steps() -> Iterator[EMA]:
         rng = torch.Generator().manual_seed(seed)
-        with torch.random.fork_rng([]):
-            torch.manual_seed(seed)
-            generator, discriminator = (
-                Perceptron(dim, width, _hidden(task), classes=task.classes) for width in (dim, 1)
-            )
-        for network in (generator, discriminator):
-            budget.watch(network, torch.zeros(2, *task.shape))
+        generator, discriminator = networks = _perceptrons(task, budget, seed, _dim(task), 1)
         average = EMA(generator, 0.999)
         optimizer, other = (
-            torch.optim.Adam(network.parameters(), 1e-3, (0.5, 0.9))
-            for network in (generator, discriminator)
+            torch.optim.Adam(each.parameters(), 1e-3, (0.5, 0.9)) for each in networks
         )
         for step in itertools.count():
             x, label = draw(rng)
@@ -594,41 +542,43 @@ def _train_gan(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
             average.update(generator, step)
             yield average
 
-    *_, average = itertools.islice(steps(), budget.affordable(lambda: next(steps())))
-    return {1: _folded(lambda z, label: one_step(average.module, z, label))}
+    return {1: _folded(partial(one_step, _average_within(budget, steps)))}
 
 
 def _train_energy(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
-    dim, batch, evaluations = _dim(task), 128, 200
+    count, batch, evaluations = 2_000, 128, 200
     images = len(task.shape) > 1
     spread, step_size, jitter, length = (0.7, 0.002, 0.1, 20) if images else (1.5, 0.01, 0.0, 10)
     draw = _flat(task, batch, jitter)
 
     def steps() -> Iterator[EMA]:
         rng = torch.Generator().manual_seed(seed)
-        with torch.random.fork_rng([]):
-            torch.manual_seed(seed)
-            energy = Perceptron(dim, 1, _hidden(task), classes=task.classes)
-        budget.watch(energy, torch.zeros(2, *task.shape))
+        (energy,) = _perceptrons(task, budget, seed, 1)
         average = EMA(energy, 0.999)
         optimizer = torch.optim.Adam(energy.parameters(), 1e-3, (0.0, 0.9))
-        chains = Chains(dim, 2_000, task.classes, spread, rng, restart=0.05)
+        # chains go on from step to step (Tieleman 2008); each belongs to one class
+        chains = spread * torch.randn(count, _dim(task), generator=rng)
+        classes = torch.arange(count) % task.classes if task.classes else None
         for step in itertools.count():
-            index, fake, asked = chains.draw(batch)
-            chains.x[index] = fake = walk(energy, fake, length, step_size, asked, rng)
+            index = torch.randint(count, (batch,), generator=rng)
+            # one in twenty starts afresh (Du and Mordatch 2019, Section 3.2)
+            fresh = torch.rand(batch, 1, generator=rng) < 0.05
+            fake = torch.where(fresh, spread * noise_like(chains[index], rng), chains[index])
+            asked = None if classes is None else classes[index]
+            chains[index] = fake = walk(energy, fake, length, step_size, asked, rng)
             x, label = draw(rng)
             loss = contrastive_loss(energy(x, label), energy(fake, asked), strength=1e-3)
             dmd.update(optimizer, loss, clip=1.0)
             average.update(energy, step)
             yield average
 
-    *_, average = itertools.islice(steps(), budget.affordable(lambda: next(steps())))
+    energy = _average_within(budget, steps)
 
     def sample(z: Tensor, label: Tensor | None) -> Tensor:
         rng = torch.Generator().manual_seed(seed)
-        x = walk(average.module, spread * z, evaluations - 1, step_size, label, rng)
+        x = walk(energy, spread * z, evaluations - 1, step_size, label, rng)
         # the energy knows data with noise of the jitter's level: Tweedie's formula removes it
-        return energy_denoiser(average.module)(x, torch.full((len(x),), jitter), label)
+        return energy_denoiser(energy)(x, torch.full((len(x),), jitter), label)
 
     return {evaluations: _folded(sample)}
 

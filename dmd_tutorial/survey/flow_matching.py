@@ -20,8 +20,7 @@ from dmd_tutorial.networks import MLP, UNet
 from dmd_tutorial.noise import SIGMA_MAX, noise_like
 from dmd_tutorial.samplers import Step, euler, one_step, sample
 from dmd_tutorial.settings import TeacherSettings
-from dmd_tutorial.survey.classical import fit_within
-from dmd_tutorial.survey.task import Budget, Method, Sampler, Task
+from dmd_tutorial.survey.task import Budget, Method, Sampler, Task, fit_within
 
 SMALLEST_TIME = 1e-3
 BATCH = 128

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -223,6 +223,40 @@ def digits() -> Task:
 
     teacher = pretrained.load("digits-teacher").requires_grad_(False).eval()
     return Task("digits", teacher, tuple(images.x.shape[1:]), images.classes, draw, measure)
+
+
+def fit_within(
+    budget: Budget,
+    make: Callable[[], nn.Module],
+    draw: Callable[[Generator], tuple],
+    loss: Callable[..., Tensor],
+    settings: TeacherSettings,
+    share: float = 1.0,
+) -> nn.Module:
+    """Fit a network in as many steps as a budget allows.
+
+    Args:
+        budget: What may be spent.
+        make: Makes the network, watched by the budget, with torch's own random numbers.
+        draw: Draws what one step consumes.
+        loss: ``loss(network, *drawn)``.
+        settings: How; `steps` is the largest number of them.
+        share: How much of what is left may be spent.
+
+    Returns:
+        The average of the network's weights.
+    """
+
+    def run(steps: int) -> FitRun:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(settings.seed)
+            network = make()
+        return FitRun(network, replace(settings, steps=steps))
+
+    steps = budget.affordable(lambda: next(fit(run(1), draw, loss)))
+    final = run(max(1, min(int(share * steps), settings.steps)))
+    exhaust(fit(final, draw, loss))
+    return final.average
 
 
 def exhaust(steps: Iterable[object]) -> None:
