@@ -333,11 +333,12 @@ def multistep(
 
     Source: Song et al. 2023, Algorithm 1.
     """
-    x_noisy = levels[0].item() * z
     for index, sigma in enumerate(levels.tolist()):
-        if index:
-            x_noisy = x + math.sqrt(sigma**2 - sigma_min**2) * noise_like(z, generator)
-        x = model(x_noisy, z.new_full((len(z),), sigma), label)
+        if index == 0:
+            x = sigma * z
+        else:
+            x = x + math.sqrt(sigma**2 - sigma_min**2) * noise_like(z, generator)
+        x = model(x, z.new_full((len(z),), sigma), label)
         yield Step(index, x, x, sigma_min, index + 1)
 
 
