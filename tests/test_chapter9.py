@@ -78,8 +78,11 @@ def test_the_model_is_the_identity_at_the_end_whatever_its_weights():
 
 
 @pytest.mark.equation("9.3")
-def test_the_shifted_factors_keep_unit_variance_and_the_teacher():
+def test_the_shifted_factors_hold_the_boundary_and_keep_the_teacher():
     """The factors of EDM, shifted by the lowest level, hold the boundary condition."""
+    factors = cm.consistency_preconditioning(torch.tensor([0.4]), 0.7, sigma_min=0.1)
+    assert factors.c_skip.item() == pytest.approx(0.49 / (0.09 + 0.49))
+    assert factors.c_out.item() == pytest.approx(0.7 * 0.3 / math.sqrt(0.16 + 0.49))
     model = random_model()
     denoiser = EDMDenoiser(model.network, model.sigma_data)
     c_skip, c_out, *_ = cm.consistency_preconditioning(torch.tensor([SIGMA_MIN]), 1.3)
@@ -119,7 +122,7 @@ def test_a_student_without_loss_is_the_teachers_sampler():
         """From its level, one step of Heun for each interval of the grid."""
         index = torch.searchsorted(grid, sigma - 1e-9)
         for i in range(11, 0, -1):
-            stepped = cm.heun_step(LINE, x, full(x, grid[i].item()), full(x, grid[i - 1].item()))
+            stepped = flow(x, grid[i].item(), grid[i - 1].item(), steps=1)
             x = torch.where((index >= i)[:, None], stepped, x)
         return x
 
@@ -163,7 +166,9 @@ def test_the_mean_of_the_lower_point_is_an_euler_step():
     """The lower point of the pair lies, in the mean, where Euler's step leads."""
     for x_noisy, sigma, sigma_next in ((0.3, 0.5, 0.4), (-2.0, 1.0, 0.2), (4.0, 3.0, 2.0)):
         x, probability = posterior(x_noisy, sigma)
-        lower = (probability * (x + sigma_next * (x_noisy - x) / sigma)).sum()
+        noise = (x_noisy - x) / sigma  # with each clean point, the noise that led here
+        pair = cm.training_pair(x[:, None], noise[:, None], full(x, sigma), full(x, sigma_next))
+        lower = probability @ pair.x_next[:, 0]
         *_, last = samplers.euler(
             LINE,
             torch.tensor([[x_noisy / sigma]], dtype=DOUBLE),
@@ -254,6 +259,17 @@ def test_noise_takes_a_sample_from_the_lowest_level_to_any_other():
     kernel = torch.exp(-0.5 * ((x[::40, None] - x) / width) ** 2) / (width * math.sqrt(2 * math.pi))
     noised = kernel @ clean * spacing
     torch.testing.assert_close(noised, LINE.log_prob(x[::40, None], tau).exp(), rtol=0, atol=1e-9)
+    asked = []
+
+    def model(x: Tensor, sigma: Tensor, label: Tensor | None) -> Tensor:
+        """Answers 2 whatever it is asked."""
+        asked.append(x)
+        return torch.full_like(x, 2.0)
+
+    z = torch.randn(100_000, 1, generator=rng())
+    list(cm.multistep(model, z, torch.tensor([3.0, tau]), sigma_min=low, generator=rng(1)))
+    assert asked[1].mean().item() == pytest.approx(2.0, abs=0.01)
+    assert asked[1].std().item() == pytest.approx(width, rel=0.01)
 
 
 @pytest.mark.equation("9.15")
@@ -304,6 +320,12 @@ def test_jumps_along_the_path_have_no_trajectory_loss():
     batch = x_noisy, x_between, high, between, low
     assert cm.trajectory_loss(exact, exact, *batch) < 1e-6
     assert cm.trajectory_loss(stay, stay, *batch) > 1e-4
+    # the model jumps once; the target takes the other way, and both landing points to the end
+    landed = stay(x_noisy, high, low, None)
+    missed = (to_the_end(landed, low) - to_the_end(x_noisy, high)).square().mean()
+    loss = cm.trajectory_loss(stay, exact, *batch)
+    torch.testing.assert_close(loss, missed, rtol=1e-2, atol=0)
+    assert abs((landed - exact(x_noisy, high, low, None)).square().mean() / missed - 1) > 0.05
 
 
 def test_fresh_noise_costs_all_spread_however_fine_the_grid():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dmd_tutorial import samplers
-from dmd_tutorial.denoisers import EDMDenoiser, score_from_denoised
+from dmd_tutorial.denoisers import EDMDenoiser
 from dmd_tutorial.mixtures import GaussianMixture
 from dmd_tutorial.networks.mlp import MLP
 from dmd_tutorial.networks.unet import UNet
@@ -222,21 +222,6 @@ def test_one_evaluation_is_the_model_at_the_highest_level():
         torch.testing.assert_close(step.x, model(80.0 * z, torch.full((10,), 80.0)))
 
 
-# Latent consistency
-
-
-def test_guidance_moves_along_the_score_of_the_sharpened_product():
-    x = torch.randn(40, 2, generator=rng(), dtype=DOUBLE).requires_grad_()
-    sigma = torch.linspace(0.2, 3, 40, dtype=DOUBLE)
-    label = torch.arange(40) % 2
-    w = torch.linspace(0, 4, 40, dtype=DOUBLE)
-    log_density = (1 + w) * MODES.log_prob(x, sigma, label) - w * MODES.log_prob(x, sigma)
-    (score,) = torch.autograd.grad(log_density.sum(), x)
-    denoised = cm.guided_denoised(MODES, x.detach(), sigma, label, w)
-    ours = score_from_denoised(x.detach(), denoised, sigma)
-    torch.testing.assert_close(ours, score, rtol=1e-8, atol=1e-8)
-
-
 # Consistency trajectory models
 
 
@@ -358,11 +343,11 @@ def test_recipes_spend_their_budget_and_repeat(
         budget = Budget(passes, task.teacher)
         made = method.train(task, budget, seed)
         assert 0.5 * passes < budget.spent <= passes
+        budget.close()
         z, label = task.noise(6, rng())
         samples.append(torch.stack([sampler(z, label) for sampler in made.values()]))
         assert samples[-1].shape == (len(made), 6, *shape)
         assert torch.isfinite(samples[-1]).all()
-        assert budget.spent <= passes  # samples are not charged
     assert torch.equal(samples[0], samples[1])
     assert not torch.equal(samples[0], samples[2])
 

@@ -52,6 +52,11 @@ def _with_root(sigma: Tensor, sigma_data: float, sigma_min: float) -> tuple[Tens
     return c_skip.sqrt(), c_out
 
 
+def _with_shifted_root(sigma: Tensor, sigma_data: float, sigma_min: float) -> tuple[Tensor, Tensor]:
+    c_skip, _ = factors(sigma, sigma_data, sigma_min)
+    return c_skip, factors(sigma - sigma_min, sigma_data, 0.0)[1]
+
+
 def _without_data(sigma: Tensor, sigma_data: float, sigma_min: float) -> tuple[Tensor, Tensor]:
     c_skip, c_out = factors(sigma, sigma_data, sigma_min)
     return c_skip, c_out / sigma_data
@@ -147,6 +152,10 @@ EXERCISES = [
         mistakes={
             "these are EDM's factors: at sigma_min they leave a part of the network; put "
             "sigma - sigma_min where they have sigma": lambda s, d, low: factors(s, d, 0.0),
+            "only the numerator of c_out is shifted, the root keeps sigma": _with_shifted_root,
+            "c_skip must be 1 at sigma_min: shift its sigma, too": (
+                lambda s, d, low: (factors(s, d, 0.0)[0], factors(s, d, low)[1])
+            ),
             "c_skip has squares, and no root": _with_root,
             "c_out has the factor sigma_data: the network's output has unit variance": (
                 _without_data

@@ -72,8 +72,8 @@ class ConsistencyModel(nn.Module):
 
     def __init__(self, denoiser: EDMDenoiser, sigma_min: float = SIGMA_MIN) -> None:
         super().__init__()
-        self.network, self.classes = denoiser.network, denoiser.classes
-        self.sigma_data, self.sigma_min = denoiser.sigma_data, sigma_min
+        self.network, self.sigma_data = denoiser.network, denoiser.sigma_data
+        self.sigma_min = sigma_min
 
     def forward(
         self,
@@ -105,34 +105,6 @@ class ConsistencyModel(nn.Module):
 # Paths and pairs
 
 
-def heun_step(
-    denoiser: Denoiser,
-    x: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-    sigma_next: Float[Tensor, " batch"],
-    label: Int[Tensor, " batch"] | None = None,
-) -> Float[Tensor, "batch *shape"]:
-    """One step of Heun's method along the probability-flow ODE, each sample at its own level.
-
-    Args:
-        denoiser: The teacher.
-        x: Noisy samples, (batch, *shape).
-        sigma: Their levels, (batch,).
-        sigma_next: The levels to go to, (batch,), above 0.
-        label: Class of each, (batch,), or None.
-
-    Returns:
-        The samples at sigma_next, (batch, *shape).
-
-    Source: Karras et al. 2022 (EDM), Algorithm 1.
-    """
-    width = expand(sigma_next - sigma, x)
-    slope = noise_from_denoised(x, denoiser(x, sigma, label), sigma)
-    x_next = x + width * slope
-    slope_next = noise_from_denoised(x_next, denoiser(x_next, sigma_next, label), sigma_next)
-    return x + width * (slope + slope_next) / 2
-
-
 @torch.no_grad()
 def solve(
     denoiser: Denoiser,
@@ -155,11 +127,17 @@ def solve(
 
     Returns:
         The samples at sigma_next, (batch, *shape), without gradient history.
+
+    Source: Karras et al. 2022 (EDM), Algorithm 1.
     """
     start, end = sigma ** (1 / RHO), sigma_next ** (1 / RHO)
     for step in range(steps):
         after = ((start + (step + 1) / steps * (end - start)) ** RHO).clamp(sigma_next, sigma)
-        x, sigma = heun_step(denoiser, x, sigma, after, label), after
+        width = expand(after - sigma, x)
+        slope = noise_from_denoised(x, denoiser(x, sigma, label), sigma)
+        ahead = x + width * slope
+        slope_ahead = noise_from_denoised(ahead, denoiser(ahead, after, label), after)
+        x, sigma = x + width * (slope + slope_ahead) / 2, after
     return x
 
 
@@ -355,11 +333,12 @@ def multistep(
 
     Source: Song et al. 2023, Algorithm 1.
     """
-    x = torch.zeros_like(z)
     for index, sigma in enumerate(levels.tolist()):
-        noise = noise_like(z, generator) if index else z
-        width = math.sqrt(sigma**2 - sigma_min**2) if index else sigma
-        x = model(x + width * noise, torch.full_like(z.flatten(1)[:, 0], sigma), label)
+        if index == 0:
+            x = sigma * z
+        else:
+            x = x + math.sqrt(sigma**2 - sigma_min**2) * noise_like(z, generator)
+        x = model(x, z.new_full((len(z),), sigma), label)
         yield Step(index, x, x, sigma_min, index + 1)
 
 
@@ -540,7 +519,7 @@ def trajectory_sampler(
     Source: Kim et al. 2024 (CTM), gamma-sampling.
     """
     x, end = levels[0].item() * z, levels[-1].item()
-    ones = torch.ones_like(z.flatten(1)[:, 0])
+    ones = z.new_ones(len(z))
     for index, (sigma, sigma_next) in enumerate(itertools.pairwise(levels)):
         low = max(end, math.sqrt(1 - gamma**2) * sigma_next.item())
         x = model(x, sigma.item() * ones, low * ones, label)
@@ -550,17 +529,6 @@ def trajectory_sampler(
 
 
 # Recipes for the survey
-
-
-class _Watched(nn.Module):
-    """A network behind a door of its own: only passes through this door are counted."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, *arguments: Tensor | None) -> Tensor:
-        return self.network(*arguments)
 
 
 def _train(
@@ -581,7 +549,7 @@ def _train(
     def begin(steps: int) -> Iterator[nn.Module]:
         settings = TeacherSettings(steps, batch, rate, warm_up=50, ema=0.95, seed=seed)
         run = FitRun(make(task.student()), settings)  # type: ignore[arg-type]
-        target = budget.watch(_Watched(run.average))
+        target = budget.watch(run.average)
         budget.watch(run.network)
 
         def draw(rng: Generator) -> tuple[Tensor | None, ...]:
@@ -610,10 +578,6 @@ def _samplers(
     return {evaluations: of(some) for evaluations, some in levels.items()}
 
 
-def _levels(sigma_max: float, *others: float) -> Tensor:
-    return torch.tensor([sigma_max, *others], dtype=torch.float64)
-
-
 def _distillation(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
     grid = karras_grid(18, sigma_max=task.sigma_max)
 
@@ -626,11 +590,8 @@ def _distillation(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
         return neighbour_levels(batch, grid, rng)
 
     model = _train(task, budget, seed, ConsistencyModel, draw_levels, loss)
-    levels = {
-        1: _levels(task.sigma_max),
-        2: _levels(task.sigma_max, 1.0),
-        4: _levels(task.sigma_max, 1.0, 0.5, 0.25),
-    }
+    ladders = [task.sigma_max], [task.sigma_max, 1.0], [task.sigma_max, 1.0, 0.5, 0.25]
+    levels = {len(ladder): torch.tensor(ladder) for ladder in ladders}
     return _samplers(model, seed, multistep, levels)
 
 
@@ -646,7 +607,7 @@ def _training(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
         return neighbour_levels(batch, grid, rng)
 
     model = _train(task, budget, seed, ConsistencyModel, draw_levels, loss)
-    levels = {1: _levels(task.sigma_max), 2: _levels(task.sigma_max, 1.0)}
+    levels = {1: torch.tensor([task.sigma_max]), 2: torch.tensor([task.sigma_max, 1.0])}
     return _samplers(model, seed, multistep, levels)
 
 
