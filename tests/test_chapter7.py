@@ -455,7 +455,7 @@ def test_ode_over_the_logarithm_of_the_level():
 
 @pytest.mark.equation("7.18")
 def test_exact_solution_with_an_integral_of_answers():
-    """A step of the path is exp(-h) times the start plus the integral of exp(r) D(r)."""
+    """A step of the path is exp(-h) times the start plus the integral of exp(u) D(u)."""
     std, sigma, after, x = 0.7, 1.9, 0.2, 1.3
     h = math.log(sigma / after)
 
@@ -495,7 +495,7 @@ def test_two_step_method_of_dpm_solver():
 @pytest.mark.equation("7.20")
 @pytest.mark.parametrize("h", [0.05, 1.0, 5.0])
 def test_integrals_of_the_parabola(h):
-    """The integrals of exp(r - h) times 1, r and r^2, and the step that they make exact."""
+    """The integrals of exp(u - h) times 1, u and u^2, and the step that they make exact."""
     zero = 1 - math.exp(-h)
     one = h - zero
     for power, expected in enumerate((zero, one, h**2 - 2 * one)):
@@ -544,7 +544,7 @@ def test_unipc_corrects_with_the_answer_at_the_end():
     denoise = polynomial_denoiser(parabola, of_noise=False)
     x = torch.tensor([[0.8]], dtype=DOUBLE)
     history = [(s, denoise(x, torch.tensor([s], dtype=DOUBLE))) for s in (0.5, 1.0, 1.6)]
-    corrected = multistep._corrected(x, history).item()  # from 1.0 to 0.5
+    corrected = multistep.corrected_step(x, history).item()  # from 1.0 to 0.5
     h = math.log(2.0)
     exact = math.exp(-h) * (0.8 + quad(lambda r: math.exp(r) * parabola(r), 0, h)[0])
     assert corrected == pytest.approx(exact, rel=1e-9)
@@ -577,3 +577,25 @@ def test_with_few_steps_extrapolated_answers_are_worse_than_ddim_on_the_ring_and
         assert found["deis"] < 0.8 * found["ddim"] < found["dpm"]
         assert found["vp"] < 0.8 * found["ddim"]
         assert found["sde"] > 10 * found["ddim"]
+
+
+def test_points_decide_for_a_mode_of_the_ring_within_one_of_five_steps():
+    from dmd_tutorial.data import ring
+
+    mixture = ring()
+    levels = [level for level in sampling_levels(5, 0.02).tolist() if 0.3 < level < 5]
+    assert levels == [pytest.approx(4.0, abs=0.1), pytest.approx(0.46, abs=0.1)]
+    z = torch.randn(200, 2, generator=torch.Generator().manual_seed(0)).double()
+    records = list(samplers.heun(mixture, z, karras_grid(200, 0.02, 80.0).flip(0)))
+    chosen = torch.cdist(records[-1].x, mixture.means.double()).argmin(dim=1)
+
+    def chance_of_chosen(level):
+        at = min(records, key=lambda step: abs(step.sigma - level))
+        variance = mixture.covariances[0, 0, 0] + at.sigma**2
+        square = torch.cdist(at.x, mixture.means.double()) ** 2
+        chances = (-square / (2 * variance)).softmax(dim=1)
+        return chances.gather(1, chosen[:, None]).median()
+
+    before, after = (chance_of_chosen(level) for level in levels)
+    assert before < 0.25  # of 1/8 if nothing is known
+    assert after > 0.9

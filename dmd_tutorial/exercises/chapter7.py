@@ -246,6 +246,9 @@ EXERCISES = [
         truth=dpm_step,
         mistakes={
             "distances are measured in the logarithm of the level, not in the level": _dpm_in_sigma,
+            "the two steps are not equally long: the slope is a difference over h1": (
+                lambda x, newest, older, levels: _dpm(x, newest, older, levels, 1.0)
+            ),
             "the ratio is upside down: a long step must extrapolate far": _dpm_upside_down,
             "extrapolate to the middle of the step, not to its end": _dpm_to_the_end,
             "the line goes on in its direction: add newest - older, do not subtract it": (
@@ -253,6 +256,6 @@ EXERCISES = [
             ),
             "that is Euler's step: the older estimate is not used": _dpm_first_order,
         },
-        inputs=lambda: [(torch.randn(4, 2), torch.randn(4, 2), torch.randn(4, 2), (3.0, 1.7, 0.4))],
+        inputs=lambda: [(torch.randn(4, 2), torch.randn(4, 2), torch.randn(4, 2), (3.0, 1.5, 0.4))],
     ),
 ]

@@ -19,10 +19,8 @@ from dmd_tutorial.samplers.diffusion import (
 )
 from dmd_tutorial.samplers.langevin import annealed_langevin, langevin
 from dmd_tutorial.samplers.multistep import deis, dpm_solver, polynomial_weights, unipc
-from dmd_tutorial.samplers.run import _in_batches, one_step, sample
-from dmd_tutorial.samplers.step import Counted as _Counted
+from dmd_tutorial.samplers.run import one_step, sample
 from dmd_tutorial.samplers.step import Step
-from dmd_tutorial.samplers.step import start as _start
 from dmd_tutorial.samplers.stochastic import stochastic
 
 __all__ = [
@@ -32,10 +30,7 @@ __all__ = [
     "Step",
     "VarianceExploding",
     "VariancePreserving",
-    "_Counted",
     "_heun_step",
-    "_in_batches",
-    "_start",
     "ancestral",
     "annealed_langevin",
     "ddim",

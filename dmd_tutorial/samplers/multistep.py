@@ -3,7 +3,7 @@
 With ``s = -ln sigma`` the probability-flow ODE is ``dx/ds = D - x``. From a level sigma over a
 distance h in s, its solution is
 
-    x(h) = exp(-h) (x + integral_0^h exp(r) D(r) dr)
+    x(h) = exp(-h) (x + integral_0^h exp(u) D(u) du)
 
 and only D is unknown. DPM-Solver++ lays a polynomial through the answers so far, at no cost in
 evaluations. DEIS lays it through the noise estimates instead, and UniPC corrects each step with
@@ -26,7 +26,7 @@ History = Sequence[tuple[float, Tensor]]  # (sigma, answer there), the newest fi
 
 
 def polynomial_weights(nodes: Sequence[float], h: float, rate: float) -> list[float]:
-    """Weights of the values of a polynomial in ``integral_0^h exp(rate r) polynomial(r) dr``.
+    """Weights of the values of a polynomial in ``integral_0^h exp(rate u) polynomial(u) du``.
 
     Args:
         nodes: Where the values are; the degree is one less than their number.
@@ -40,12 +40,12 @@ def polynomial_weights(nodes: Sequence[float], h: float, rate: float) -> list[fl
     Source: Zhang and Chen 2023 (DEIS), Eq. 15.
     """
     points, shares = np.polynomial.legendre.leggauss(20)
-    r = h * (points + 1) / 2
+    u = h * (points + 1) / 2
     weights = []
     for j, node in enumerate(nodes):
         others = [other for i, other in enumerate(nodes) if i != j]
-        lagrange = np.prod([(r - other) / (node - other) for other in others], axis=0)
-        weights.append(float(h / 2 * (shares * np.exp(rate * r) * lagrange).sum()))
+        lagrange = np.prod([(u - other) / (node - other) for other in others], axis=0)
+        weights.append(float(h / 2 * (shares * np.exp(rate * u) * lagrange).sum()))
     return weights
 
 
@@ -120,8 +120,8 @@ def quadratic_step(
     bend = (slope - slope_before) / (h1 + h2)  # half of the second derivative
     slope = slope + h1 * bend  # from between the two newest to the newest
     kept = math.exp(-h)
-    linear = h - (1 - kept)  # integral of exp(r - h) r from 0 to h
-    quadratic = h**2 - 2 * linear  # of exp(r - h) r^2
+    linear = h - (1 - kept)  # integral of exp(u - h) u from 0 to h
+    quadratic = h**2 - 2 * linear  # of exp(u - h) u^2
     return kept * x + (1 - kept) * newest + linear * slope + share * quadratic * bend
 
 
@@ -228,7 +228,7 @@ def deis(
             nodes = [math.log(sigma / level) for level, _ in used]
             weights = polynomial_weights(nodes, math.log(sigma / sigma_next), rate=-1.0)
             total = sum(w * estimate for w, (_, estimate) in zip(weights, used, strict=True))
-            x = x - sigma * total  # dsigma = -sigma exp(-r) dr
+            x = x - sigma * total  # dsigma = -sigma exp(-u) du
         yield Step(index, x, denoised, sigma_next, counted.calls)
 
 
@@ -268,15 +268,27 @@ def unipc(
     for index, (sigma, sigma_next) in enumerate(pairwise(levels.tolist())):
         denoised = counted(x, sigma)
         if index > 0:
-            x = _corrected(before, [(sigma, denoised), *history[: orders[index - 1]]])
+            x = corrected_step(before, [(sigma, denoised), *history[: orders[index - 1]]])
         history.insert(0, (sigma, denoised))
         before = x
         x = predict(x, history[: orders[index]], sigma_next)
         yield Step(index, x, denoised, sigma_next, counted.calls)
 
 
-def _corrected(before: Tensor, history: History) -> Tensor:
-    """The last step once more, with the answer at its end as a node."""
+def corrected_step(
+    before: Float[Tensor, "batch *shape"], history: History
+) -> Float[Tensor, "batch *shape"]:
+    """The last step once more, with the answer at its end as a node.
+
+    Args:
+        before: The state at the step's start, (batch, *shape).
+        history: The answer at the step's end, the one at its start, and those before it.
+
+    Returns:
+        The state at the step's end.
+
+    Source: Zhao et al. 2023 (UniPC), Algorithm 1.
+    """
     (sigma_next, newest), (sigma, older), *rest = history
     if not rest:  # of order 1: the paper takes the mean of both ends
         kept = sigma_next / sigma
