@@ -37,6 +37,20 @@ class Pairs(NamedTuple):
     y: Float[Tensor, "count *shape"]
     label: Int[Tensor, " count"] | None = None
 
+    def draw(self, count: int, rng: torch.Generator) -> "Pairs":
+        """Some of them, each equally likely, with replacement.
+
+        Args:
+            count: How many.
+            rng: Source of randomness.
+
+        Returns:
+            The drawn pairs.
+        """
+        index = torch.randint(len(self.z), (count,), generator=rng)
+        label = None if self.label is None else self.label[index]
+        return Pairs(self.z[index], self.y[index], label)
+
 
 def fingerprint(module: nn.Module) -> str:
     """A short name for a network's exact weights.

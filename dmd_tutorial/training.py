@@ -421,9 +421,7 @@ def draw_batch(
         label = torch.randint(classes, (settings.batch,), generator=run.rng)
     batch = dmd.Batch(z, label)
     if pairs is not None:
-        index = torch.randint(len(pairs.z), (settings.batch_pairs,), generator=run.rng)
-        label_ref = None if pairs.label is None else pairs.label[index]
-        batch = dmd.Batch(z, label, pairs.z[index], pairs.y[index], label_ref)
+        batch = dmd.Batch(z, label, *pairs.draw(settings.batch_pairs, run.rng))
     return batch
 
 

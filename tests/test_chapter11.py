@@ -151,9 +151,9 @@ def test_the_best_head_knows_the_log_ratio_of_the_densities():
     for _ in range(5):
         other = logit + 0.1 * torch.randn(len(LINE), dtype=DOUBLE, generator=rng)
         assert cross_entropy(other, 0.6) > best + 1e-5
-    samples = torch.tensor([0.3, -1.0], dtype=DOUBLE)
-    mean = nn.functional.softplus(-samples).mean() + nn.functional.softplus(samples).mean()
-    torch.testing.assert_close(family.discrimination_loss(samples, samples), mean)
+    real, fake = (torch.tensor(v, dtype=DOUBLE) for v in ([0.3, -1.0], [0.8, 2.0]))
+    log_likelihood = torch.sigmoid(real).log().mean() + (1 - torch.sigmoid(fake)).log().mean()
+    torch.testing.assert_close(family.discrimination_loss(real, fake), -log_likelihood)
 
 
 @pytest.mark.equation("11.6")
@@ -294,6 +294,38 @@ def test_the_slope_of_sid_in_the_width_of_a_gaussian(std):
 
 
 # Claims
+
+
+def test_one_term_of_sids_gradient_is_the_familys():
+    """With both denoisers held still, the loss's derivative by x is `dmd.matching_gradient`."""
+    rng = torch.Generator().manual_seed(0)
+    x, real, fake = torch.randn(3, 6, 2, dtype=DOUBLE, generator=rng)
+    sigma = torch.rand(6, dtype=DOUBLE, generator=rng) + 0.1
+    for weighting in (Weighting.NONE, Weighting.EQ8):
+        found = gradient(
+            lambda x, w=weighting: x.numel() * family.sid_loss(x, sigma, real, fake, 1.2, w), x
+        )
+        expected = dmd.matching_gradient(x, sigma, real, fake, weighting)
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("std_teacher", "towards_data"), [(1.3, 1), (0.7, -1), (1.0, 0)])
+def test_the_head_corrects_a_wrong_teacher_and_has_nothing_to_say_about_a_right_one(
+    std_teacher, towards_data
+):
+    """A generator that copies N(0, std_teacher^2) exactly, data N(0, 1), the best head."""
+    x_noisy = LINE[(LINE.abs() < 8)]
+    spreads = [(std**2 + 0.5**2) ** 0.5 for std in (1.0, std_teacher)]
+    of_data, fake = (torch.distributions.Normal(0.0, spread) for spread in spreads)
+    pull = gradient(
+        lambda x: len(x) * family.fooling_loss(of_data.log_prob(x) - fake.log_prob(x)), x_noisy
+    )
+    slope = integral(
+        fake.log_prob(x_noisy).exp() * pull * x_noisy
+    ).item()  # in the log of the width
+    assert (
+        slope == pytest.approx(0.0, abs=1e-12) if not towards_data else slope * towards_data > 0.1
+    )
 
 
 def test_the_log_density_between_two_modes_is_tiny_without_noise_and_not_with_it():

@@ -214,6 +214,46 @@ def test_without_its_weights_the_adversarial_step_is_the_matching_step():
     assert all(torch.equal(after[0][name], after[1][name]) for name in after[0])
 
 
+@pytest.mark.parametrize("critic_steps", [0, 3])
+def test_the_adversarial_step_fools_the_judge_and_the_judge_learns(critic_steps):
+    """Teacher and critic agree, so the generator's first gradient is the fooling loss's."""
+    torch.manual_seed(0)
+    teacher, start = EDMDenoiser(MLP(hidden=8)), EDMDenoiser(MLP(hidden=8))
+    judge = Judge(copy.deepcopy(teacher))
+    for p in [*start.parameters(), judge.weight]:
+        nn.init.normal_(p, std=0.5)
+    generator, y = OneStepGenerator(start, 5.0), 1 + torch.randn(256, 2)
+    z, n = torch.randn(2, 256, 2)
+    calls = []
+    generator.register_forward_hook(lambda module, inputs, x: calls.append(inputs[0]))
+
+    def losses() -> tuple[float, float]:
+        logits, sigma = [], torch.ones(256)
+        with torch.no_grad():
+            for x in (y, OneStepGenerator(start, 5.0)(z)):
+                judge(x + n, sigma)
+                logits.append(judge.logit())
+        return family.fooling_loss(logits[1]).item(), family.discrimination_loss(*logits).item()
+
+    before = losses()
+    rates = (0.0, 0.01) if critic_steps else (0.1, 0.0)
+    networks = generator, judge
+    optimizers = [
+        torch.optim.SGD(net.parameters(), lr) for net, lr in zip(networks, rates, strict=True)
+    ]
+    trio = Trio(generator, judge, teacher, *optimizers, torch.Generator().manual_seed(0))
+    objective = dmd.Objective(lambda_reg=0, critic_steps=critic_steps, grid=torch.ones(100))
+    for _ in range(10):
+        record = family.adversarial_step(trio, Batch(z, y_ref=y), objective, 1.0, 1.0)
+        if not critic_steps:
+            assert record.loss_matching == pytest.approx(0.0, abs=1e-12)
+    after = losses()
+    changed = 1 if critic_steps else 0
+    assert after[changed] < before[changed] - 0.01
+    assert len(calls) == 10 * max(1, critic_steps)  # the first update of the critic reuses samples
+    assert all(not torch.equal(x, z) for x in calls[1:critic_steps])  # the others do not
+
+
 # SiD
 
 

@@ -32,7 +32,11 @@ def head_gradient(
 
 
 def _densities() -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    return [(torch.randn(5), torch.randn(5), torch.randn(5, 2), torch.randn(5, 2))]
+    far = -200.0  # far from the data, where the densities themselves are 0 in float32
+    return [
+        (torch.randn(5) + at, torch.randn(5) + at, torch.randn(5, 2), torch.randn(5, 2))
+        for at in (0.0, far)
+    ]
 
 
 # 11.3: the loss of score identity distillation
@@ -120,6 +124,9 @@ EXERCISES = [
                     sigma / (1 + sigma**2) ** 0.5 * (predicted - noise)
                 )
             ),
+            "w_t has one power of sigma more: x - D_real is sigma times the difference of noises": (
+                lambda x, noise, sigma, predicted: sigma**3 / (1 + sigma**2) * (predicted - noise)
+            ),
             "the weight is missing": lambda x, noise, sigma, predicted: predicted - noise,
             "compare the teacher's noise with the noise, not with the sample": (
                 lambda x, noise, sigma, predicted: sigma**2 / (1 + sigma**2) * (predicted - x)
@@ -144,6 +151,10 @@ EXERCISES = [
             ),
             "the share takes densities, and you were given their logarithms": (
                 lambda lr, lf, sr, sf: (lf / (lr + lf))[:, None] * (sf - sr)
+            ),
+            "far from the data both densities are 0 in float32: take the difference of their "
+            "logarithms first": (
+                lambda lr, lf, sr, sf: (lf.exp() / (lr.exp() + lf.exp()))[:, None] * (sf - sr)
             ),
             "both scores count: the head's logit is a difference of two log-densities": (
                 lambda lr, lf, sr, sf: -torch.sigmoid(lf - lr)[:, None] * sr

@@ -285,17 +285,12 @@ def _train_from_data(task: Task, budget: Budget, seed: int) -> dict[int, Sampler
     return _in_steps(task, network, (35, 4, 1))
 
 
-def _drawn_from(pairs: Pairs, rng: Generator) -> tuple[Tensor, Tensor, Tensor | None]:
-    index = torch.randint(len(pairs.z), (BATCH,), generator=rng)
-    return pairs.z[index], pairs.y[index], None if pairs.label is None else pairs.label[index]
-
-
 def _reflow(task: Task, budget: Budget, seed: int, rng: Generator, share: float = 1.0) -> nn.Module:
     """The teacher, reflowed on pairs of its own that cost a third of the budget."""
     pairs = task.pairs(int(budget.left / 3 / 35), rng)
 
     def draw(rng: Generator) -> tuple:
-        z, y, label = _drawn_from(pairs, rng)
+        z, y, label = pairs.draw(BATCH, rng)
         return z, y, uniform_time(len(z), task.sigma_max, rng), label
 
     return fit_within(
@@ -324,7 +319,7 @@ def _train_one_step(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]
         return OneStepGenerator(student, task.sigma_max)
 
     def draw(rng: Generator) -> tuple:
-        return _drawn_from(pairs, rng)
+        return pairs.draw(BATCH, rng)
 
     student = fit_within(budget, make, draw, distillation_loss, _settings(seed, 1e-3))
     return {1: lambda z, label: one_step(student, z, label)}

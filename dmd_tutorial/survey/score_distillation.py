@@ -1,8 +1,9 @@
 """Score distillation, one family: a teacher's answer, somebody else's answer, and their difference.
 
-Every member moves a generated sample x along ``w_t / sigma^2 * (D_critic - D_real)``, which is
+Every member moves a generated sample x against ``w_t / sigma^2 * (D_critic - D_real)``, which is
 `dmd.matching_gradient`. Members differ in the weight, in who the critic is, and in the law by
-which noise levels are drawn; two of them add a loss of another kind. alpha = 1.
+which noise levels are drawn. DMD2 adds a GAN loss; SiD's gradient also runs through the denoisers.
+alpha = 1.
 """
 
 import copy
@@ -40,7 +41,7 @@ from dmd_tutorial.survey.task import Budget, Method, Sampler, Task, exhaust
 from dmd_tutorial.training import EMA, FitRun, fit
 
 # Weights and noise laws. A law is a grid: `dmd` draws its indices uniformly, so a grid of
-# quantiles gives any distribution of levels.
+# quantiles gives any distribution of levels. Generators are judged at 2 % to 98 % of it.
 
 
 def noise_prediction(
@@ -104,7 +105,7 @@ def teacher_levels(sigma_max: float, sigma_data: float = SIGMA_DATA) -> Float[Te
 
 
 def dmd_levels(sigma_max: float, sigma_data: float = SIGMA_DATA) -> Float[Tensor, " bins"]:
-    """EDM's sampling grid: the law of DMD, DMD2 and SiD.
+    """EDM's sampling grid: the law of DMD and DMD2, and SiD's, who stops at 80 % of it.
 
     Args:
         sigma_max: The highest level, in the units of x.
@@ -154,11 +155,11 @@ class Judge(nn.Module):
     def __init__(self, critic: EDMDenoiser) -> None:
         super().__init__()
         self.critic = critic
-        network, width, copies = critic.network, 0, 1
+        network = critic.network
         if isinstance(network, MLP):  # its last hidden layer
             inner, width, copies = network.hidden[-1], network.out.weight.shape[1], network.copies
         elif isinstance(network, UNet):  # its lowest resolution
-            inner, width = network.attention, network.attention.out.out_channels
+            inner, width, copies = network.attention, network.attention.out.out_channels, 1
         else:
             raise ValueError(f"a judge reads an MLP or a UNet, not {type(network).__name__}")
         inner.register_forward_hook(self._see)
@@ -357,22 +358,12 @@ class Trio(NamedTuple):
     rng: Generator
 
 
+# One iteration: the networks, what it consumes, what it optimises -> what was done.
 Step = Callable[[Trio, Batch, Objective], Record]
 
 
 def point_step(trio: Trio, batch: Batch, objective: Objective) -> Record:
-    """SDS: `dmd.iteration` with the sample itself in the critic's place.
-
-    Args:
-        trio: The networks; the critic is left alone.
-        batch: Noise and labels.
-        objective: Weight and noise law.
-
-    Returns:
-        What was done.
-
-    Source: Poole et al. 2022 (SDS), Eq. 3.
-    """
+    """SDS (Poole et al. 2022, Eq. 3): the sample itself is the critic, no network is."""
     noise = noise_like(batch.z, trio.rng)
     networks = trio.generator, known_noise(noise), trio.teacher
     optimizers = trio.generator_optimizer, None
@@ -381,18 +372,9 @@ def point_step(trio: Trio, batch: Batch, objective: Objective) -> Record:
 
 
 def matching_step(trio: Trio, batch: Batch, objective: Objective) -> Record:
-    """VSD, Diff-Instruct, DMD, and DMD2 without its head: `dmd.iteration` as it is.
+    """VSD, Diff-Instruct, DMD and DMD2 without its head: `dmd.iteration` as it is.
 
-    Args:
-        trio: The networks.
-        batch: Noise, labels, and pairs for an anchor.
-        objective: Weight, noise law, critic steps and anchor: all that these members differ in.
-
-    Returns:
-        What was done.
-
-    Source: Wang et al. 2023, Algorithm 1; Luo et al. 2023, Algorithm 1; Yin et al. 2024,
-    Algorithm 1.
+    Source: Wang et al. 2023, Luo et al. 2023 and Yin et al. 2024, Algorithm 1 of each.
     """
     return dmd.iteration(*trio[:5], batch, objective, trio.rng)
 
@@ -419,32 +401,24 @@ def adversarial_step(
     """
     if batch.y_ref is None:
         raise ValueError("an adversarial loss needs data, the batch has none")
-    judge, rng, grid = trio.critic, trio.rng, objective.grid
+    judge, rng = trio.critic, trio.rng
     x = trio.generator(batch.z, batch.label)
     loss, record = dmd.generator_loss(
         lambda z, label: x,  # type: ignore[arg-type]  # one pass of the generator for both losses
         judge, trio.teacher, batch, objective, rng,
     )  # fmt: skip
-    sigma = dmd_sigma(len(x), grid, rng).to(x)
+    sigma = dmd_sigma(len(x), objective.grid, rng).to(x)
     judge(add_noise(x, sigma, noise_like(x, rng)), sigma, batch.label)
     loss = loss + fooling * fooling_loss(judge.logit())  # type: ignore[operator]
     norm = dmd.update(trio.generator_optimizer, loss, objective.clip)
-    record = record._replace(norm_generator=norm)
 
-    for step in range(objective.critic_steps):
-        with torch.no_grad():
-            x = trio.generator(noise_like(batch.z, rng), batch.label) if step > 0 else record.x
-        sigma = grid_sigma(len(x), grid, generator=rng).to(x)
-        loss = dmd.critic_loss(judge, x, sigma, noise_like(x, rng), batch.label)
-        record = record._replace(
-            loss_critic=record.loss_critic + loss.item() / objective.critic_steps
-        )
+    def head_loss(sigma: Tensor) -> Tensor:
         fake = judge.logit()  # type: ignore[operator]
-        judge(add_noise(batch.y_ref, sigma, noise_like(x, rng)), sigma, batch.label_ref)
-        loss = loss + discrimination * discrimination_loss(judge.logit(), fake)  # type: ignore[operator]
-        norm = dmd.update(trio.critic_optimizer, loss, objective.clip)  # type: ignore[arg-type]
-        record = record._replace(norm_critic=norm)
-    return record
+        y_noisy = add_noise(batch.y_ref, sigma, noise_like(batch.y_ref, rng))  # type: ignore[arg-type]
+        judge(y_noisy, sigma, batch.label_ref)
+        return discrimination * discrimination_loss(judge.logit(), fake)  # type: ignore[operator]
+
+    return _train_critic(trio, batch, objective, record._replace(norm_generator=norm), head_loss)
 
 
 def sid_step(trio: Trio, batch: Batch, objective: Objective, alpha: float) -> Record:
@@ -468,16 +442,28 @@ def sid_step(trio: Trio, batch: Batch, objective: Objective, alpha: float) -> Re
     real, fake = (D(x_noisy, sigma, batch.label) for D in (trio.teacher, trio.critic))
     loss = sid_loss(x, sigma, real, fake, alpha, objective.weighting)
     norm = dmd.update(trio.generator_optimizer, loss, objective.clip)
-    record = Record(
-        x.detach(), sigma, real.detach(), fake.detach(), loss.item(), norm_generator=norm
-    )
+    answers = x.detach(), sigma, real.detach(), fake.detach()
+    record = Record(*answers, loss.item(), norm_generator=norm)
+    return _train_critic(trio, batch, objective, record)
+
+
+def _train_critic(
+    trio: Trio,
+    batch: Batch,
+    objective: Objective,
+    record: Record,
+    more: Callable[[Tensor], Tensor | float] = lambda sigma: 0.0,
+) -> Record:
+    """The critic's updates, as in `dmd.iteration`; `more`, of the levels, is added to its loss."""
     for step in range(objective.critic_steps):
         with torch.no_grad():
-            x = trio.generator(noise_like(batch.z, rng), batch.label) if step > 0 else record.x
-        sigma = grid_sigma(len(x), objective.grid, generator=rng).to(x)
-        loss = dmd.critic_loss(trio.critic, x, sigma, noise_like(x, rng), batch.label)
-        norm = dmd.update(trio.critic_optimizer, loss, objective.clip)  # type: ignore[arg-type]
-        record = record._replace(loss_critic=loss.item(), norm_critic=norm)
+            fresh = step > 0  # the first update sees the samples of the generator's update
+            x = trio.generator(noise_like(batch.z, trio.rng), batch.label) if fresh else record.x
+        sigma = grid_sigma(len(x), objective.grid, generator=trio.rng).to(x)
+        loss = dmd.critic_loss(trio.critic, x, sigma, noise_like(x, trio.rng), batch.label)
+        mean = record.loss_critic + loss.item() / objective.critic_steps
+        norm = dmd.update(trio.critic_optimizer, loss + more(sigma), objective.clip)  # type: ignore[arg-type]
+        record = record._replace(loss_critic=mean, norm_critic=norm)
     return record
 
 
@@ -527,7 +513,7 @@ class Member:
         laws: dict = {
             schedule_levels: "times of a variance-preserving schedule",
             teacher_levels: "log-normal, the teacher's own",
-            dmd_levels: "Karras grid, 2 % to 98 %",
+            dmd_levels: "Karras grid",
         }
         critic = f"trained, {self.critic_steps} per update" if self.critic_steps else "$x$ itself"
         if self.data:
@@ -582,14 +568,12 @@ class Plan:
             more to lose while the critic is still a copy of the teacher.
         warm: How the regression on pairs is done.
         share_pairs: Fraction of the budget for making pairs, where a method has any.
-        share_warm: Fraction for the regression before DMD.
     """
 
     settings: DistillSettings
     warm_rate: float
     warm: TeacherSettings
     share_pairs: float
-    share_warm: float
 
 
 PLANS = {
@@ -598,7 +582,6 @@ PLANS = {
         1e-4,
         TeacherSettings(batch=256, warm_up=50, ema=0.99),
         share_pairs=0.2,
-        share_warm=0.4,
     ),
     "digits": Plan(
         DistillSettings(
@@ -607,27 +590,23 @@ PLANS = {
         5e-5,
         TeacherSettings(batch=64, warm_up=30, ema=0.98),
         share_pairs=0.4,
-        share_warm=0.4,
     ),
 }
 
 
-def regress(
-    task: Task, budget: Budget, seed: int, plan: Plan, share: float
-) -> tuple[nn.Module, Pairs]:
+def regress(task: Task, budget: Budget, seed: int, share: float) -> tuple[nn.Module, Pairs]:
     """Regression on pairs: the base line, and the warm start of DMD.
 
     Args:
         task: The task.
         budget: What pays for pairs and regression.
         seed: Seed of everything drawn.
-        plan: How.
-        share: Fraction of the budget for the regression itself; more where it is all.
+        share: Largest fraction of the budget for the regression itself.
 
     Returns:
         The averaged generator, and the pairs.
     """
-    rng = Generator().manual_seed(seed)
+    plan, rng = PLANS[task.name], Generator().manual_seed(seed)
     pairs = task.pairs(max(1, int(plan.share_pairs * budget.passes / 35)), rng)
     generator = OneStepGenerator(task.student(), task.sigma_max)
     steps = int(min(share * budget.passes, budget.left) / (3 * plan.warm.batch))
@@ -637,18 +616,12 @@ def regress(
     def loss(network: nn.Module, z: Tensor, y: Tensor, label: Tensor | None) -> Tensor:
         return l2(network(z, label), y)
 
-    exhaust(fit(run, lambda rng: _some(pairs, plan.warm.batch, rng), loss))
+    exhaust(fit(run, lambda rng: pairs.draw(plan.warm.batch, rng), loss))
     return run.average, pairs
 
 
-def _some(pairs: Pairs, count: int, rng: Generator) -> tuple[Tensor, Tensor, Tensor | None]:
-    index = torch.randint(len(pairs.z), (count,), generator=rng)
-    label = None if pairs.label is None else pairs.label[index]
-    return pairs.z[index], pairs.y[index], label
-
-
 def _train_regression(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
-    average, _ = regress(task, budget, seed, PLANS[task.name], share=1.0)
+    average, _ = regress(task, budget, seed, share=1.0)
     return {1: partial(one_step, average)}
 
 
@@ -667,20 +640,17 @@ def train(member: Member, task: Task, budget: Budget, seed: int) -> dict[int, Sa
     plan, pairs = PLANS[task.name], None
     start, rate = task.student(), plan.settings.learning_rate
     if member.lambda_reg:
-        warm, pairs = regress(task, budget, seed, plan, plan.share_warm)
+        warm, pairs = regress(task, budget, seed, share=0.4)
         start = copy.deepcopy(warm.denoiser).requires_grad_(True)  # type: ignore[assignment]
         rate = plan.warm_rate
     settings = plan.settings
     objective = member.objective(settings.sigma_max, task.teacher.sigma_data)  # type: ignore[arg-type]
-
-    def begin() -> tuple[Trio, EMA]:
-        return _begin(member, task, budget, settings, copy.deepcopy(start), seed)
+    begin = partial(_begin, member, task, budget, settings, start, seed)
 
     def step(trio: Trio) -> None:
         batch = Batch(*task.noise(settings.batch, trio.rng))
         if pairs is not None:
-            z, y, label = _some(pairs, settings.batch_pairs, trio.rng)
-            batch = batch._replace(z_ref=z, y_ref=y, label_ref=label)
+            batch = Batch(batch.z, batch.label, *pairs.draw(settings.batch_pairs, trio.rng))
         if member.data:
             y, label = task.draw(settings.batch, trio.rng)
             batch = batch._replace(y_ref=y, label_ref=label)
@@ -691,9 +661,9 @@ def train(member: Member, task: Task, budget: Budget, seed: int) -> dict[int, Sa
     trio, ema = begin()
     for index in range(steps):
         factor = rate_factor(index, steps, settings.warm_up, settings.decay)
-        _set_rate(trio.generator_optimizer, rate * factor)
-        if trio.critic_optimizer is not None:
-            _set_rate(trio.critic_optimizer, settings.critic_learning_rate * factor)
+        rates = rate, settings.critic_learning_rate
+        for optimizer, peak in zip(trio[3:5], rates, strict=True):
+            optimizer.param_groups[0]["lr"] = peak * factor  # type: ignore[union-attr]
         step(trio)
         ema.update(trio.generator, index)
     return {member.evaluations: partial(one_step, ema.module)}
@@ -704,10 +674,11 @@ def _begin(
     task: Task,
     budget: Budget,
     settings: DistillSettings,
-    student: nn.Module,
+    start: nn.Module,
     seed: int,
 ) -> tuple[Trio, EMA]:
     """Networks as they stand before the first iteration, watched by the budget."""
+    student = copy.deepcopy(start)
     generator: nn.Module = OneStepGenerator(student, task.sigma_max)
     if member.evaluations > 1:
         width: float = student.sigma_data  # type: ignore[assignment]
@@ -723,11 +694,6 @@ def _begin(
     optimizers = kind(generator.parameters()), kind(critic.parameters())
     rng = Generator().manual_seed(seed)
     return Trio(generator, critic, teacher, *optimizers, rng), ema
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
 
 
 METHODS: tuple[Method, ...] = (
