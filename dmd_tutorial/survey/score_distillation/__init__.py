@@ -1,0 +1,52 @@
+"""Score distillation, one family: a teacher's answer, somebody else's answer, and their difference.
+
+`family` says what its members are: each has a weight and a noise law (`levels`), a critic
+(`critics`) and an iteration (`iterations`). SiD's loss is in `identity`, generators of several
+steps are in `few_steps`, and the methods of the survey's table in `recipes`.
+"""
+
+from dmd_tutorial.survey.score_distillation.critics import (
+    Judge,
+    discrimination_loss,
+    fooling_loss,
+    known_noise,
+)
+from dmd_tutorial.survey.score_distillation.family import FAMILY, Member
+from dmd_tutorial.survey.score_distillation.few_steps import FewStepGenerator, few_step_levels
+from dmd_tutorial.survey.score_distillation.identity import sid_loss
+from dmd_tutorial.survey.score_distillation.iterations import (
+    Trio,
+    adversarial_step,
+    matching_step,
+    point_step,
+    sid_step,
+)
+from dmd_tutorial.survey.score_distillation.levels import (
+    dmd_levels,
+    noise_prediction,
+    schedule_levels,
+    teacher_levels,
+)
+from dmd_tutorial.survey.score_distillation.recipes import METHODS
+
+__all__ = [
+    "FAMILY",
+    "METHODS",
+    "FewStepGenerator",
+    "Judge",
+    "Member",
+    "Trio",
+    "adversarial_step",
+    "discrimination_loss",
+    "dmd_levels",
+    "few_step_levels",
+    "fooling_loss",
+    "known_noise",
+    "matching_step",
+    "noise_prediction",
+    "point_step",
+    "schedule_levels",
+    "sid_loss",
+    "sid_step",
+    "teacher_levels",
+]
