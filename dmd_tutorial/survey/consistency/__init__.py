@@ -1,0 +1,47 @@
+"""Consistency models: a network that sends every point of a path straight to the path's end.
+
+The teacher's paths stand in `paths`, two points of one path in `pairs` and their noise levels in
+`levels`; `model` learns with `loss` to send both to one end. `trajectory` goes to any lower level
+instead, and `recipes` trains all of them for the survey's table.
+"""
+
+from dmd_tutorial.survey.consistency.levels import (
+    doubling_bins,
+    lognormal_probability,
+    neighbour_levels,
+)
+from dmd_tutorial.survey.consistency.loss import consistency_loss, pseudo_huber, squared
+from dmd_tutorial.survey.consistency.model import (
+    ConsistencyModel,
+    consistency_preconditioning,
+    multistep,
+)
+from dmd_tutorial.survey.consistency.pairs import Pair, distillation_pair, training_pair
+from dmd_tutorial.survey.consistency.paths import guided_denoised, solve
+from dmd_tutorial.survey.consistency.recipes import METHODS
+from dmd_tutorial.survey.consistency.trajectory import (
+    TrajectoryModel,
+    trajectory_loss,
+    trajectory_sampler,
+)
+
+__all__ = [
+    "METHODS",
+    "ConsistencyModel",
+    "Pair",
+    "TrajectoryModel",
+    "consistency_loss",
+    "consistency_preconditioning",
+    "distillation_pair",
+    "doubling_bins",
+    "guided_denoised",
+    "lognormal_probability",
+    "multistep",
+    "neighbour_levels",
+    "pseudo_huber",
+    "solve",
+    "squared",
+    "training_pair",
+    "trajectory_loss",
+    "trajectory_sampler",
+]

@@ -1,0 +1,53 @@
+"""The consistency loss: two points of one path must be sent to one place."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dmd_tutorial.denoisers import Denoiser
+from dmd_tutorial.survey.consistency.pairs import Pair
+
+Distance = Callable[[Tensor, Tensor], Tensor]  # two batches of samples to (batch,)
+
+
+def squared(a: Float[Tensor, "batch *shape"], b: Tensor) -> Float[Tensor, " batch"]:
+    """Squared distance of each two samples, a mean over values."""
+    return (a - b).square().flatten(1).mean(dim=1)
+
+
+def pseudo_huber(a: Float[Tensor, "batch *shape"], b: Tensor) -> Float[Tensor, " batch"]:
+    """``sqrt(|a - b|^2 + c^2) - c``: a square below c, a length above (Song and Dhariwal 2024)."""
+    c = 0.00054 * math.sqrt(a[0].numel())
+    return ((a - b).square().flatten(1).sum(dim=1) + c**2).sqrt() - c
+
+
+def consistency_loss(
+    model: Denoiser,
+    target: Denoiser,
+    pair: Pair,
+    label: Int[Tensor, " batch"] | None = None,
+    distance: Distance = squared,
+    weight: Float[Tensor, " batch"] | None = None,
+) -> Float[Tensor, ""]:
+    """How far two points of one path are sent apart: ``d(f(x, sigma), sg[f(x_next, sigma_next)])``.
+
+    Args:
+        model: The consistency model in training, f.
+        target: What answers at the lower level, without gradient: f itself, or its average.
+        pair: Two points of a path.
+        label: Class of each, (batch,), or None.
+        distance: Two batches of samples to their distances, (batch,).
+        weight: Weight of each pair, (batch,); 1 without it.
+
+    Returns:
+        The mean over the batch, a scalar.
+
+    Source: Song et al. 2023, Eq. 7 (distillation) and Eq. 10 (training).
+    """
+    with torch.no_grad():
+        answer = target(pair.x_next, pair.sigma_next, label)
+    distances = distance(model(pair.x, pair.sigma, label), answer)
+    return distances.mean() if weight is None else (weight * distances).mean()

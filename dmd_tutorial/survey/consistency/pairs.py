@@ -1,0 +1,68 @@
+"""Pairs of points on one path: made with the teacher (distillation), or without it (training)."""
+
+from typing import NamedTuple
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dmd_tutorial.denoisers import Denoiser
+from dmd_tutorial.noise import add_noise
+from dmd_tutorial.survey.consistency.paths import solve
+
+
+class Pair(NamedTuple):
+    """Two points of one path, or nearly: x (batch, *shape) at sigma (batch,), and one below it."""
+
+    x: Tensor
+    sigma: Tensor
+    x_next: Tensor
+    sigma_next: Tensor
+
+
+def distillation_pair(
+    teacher: Denoiser,
+    x: Float[Tensor, "batch *shape"],
+    noise: Float[Tensor, "batch *shape"],
+    sigma: Float[Tensor, " batch"],
+    sigma_next: Float[Tensor, " batch"],
+    label: Int[Tensor, " batch"] | None = None,
+) -> Pair:
+    """The pair of consistency distillation: noise the data, then let the teacher take one step.
+
+    Args:
+        teacher: Whose paths are learnt.
+        x: Data, (batch, *shape).
+        noise: Standard normal noise, (batch, *shape).
+        sigma: The higher levels, (batch,).
+        sigma_next: The lower levels, (batch,), above 0.
+        label: Class of each, (batch,), or None.
+
+    Returns:
+        The pair, without gradient history.
+
+    Source: Song et al. 2023, Algorithm 2 with Heun's solver.
+    """
+    x_noisy = add_noise(x, sigma, noise)
+    return Pair(x_noisy, sigma, solve(teacher, x_noisy, sigma, sigma_next, label), sigma_next)
+
+
+def training_pair(
+    x: Float[Tensor, "batch *shape"],
+    noise: Float[Tensor, "batch *shape"],
+    sigma: Float[Tensor, " batch"],
+    sigma_next: Float[Tensor, " batch"],
+) -> Pair:
+    """The pair of consistency training: the same data and the same noise at two levels.
+
+    Args:
+        x: Data, (batch, *shape).
+        noise: Standard normal noise, (batch, *shape).
+        sigma: The higher levels, (batch,).
+        sigma_next: The lower levels, (batch,).
+
+    Returns:
+        The pair.
+
+    Source: Song et al. 2023, Algorithm 3.
+    """
+    return Pair(add_noise(x, sigma, noise), sigma, add_noise(x, sigma_next, noise), sigma_next)

@@ -1,0 +1,73 @@
+"""The paths of the probability-flow ODE, ``dx/dsigma = (x - D(x, sigma)) / sigma``.
+
+A path ends at sigma_min. Latent consistency follows the paths of a guided denoiser.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from dmd_tutorial.checks import expand
+from dmd_tutorial.denoisers import Denoiser, noise_from_denoised
+from dmd_tutorial.noise import RHO
+
+
+@torch.no_grad()
+def solve(
+    denoiser: Denoiser,
+    x: Float[Tensor, "batch *shape"],
+    sigma: Float[Tensor, " batch"],
+    sigma_next: Float[Tensor, " batch"],
+    label: Int[Tensor, " batch"] | None = None,
+    *,
+    steps: int = 1,
+) -> Float[Tensor, "batch *shape"]:
+    """Follow the probability-flow ODE from a level to another, each sample between its own two.
+
+    Args:
+        denoiser: The teacher.
+        x: Noisy samples, (batch, *shape).
+        sigma: Their levels, (batch,).
+        sigma_next: The levels to go to, (batch,), above 0.
+        label: Class of each, (batch,), or None.
+        steps: Steps of Heun's method, two evaluations each, spaced as EDM's.
+
+    Returns:
+        The samples at sigma_next, (batch, *shape), without gradient history.
+
+    Source: Karras et al. 2022 (EDM), Algorithm 1.
+    """
+    start, end = sigma ** (1 / RHO), sigma_next ** (1 / RHO)
+    for step in range(steps):
+        after = ((start + (step + 1) / steps * (end - start)) ** RHO).clamp(sigma_next, sigma)
+        width = expand(after - sigma, x)
+        slope = noise_from_denoised(x, denoiser(x, sigma, label), sigma)
+        ahead = x + width * slope
+        slope_ahead = noise_from_denoised(ahead, denoiser(ahead, after, label), after)
+        x, sigma = x + width * (slope + slope_ahead) / 2, after
+    return x
+
+
+def guided_denoised(
+    denoiser: Denoiser,
+    x: Float[Tensor, "batch *shape"],
+    sigma: Float[Tensor, " batch"],
+    label: Int[Tensor, " batch"],
+    guidance: Float[Tensor, " batch"],
+) -> Float[Tensor, "batch *shape"]:
+    """The denoised estimate of the guidance-augmented ODE: ``(1 + w) D(x, c) - w D(x)``.
+
+    Args:
+        denoiser: A teacher that was trained with and without labels.
+        x: Noisy samples, (batch, *shape).
+        sigma: Their levels, (batch,).
+        label: Class of each, (batch,).
+        guidance: Strength w of each, (batch,); 0 is no guidance.
+
+    Returns:
+        Denoised estimates, (batch, *shape).
+
+    Source: Luo et al. 2023 (LCM), Section 4.2, for denoised estimates; Ho and Salimans 2022.
+    """
+    w = expand(guidance, x)
+    return (1 + w) * denoiser(x, sigma, label) - w * denoiser(x, sigma, None)

@@ -1,0 +1,174 @@
+"""Consistency trajectory models: jumps from any level of a path to any lower one."""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor, nn
+
+from dmd_tutorial.checks import check_same_shape, check_sigma, expand
+from dmd_tutorial.denoisers import EDMDenoiser, edm_preconditioning
+from dmd_tutorial.networks.mlp import MLP
+from dmd_tutorial.networks.unet import UNet
+from dmd_tutorial.noise import SIGMA_MIN, noise_like
+from dmd_tutorial.samplers import Step
+from dmd_tutorial.survey.consistency.loss import Distance, squared
+
+Jump = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # (x, sigma, sigma_next, label)
+
+
+class TrajectoryModel(nn.Module):
+    """A network that goes from any level to any lower one: ``G = s/t x + (1 - s/t) g(x, t, s)``.
+
+    g is a denoiser with one more input, the level s to go to: a constant channel of ``ln(s) / 4``.
+    At first the channel counts for nothing, and g is the denoiser that is given.
+
+    Args:
+        denoiser: Whose network is copied.
+
+    Raises:
+        ValueError: If the network is neither an MLP nor the book's U-Net.
+
+    Source: Kim et al. 2024 (CTM), Section 3.
+    """
+
+    def __init__(self, denoiser: EDMDenoiser) -> None:
+        super().__init__()
+        self.network, self.sigma_data = _with_channel(denoiser.network), denoiser.sigma_data
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch *shape"],
+        sigma: Float[Tensor, " batch"],
+        sigma_next: Float[Tensor, " batch"],
+        label: Int[Tensor, " batch"] | None = None,
+        aim: bool = False,
+    ) -> Float[Tensor, "batch *shape"]:
+        """Go along the path from sigma to sigma_next.
+
+        Args:
+            x: Noisy samples, (batch, *shape).
+            sigma: Their levels, (batch,), above 0.
+            sigma_next: The levels to go to, (batch,), above 0 and at most sigma.
+            label: Class of each, (batch,), or None.
+            aim: Return g instead: where the straight line from x to the landing point meets
+                level 0. Where sigma_next is sigma, g is a denoiser.
+
+        Returns:
+            Samples at sigma_next, (batch, *shape).
+        """
+        check_sigma(x, sigma)
+        check_sigma(x, sigma_next)
+        factors = edm_preconditioning(sigma, self.sigma_data)
+        c_skip, c_out, c_in, _ = (expand(factor, x) for factor in factors)
+        channel = expand(sigma_next.log() / 4, x).expand_as(x[:, :1])
+        raw = self.network(torch.cat([c_in * x, channel], dim=1), factors.c_noise, label)
+        g = c_skip * x + c_out * raw[:, : x.shape[1]]
+        share = expand(sigma_next / sigma, x)
+        return g if aim else share * x + (1 - share) * g
+
+
+def _with_channel(network: nn.Module) -> nn.Module:
+    """A copy with one channel more, in and out, that counts for nothing yet."""
+    if isinstance(network, MLP):
+        hidden, dim = network.out.weight.shape[1], network.dim
+        layers, copies = len(network.hidden), network.copies
+        wider: nn.Module = MLP(dim + 1, hidden, layers, network.classes, copies)
+        axes = {"hidden.0.weight": (1, dim), "out.weight": (2, dim), "out.bias": (2, dim)}
+    elif isinstance(network, UNet):
+        dim = network.channels
+        wider = UNet(**(network.config | {"channels": dim + 1}))  # type: ignore[arg-type]
+        axes = {"first.weight": (1, dim), "last.weight": (0, dim), "last.bias": (0, dim)}
+    else:
+        raise ValueError(f"a {type(network).__name__} cannot be given another channel")
+    state = network.state_dict()
+    for name, (axis, place) in axes.items():
+        before, after = state[name].tensor_split([place], dim=axis)
+        zeros = torch.zeros_like(state[name].narrow(axis, 0, 1))
+        state[name] = torch.cat([before, zeros, after], dim=axis)
+    wider.load_state_dict(state)
+    return wider
+
+
+def trajectory_loss(
+    model: Jump,
+    target: Jump,
+    x_noisy: Float[Tensor, "batch *shape"],
+    x_between: Float[Tensor, "batch *shape"],
+    sigma: Float[Tensor, " batch"],
+    sigma_between: Float[Tensor, " batch"],
+    sigma_next: Float[Tensor, " batch"],
+    label: Int[Tensor, " batch"] | None = None,
+    distance: Distance = squared,
+    sigma_min: float | None = SIGMA_MIN,
+) -> Float[Tensor, ""]:
+    """Whether one jump lands where the teacher's part of the way and a second jump land.
+
+    Both landing points at sigma_next are sent on to sigma_min by the target, and compared there.
+    That costs two more passes, one with a backward pass; without sigma_min they are left out.
+
+    Args:
+        model: G in training.
+        target: G with frozen parameters, such as the model's average. Gradients pass through it
+            to the model's landing point.
+        x_noisy: Samples at sigma, (batch, *shape).
+        x_between: Where the teacher takes them, at sigma_between, (batch, *shape).
+        sigma: Levels t, (batch,).
+        sigma_between: Levels u, (batch,), below t.
+        sigma_next: Levels s, (batch,), at most u.
+        label: Class of each, (batch,), or None.
+        distance: Two batches of samples to their distances, (batch,).
+        sigma_min: Where the samples are compared; None: where they land.
+
+    Returns:
+        The mean over the batch, a scalar.
+
+    Source: Kim et al. 2024 (CTM), Section 3.
+    """
+    check_same_shape(x_noisy=x_noisy, x_between=x_between)
+    jumped = model(x_noisy, sigma, sigma_next, label)
+    with torch.no_grad():
+        wanted = target(x_between, sigma_between, sigma_next, label)
+    if sigma_min is not None:
+        end = torch.full_like(sigma, sigma_min)
+        jumped = target(jumped, sigma_next, end, label)
+        with torch.no_grad():
+            wanted = target(wanted, sigma_next, end, label)
+    return distance(jumped, wanted).mean()
+
+
+@torch.no_grad()
+def trajectory_sampler(
+    model: Jump,
+    z: Float[Tensor, "batch *shape"],
+    levels: Float[Tensor, " steps+1"],
+    label: Int[Tensor, " batch"] | None = None,
+    *,
+    gamma: float = 0.0,
+    generator: Generator | None = None,
+) -> Iterator[Step]:
+    """Jump from level to level: below the next one, and up to it with new noise.
+
+    Args:
+        model: A consistency trajectory model.
+        z: Standard normal noise, (batch, *shape); the start is ``levels[0] * z``.
+        levels: Falling noise levels, (steps + 1,), all above 0.
+        label: Class of each sample, (batch,), or None.
+        gamma: From 0, no new noise, to 1, where every jump goes to the end: `multistep`.
+        generator: Source of the new noise; torch's own without one.
+
+    Yields:
+        A record after each jump.
+
+    Source: Kim et al. 2024 (CTM), gamma-sampling.
+    """
+    x, end = levels[0].item() * z, levels[-1].item()
+    ones = z.new_ones(len(z))
+    for index, (sigma, sigma_next) in enumerate(itertools.pairwise(levels)):
+        low = max(end, math.sqrt(1 - gamma**2) * sigma_next.item())
+        x = model(x, sigma.item() * ones, low * ones, label)
+        if (added := sigma_next.item() ** 2 - low**2) > 0:
+            x = x + math.sqrt(added) * noise_like(z, generator)
+        yield Step(index, x, x, sigma_next.item(), index + 1)
