@@ -5,6 +5,7 @@ sources did not change are served from the cache. With --one-at-a-time each note
 machine to itself: slower, and the way to measure how long a chapter takes.
 """
 
+import argparse
 import os
 import re
 import sys
@@ -66,13 +67,18 @@ def quiet_kernels() -> None:
 
 def main() -> int:
     """Execute what is not cached; return 1 if a notebook failed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "--one-at-a-time", action="store_true", help="to measure how long each takes"
+    )
+    alone = parser.parse_args().one_at_a_time
     cache = get_cache(book_site.cache_folder())
     # The last chapter is the longest: begin with it.
     missing = [path for path in reversed(book_source.notebooks()) if not is_cached(cache, path)]
     if not missing:
         print("every notebook is in the cache")
         return 0
-    workers = 1 if "--one-at-a-time" in sys.argv else min(cores(), len(missing))
+    workers = 1 if alone else min(cores(), len(missing))
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // workers)))
     os.environ["DMD_TUTORIAL_STATIC"] = "1"
     quiet_kernels()
