@@ -1,6 +1,7 @@
 """The survey's budget, its rows and its table."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -145,6 +146,26 @@ def test_every_method_of_the_book_is_there_once():
     assert len(names) == len(set(names))
     chapters = {method.chapter for method in comparison.methods()}
     assert chapters == {7, 8, 9, 10, 11}
+
+
+def test_the_books_table_is_whole():
+    """Each method on both tasks, each training three times, none beyond its budget by a step."""
+    path = Path(__file__).parents[1] / "book" / "results" / "survey.json"
+    recorded = json.loads(path.read_text())
+    keys = ("task", "method", "evaluations", "seed")
+    places = [tuple(row[key] for key in keys) for row in recorded["rows"]]
+    assert len(places) == len(set(places))
+    for on in comparison.TASKS:
+        for method in comparison.methods():
+            rows = [r for r in recorded["rows"] if (r["task"], r["method"]) == (on, method.name)]
+            seeds = [0, 1, 2] if method.trained else [0]
+            for evaluations in {row["evaluations"] for row in rows} or {None}:
+                found = [row["seed"] for row in rows if row["evaluations"] == evaluations]
+                assert sorted(found) == seeds, (on, method.name, evaluations)
+            for row in rows:
+                assert row["passes"] <= 1.02 * recorded["budget"][on], row
+                assert 0 <= row["distance"] < 20
+                assert 0 <= row["recall"] <= 1
 
 
 def test_the_ring_s_teacher_samples_the_ring():
