@@ -169,17 +169,17 @@ def table(rows: Iterable[dict], on: str) -> str:
         if row["task"] == on:
             groups.setdefault((row["method"], row["evaluations"]), []).append(row)
     lines = [
-        "| method | chapter | evaluations | data? | pairs? | extra networks | seconds | distance "
-        "| recall |",
+        "| method | evaluations | distance | recall | data? | pairs? | extra networks | seconds "
+        "| chapter |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for (method, evaluations), group in groups.items():
         first = group[0]
         cells = (
-            method, first["chapter"], evaluations, _yes(first["needs_data"]),
+            method, evaluations, _spread([row["distance"] for row in group]),
+            _spread([row["recall"] for row in group]), _yes(first["needs_data"]),
             _yes(first["needs_pairs"]), first["extra_networks"],
-            f"{statistics.mean(row['seconds'] for row in group):.0f}",
-            _spread([row["distance"] for row in group]), _spread([row["recall"] for row in group]),
+            f"{statistics.mean(row['seconds'] for row in group):.0f}", first["chapter"],
         )  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
