@@ -387,41 +387,57 @@ def test_without_a_script_there_is_a_picture(browser, bare):
     context.close()
 
 
-def test_a_phone_shows_sixty_pictures_a_second(page):
-    """A quarter of this processor's speed; the best of several stretches, since others work too."""
+PICTURE = 1000 / 60  # milliseconds
+SLOWER = 4  # a mid-range phone beside this processor, as browsers' own tools have it
+
+
+@pytest.fixture
+def processor_time(page):
+    """Milliseconds that the page spent on the processor so far: its script, and all it did.
+
+    Time on the processor, not on the clock: other tests run on the same cores.
+    """
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
+
+    def milliseconds():
+        found = session.send("Performance.getMetrics")["metrics"]
+        found = {entry["name"]: entry["value"] for entry in found}
+        return 1000 * np.array([found["ScriptDuration"], found["TaskDuration"]])
+
+    return milliseconds
+
+
+def test_a_phone_shows_sixty_pictures_a_second(page, processor_time):
+    """The script takes half a picture's time at most, whatever else a phone has to do.
+
+    Here the browser strokes the lines on the processor, too, which a phone leaves to its graphics
+    chip: for both together the limit is wider.
+    """
     page.set_viewport_size({"width": 360, "height": 740})
-    session = page.context.new_cdp_session(page)
-    session.send("Emulation.setCPUThrottlingRate", {"rate": 4})
     page.get_by_role("button", name="Play").click()
-    gaps = page.evaluate(
-        """() => new Promise((done) => {
-             const times = [];
-             const next = (now) =>
-               times.push(now) < 200 ? requestAnimationFrame(next) : done(times);
-             requestAnimationFrame(next);
-           }).then((times) => times.slice(1).map((time, i) => time - times[i]))"""
-    )
-    stretches = [np.mean(gaps[i : i + 20]) for i in range(0, 180, 20)]
-    assert 1000 / min(stretches) > 55, stretches
-    assert page.evaluate("dmdPlayground.page.sim.step") > 100  # and it did play
+    pictures = """(many) => new Promise((done) => {
+         const next = () => (many-- ? requestAnimationFrame(next) : done());
+         requestAnimationFrame(next);
+       })"""
+    page.evaluate(pictures, 100)  # the browser's compiler gets warm
+    before, begun = processor_time(), page.evaluate("dmdPlayground.page.sim.step")
+    page.evaluate(pictures, 200)
+    script, both = SLOWER * (processor_time() - before) / 200
+    print(f"a picture: {script:.1f} ms for the script, {both:.1f} ms with the drawing")
+    assert page.evaluate("dmdPlayground.page.sim.step") > begun + 100  # and it did play
+    assert script < PICTURE / 2  # 3.4 ms where this was written
+    assert both < 1.5 * PICTURE  # 14 ms
 
 
-def test_a_step_costs_a_quarter_of_a_picture(page):
-    """Milliseconds at a quarter of the speed, in long stretches, or the brake does not bite."""
-    session = page.context.new_cdp_session(page)
-    session.send("Emulation.setCPUThrottlingRate", {"rate": 4})
-    times = page.evaluate(
-        """() => {
-             const P = dmdPlayground, sim = P.page.sim, times = [];
-             for (let round = 0; round < 6; round++) {
-               const start = performance.now();
-               for (let i = 0; i < 100; i++) P.advance(sim);
-               times.push((performance.now() - start) / 100);
-             }
-             return times.slice(1);
-           }"""
-    )
-    assert min(times) < 3.5, times  # 1.6 to 1.8 where this was written: at most twice that
+def test_a_step_costs_a_quarter_of_a_picture(page, processor_time):
+    steps = "(n) => { for (let i = 0; i < n; i++) dmdPlayground.advance(dmdPlayground.page.sim); }"
+    page.evaluate(steps, 300)
+    before = processor_time()
+    page.evaluate(steps, 500)
+    _, spent = SLOWER * (processor_time() - before) / 500
+    print(f"a step: {spent:.1f} ms")
+    assert 0.1 < spent < PICTURE / 4  # 1.7 ms
 
 
 def test_little_motion_is_little_motion(browser, bare):
