@@ -215,7 +215,8 @@ def fit(
     """
     settings = run.settings
     while run.step < settings.steps:
-        rate = _set_rate(run.optimizer, settings.learning_rate, run.step, settings, decay=1.0)
+        factor = rate_factor(run.step, settings.steps, settings.warm_up, decay=1.0)
+        rate = set_rate(run.optimizer, settings.learning_rate * factor)
         parts = run.my_parts(draw(run.rng))
         values: list[Tensor] = []
         run.stepper(_losses(run.network, loss, parts, values), settings.clip)
@@ -380,12 +381,9 @@ def distill(
     """
     settings, objective = run.settings, objective or run.objective()
     while run.step < settings.steps:
-        rate = _set_rate(
-            run.generator_optimizer, settings.learning_rate, run.step, settings, settings.decay
-        )
-        _set_rate(
-            run.critic_optimizer, settings.critic_learning_rate, run.step, settings, settings.decay
-        )
+        factor = rate_factor(run.step, settings.steps, settings.warm_up, settings.decay)
+        rate = set_rate(run.generator_optimizer, settings.learning_rate * factor)
+        set_rate(run.critic_optimizer, settings.critic_learning_rate * factor)
         batch = draw_batch(run, shape, classes, pairs if objective.lambda_reg else None)
         if run.plain:
             record = dmd.iteration(
@@ -497,14 +495,8 @@ def _without_dropout(network: nn.Module) -> None:
             module.dropout = 0.0  # type: ignore[assignment]
 
 
-def _set_rate(
-    optimizer: torch.optim.Optimizer,
-    peak: float,
-    step: int,
-    settings: TeacherSettings | DistillSettings,
-    decay: float,
-) -> float:
-    rate = peak * rate_factor(step, settings.steps, settings.warm_up, decay)
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> float:
+    """Set the learning rate of all that an optimiser holds, and return it."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     return rate

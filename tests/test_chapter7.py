@@ -12,6 +12,8 @@ from scipy.stats import norm
 from torch import Tensor
 
 from dmd_tutorial import samplers
+from dmd_tutorial.data import ring
+from dmd_tutorial.metrics import sliced_wasserstein
 from dmd_tutorial.mixtures import GaussianMixture
 from dmd_tutorial.noise import karras_grid, linear_schedule, sampling_levels
 from dmd_tutorial.samplers import multistep
@@ -556,9 +558,6 @@ def test_unipc_corrects_with_the_answer_at_the_end():
 
 
 def test_with_few_steps_extrapolated_answers_are_worse_than_ddim_on_the_ring_and_noise_better():
-    from dmd_tutorial.data import ring
-    from dmd_tutorial.metrics import sliced_wasserstein
-
     reference = ring().sample(4000, generator=torch.Generator().manual_seed(1))
     for seed in range(2):
         z = torch.randn(500, 2, generator=torch.Generator().manual_seed(seed))
@@ -580,8 +579,6 @@ def test_with_few_steps_extrapolated_answers_are_worse_than_ddim_on_the_ring_and
 
 
 def test_points_decide_for_a_mode_of_the_ring_within_one_of_five_steps():
-    from dmd_tutorial.data import ring
-
     mixture = ring()
     levels = [level for level in sampling_levels(5, 0.02).tolist() if 0.3 < level < 5]
     assert levels == [pytest.approx(4.0, abs=0.1), pytest.approx(0.46, abs=0.1)]

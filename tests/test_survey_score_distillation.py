@@ -13,6 +13,7 @@ from dmd_tutorial.dmd import Batch, Weighting
 from dmd_tutorial.mixtures import GaussianMixture
 from dmd_tutorial.networks.mlp import MLP
 from dmd_tutorial.networks.unet import UNet
+from dmd_tutorial.survey import classical
 from dmd_tutorial.survey import score_distillation as family
 from dmd_tutorial.survey.score_distillation import FAMILY, METHODS, FewStepGenerator, Judge, Trio
 from dmd_tutorial.survey.task import Budget, Task
@@ -156,8 +157,8 @@ def test_a_judge_denoises_as_before_and_is_undecided_at_first(network, shape):
     assert judge.logit().abs().max() == 0
     real, fake = judge.logit(), judge.logit()
     log_2 = torch.tensor(2.0).log().item()
-    assert family.discrimination_loss(real, fake).item() == pytest.approx(2 * log_2)
-    assert family.fooling_loss(fake).item() == pytest.approx(log_2)
+    assert classical.discriminator_loss(real, fake).item() == pytest.approx(2 * log_2)
+    assert classical.generator_loss(fake).item() == pytest.approx(log_2)
 
 
 def test_a_judge_reads_networks_that_it_knows():
@@ -176,7 +177,7 @@ def test_a_judge_learns_to_tell_noised_data_from_noised_samples():
         for mean in (0.7, -0.7):
             judge(mean + torch.randn(512, 1) * (1 + 0.25) ** 0.5, sigma)
             logits.append(judge.logit())
-        dmd.update(optimizer, family.discrimination_loss(*logits), 10.0)
+        dmd.update(optimizer, classical.discriminator_loss(*logits), 10.0)
     x = torch.linspace(-2, 2, 512)[:, None]
     judge(x, sigma)
     exact = 2 * 0.7 * x[:, 0] / 1.25
@@ -233,7 +234,8 @@ def test_the_adversarial_step_fools_the_judge_and_the_judge_learns(critic_steps)
             for x in (y, OneStepGenerator(start, 5.0)(z)):
                 judge(x + n, sigma)
                 logits.append(judge.logit())
-        return family.fooling_loss(logits[1]).item(), family.discrimination_loss(*logits).item()
+        fooled, told = classical.generator_loss(logits[1]), classical.discriminator_loss(*logits)
+        return fooled.item(), told.item()
 
     before = losses()
     rates = (0.0, 0.01) if critic_steps else (0.1, 0.0)

@@ -6,8 +6,7 @@ in the type of the noise that was given.
 """
 
 from dmd_tutorial.samplers.ancestral import ancestral, ddim, ddim_noise, ddpm_levels
-from dmd_tutorial.samplers.classical import euler, heun, rk45
-from dmd_tutorial.samplers.classical import heun_step as _heun_step
+from dmd_tutorial.samplers.classical import euler, heun, heun_step, rk45
 from dmd_tutorial.samplers.diffusion import (
     VE,
     VP,
@@ -30,7 +29,6 @@ __all__ = [
     "Step",
     "VarianceExploding",
     "VariancePreserving",
-    "_heun_step",
     "ancestral",
     "annealed_langevin",
     "ddim",
@@ -40,6 +38,7 @@ __all__ = [
     "dpm_solver",
     "euler",
     "heun",
+    "heun_step",
     "langevin",
     "one_step",
     "polynomial_weights",

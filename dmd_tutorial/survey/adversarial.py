@@ -23,7 +23,7 @@ from dmd_tutorial.noise import add_noise, dmd_sigma, karras_grid, noise_like
 from dmd_tutorial.samplers import one_step
 from dmd_tutorial.settings import rate_factor
 from dmd_tutorial.survey.task import Budget, Method, Sampler, Task
-from dmd_tutorial.training import EMA
+from dmd_tutorial.training import EMA, set_rate
 
 # The teacher's term
 
@@ -338,7 +338,7 @@ def _train(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
     average = EMA(student, 0.99)
     for index in range(steps):
         for optimizer, rate in zip(optimizers, rates, strict=True):
-            optimizer.param_groups[0]["lr"] = rate * rate_factor(index, steps, 50, 0.5)
+            set_rate(optimizer, rate * rate_factor(index, steps, 50, 0.5))
         step(student, heads, optimizers, rng)
         average.update(student, index)
     return {1: lambda z, label: one_step(average.module, z, label)}

@@ -18,9 +18,9 @@ from dmd_tutorial.checks import check_same_shape, check_sigma, expand
 from dmd_tutorial.denoisers import Denoiser, EDMDenoiser, OneStepGenerator
 from dmd_tutorial.networks import MLP, UNet
 from dmd_tutorial.noise import SIGMA_MAX, noise_like
-from dmd_tutorial.samplers import Step, euler, one_step, sample
+from dmd_tutorial.samplers import Step, euler, one_step
 from dmd_tutorial.settings import TeacherSettings
-from dmd_tutorial.survey.task import Budget, Method, Sampler, Task, fit_within
+from dmd_tutorial.survey.task import Budget, Method, Sampler, Task, fit_within, sampling
 
 SMALLEST_TIME = 1e-3
 BATCH = 128
@@ -249,11 +249,7 @@ def uniform_time(
 
 
 def _in_steps(task: Task, network: nn.Module, counts: tuple[int, ...]) -> dict[int, Sampler]:
-    def sampler(steps: int) -> Sampler:
-        levels = flow_levels(steps, task.sigma_max)
-        return lambda z, label: sample(network, z, label, sampler=euler, levels=levels)
-
-    return {steps: sampler(steps) for steps in counts}
+    return {n: sampling(network, euler, flow_levels(n, task.sigma_max)) for n in counts}
 
 
 def _settings(seed: int, learning_rate: float) -> TeacherSettings:

@@ -1,11 +1,12 @@
 """What all methods of the survey share: the same teacher, start, data, measure and budget."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import torch
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
@@ -16,7 +17,7 @@ from dmd_tutorial.denoisers import EDMDenoiser, denoising_loss
 from dmd_tutorial.features import extract_features
 from dmd_tutorial.networks.mlp import MLP
 from dmd_tutorial.noise import SIGMA_MAX, lognormal_sigma, noise_like
-from dmd_tutorial.samplers import sample
+from dmd_tutorial.samplers import Step, sample
 from dmd_tutorial.settings import TeacherSettings
 from dmd_tutorial.training import FitRun, fit
 
@@ -223,6 +224,31 @@ def digits() -> Task:
 
     teacher = pretrained.load("digits-teacher").requires_grad_(False).eval()
     return Task("digits", teacher, tuple(images.x.shape[1:]), images.classes, draw, measure)
+
+
+def sampling(
+    network: nn.Module,
+    sampler: Callable[..., Iterator[Step]],
+    levels: Float[Tensor, " levels"],
+    seed: int | None = None,
+) -> Sampler:
+    """A trained network with one of the package's samplers, as the table wants it.
+
+    Args:
+        network: The network.
+        sampler: From `samplers`, or of the same form.
+        levels: Falling noise levels.
+        seed: Of the sampler's new noise, the same at each call; None for a sampler that draws none.
+
+    Returns:
+        ``(z, label) -> x``.
+    """
+
+    def run(z: Tensor, label: Tensor | None) -> Tensor:
+        fresh = {} if seed is None else {"generator": Generator().manual_seed(seed)}
+        return sample(network, z, label, sampler=partial(sampler, **fresh), levels=levels)
+
+    return run
 
 
 def fit_within(

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from dmd_tutorial.checks import check_same_shape
-from dmd_tutorial.denoisers import Denoiser
+from dmd_tutorial.denoisers import Denoiser, denoised_from_score
 from dmd_tutorial.samplers import langevin
 
 
@@ -50,7 +50,7 @@ def energy_denoiser(energy: Callable[..., Tensor]) -> Denoiser:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             (slope,) = torch.autograd.grad(energy(x, label).sum(), x)
-        return x.detach() - sigma[:, None] ** 2 * slope
+        return denoised_from_score(x.detach(), -slope, sigma)
 
     return denoise
 

@@ -9,32 +9,34 @@ from dmd_tutorial import dmd
 
 
 def discriminator_loss(
-    real: Float[Tensor, "batch 1"], fake: Float[Tensor, "batch 1"]
+    real: Float[Tensor, " *batch"], fake: Float[Tensor, " *batch"]
 ) -> Float[Tensor, ""]:
     """Cross-entropy of telling data from samples.
 
     Args:
-        real: The discriminator's logits of data, (batch, 1): log-odds of being real.
+        real: The discriminator's logits of data, (batch,) or (batch, 1): log-odds of being real.
         fake: Its logits of samples, detached from the generator.
 
     Returns:
-        ``-mean log D(real) - mean log(1 - D(fake))`` with D the sigmoid of the logits.
+        ``-mean log D(real) - mean log(1 - D(fake))`` with D the sigmoid of the logits; 2 log 2
+        for a discriminator that cannot tell them apart.
 
-    Source: Goodfellow et al. 2014, Eq. 1.
+    Source: Goodfellow et al. 2014, Eq. 1; Yin et al. 2024 (DMD2), Eq. 4, on noised samples.
     """
     return functional.softplus(-real).mean() + functional.softplus(fake).mean()
 
 
-def generator_loss(fake: Float[Tensor, "batch 1"]) -> Float[Tensor, ""]:
+def generator_loss(fake: Float[Tensor, " *batch"]) -> Float[Tensor, ""]:
     """The non-saturating loss of a generator, ``-mean log D(fake)``.
 
     Args:
-        fake: The discriminator's logits of samples, (batch, 1), with gradient history.
+        fake: The discriminator's logits of samples, (batch,) or (batch, 1), with gradient history.
 
     Returns:
         A scalar.
 
-    Source: Goodfellow et al. 2014, Section 3, where the gradient of Eq. 1 vanishes.
+    Source: Goodfellow et al. 2014, Section 3, where the gradient of Eq. 1 vanishes; Yin et al. 2024
+        (DMD2), Eq. 4.
     """
     return functional.softplus(-fake).mean()
 

@@ -1,14 +1,12 @@
 """The rows of the survey's table: consistency distillation, training, and trajectory models."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import torch
 from torch import Generator, Tensor, nn
 
 from dmd_tutorial.denoisers import EDMDenoiser
 from dmd_tutorial.noise import karras_grid, noise_like
-from dmd_tutorial.samplers import Step, sample
 from dmd_tutorial.settings import TeacherSettings
 from dmd_tutorial.survey.consistency.levels import doubling_bins, neighbour_levels
 from dmd_tutorial.survey.consistency.loss import consistency_loss, pseudo_huber
@@ -19,7 +17,7 @@ from dmd_tutorial.survey.consistency.trajectory import (
     trajectory_loss,
     trajectory_sampler,
 )
-from dmd_tutorial.survey.task import Budget, Method, Sampler, Task
+from dmd_tutorial.survey.task import Budget, Method, Sampler, Task, sampling
 from dmd_tutorial.training import FitRun, fit
 
 
@@ -55,21 +53,6 @@ def _train(
     return average
 
 
-def _samplers(
-    model: nn.Module, seed: int, sampler: Callable[..., Iterator[Step]], levels: dict[int, Tensor]
-) -> dict[int, Sampler]:
-    """A sampler for each number of evaluations; each call draws the same new noise."""
-
-    def of(some: Tensor) -> Sampler:
-        def run(z: Tensor, label: Tensor | None) -> Tensor:
-            rng = torch.Generator().manual_seed(seed)
-            return sample(model, z, label, sampler=partial(sampler, generator=rng), levels=some)
-
-        return run
-
-    return {evaluations: of(some) for evaluations, some in levels.items()}
-
-
 def _distillation(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
     grid = karras_grid(18, sigma_max=task.sigma_max)
 
@@ -84,7 +67,7 @@ def _distillation(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
     model = _train(task, budget, seed, ConsistencyModel, draw_levels, loss)
     ladders = [task.sigma_max], [task.sigma_max, 1.0], [task.sigma_max, 1.0, 0.5, 0.25]
     levels = {len(ladder): torch.tensor(ladder) for ladder in ladders}
-    return _samplers(model, seed, multistep, levels)
+    return {n: sampling(model, multistep, some, seed) for n, some in levels.items()}
 
 
 def _training(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
@@ -100,7 +83,7 @@ def _training(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
 
     model = _train(task, budget, seed, ConsistencyModel, draw_levels, loss)
     levels = {1: torch.tensor([task.sigma_max]), 2: torch.tensor([task.sigma_max, 1.0])}
-    return _samplers(model, seed, multistep, levels)
+    return {n: sampling(model, multistep, some, seed) for n, some in levels.items()}
 
 
 def _trajectory(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
@@ -125,7 +108,7 @@ def _trajectory(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
     levels = {
         steps: karras_grid(steps + 1, sigma_max=task.sigma_max).flip(0) for steps in (1, 2, 4)
     }
-    return _samplers(model, seed, trajectory_sampler, levels)
+    return {n: sampling(model, trajectory_sampler, some, seed) for n, some in levels.items()}
 
 
 METHODS: tuple[Method, ...] = (

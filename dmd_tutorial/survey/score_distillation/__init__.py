@@ -5,12 +5,7 @@
 steps are in `few_steps`, and the methods of the survey's table in `recipes`.
 """
 
-from dmd_tutorial.survey.score_distillation.critics import (
-    Judge,
-    discrimination_loss,
-    fooling_loss,
-    known_noise,
-)
+from dmd_tutorial.survey.score_distillation.critics import Judge, known_noise
 from dmd_tutorial.survey.score_distillation.family import FAMILY, Member
 from dmd_tutorial.survey.score_distillation.few_steps import FewStepGenerator, few_step_levels
 from dmd_tutorial.survey.score_distillation.identity import sid_loss
@@ -37,10 +32,8 @@ __all__ = [
     "Member",
     "Trio",
     "adversarial_step",
-    "discrimination_loss",
     "dmd_levels",
     "few_step_levels",
-    "fooling_loss",
     "known_noise",
     "matching_step",
     "noise_prediction",

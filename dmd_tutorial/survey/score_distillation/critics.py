@@ -5,8 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dmd_tutorial.checks import expand
-from dmd_tutorial.denoisers import Denoiser, EDMDenoiser
+from dmd_tutorial.denoisers import Denoiser, EDMDenoiser, denoised_from_noise
 from dmd_tutorial.networks.mlp import MLP
 from dmd_tutorial.networks.unet import UNet
 
@@ -24,7 +23,7 @@ def known_noise(noise: Float[Tensor, "batch *shape"]) -> Denoiser:
     """
 
     def denoiser(x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
-        return x - expand(sigma, x) * noise
+        return denoised_from_noise(x, noise, sigma)
 
     return denoiser
 
@@ -79,34 +78,3 @@ class Judge(nn.Module):
             features = features.mean(dim=(2, 3))
         blocks = features.reshape(len(self.weight), -1, features.shape[-1])
         return torch.baddbmm(self.bias, blocks, self.weight).flatten()
-
-
-def discrimination_loss(
-    real: Float[Tensor, " batch"], fake: Float[Tensor, " batch"]
-) -> Float[Tensor, ""]:
-    """The head's loss: cross-entropy of telling noised data from noised samples.
-
-    Args:
-        real: Logits of data, (batch,).
-        fake: Logits of generated samples, (batch,).
-
-    Returns:
-        A scalar; 2 log 2 for a head that cannot tell them apart.
-
-    Source: Goodfellow et al. 2014; Yin et al. 2024 (DMD2), Eq. 4.
-    """
-    return functional.softplus(-real).mean() + functional.softplus(fake).mean()
-
-
-def fooling_loss(fake: Float[Tensor, " batch"]) -> Float[Tensor, ""]:
-    """The generator's side, non-saturating: minus the log-probability of passing for data.
-
-    Args:
-        fake: Logits of generated samples, (batch,), with gradient history.
-
-    Returns:
-        A scalar.
-
-    Source: Goodfellow et al. 2014, Section 3; Yin et al. 2024 (DMD2), Eq. 4.
-    """
-    return functional.softplus(-fake).mean()

@@ -1,4 +1,4 @@
-"""Score distillation, one family: a teacher's answer, somebody else's answer, and their difference.
+"""The members of the family of score distillation, and in what they differ.
 
 Every member moves a generated sample x against ``w_t / sigma^2 * (D_critic - D_real)``, which is
 `dmd.matching_gradient`. Members differ in the weight, in who the critic is, and in the law by

@@ -11,11 +11,8 @@ from dmd_tutorial import dmd
 from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.dmd import Batch, Objective, Record
 from dmd_tutorial.noise import add_noise, dmd_sigma, grid_sigma, noise_like
-from dmd_tutorial.survey.score_distillation.critics import (
-    discrimination_loss,
-    fooling_loss,
-    known_noise,
-)
+from dmd_tutorial.survey.classical import gan
+from dmd_tutorial.survey.score_distillation.critics import known_noise
 from dmd_tutorial.survey.score_distillation.identity import sid_loss
 
 
@@ -69,7 +66,7 @@ def adversarial_step(
     Raises:
         ValueError: If the batch has no data.
 
-    Source: Yin et al. 2024 (DMD2), Sections 4.2 and 4.3.
+    Source: Yin et al. 2024 (DMD2), Sections 4.2 and 4.3, Eq. 4.
     """
     if batch.y_ref is None:
         raise ValueError("an adversarial loss needs data, the batch has none")
@@ -81,14 +78,14 @@ def adversarial_step(
     )  # fmt: skip
     sigma = dmd_sigma(len(x), objective.grid, rng).to(x)
     judge(add_noise(x, sigma, noise_like(x, rng)), sigma, batch.label)
-    loss = loss + fooling * fooling_loss(judge.logit())  # type: ignore[operator]
+    loss = loss + fooling * gan.generator_loss(judge.logit())  # type: ignore[operator]
     norm = dmd.update(trio.generator_optimizer, loss, objective.clip)
 
     def head_loss(sigma: Tensor) -> Tensor:
         fake = judge.logit()  # type: ignore[operator]
         y_noisy = add_noise(batch.y_ref, sigma, noise_like(batch.y_ref, rng))  # type: ignore[arg-type]
         judge(y_noisy, sigma, batch.label_ref)
-        return discrimination * discrimination_loss(judge.logit(), fake)  # type: ignore[operator]
+        return discrimination * gan.discriminator_loss(judge.logit(), fake)  # type: ignore[operator]
 
     return _train_critic(trio, batch, objective, record._replace(norm_generator=norm), head_loss)
 

@@ -17,7 +17,7 @@ from dmd_tutorial.survey.score_distillation.family import FAMILY, Member
 from dmd_tutorial.survey.score_distillation.few_steps import FewStepGenerator, few_step_levels
 from dmd_tutorial.survey.score_distillation.iterations import Trio
 from dmd_tutorial.survey.task import Budget, Method, Sampler, Task, exhaust
-from dmd_tutorial.training import EMA, FitRun, fit
+from dmd_tutorial.training import EMA, FitRun, fit, set_rate
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,8 @@ def train(member: Member, task: Task, budget: Budget, seed: int) -> dict[int, Sa
     trio, ema = begin()
     for index in range(steps):
         factor = rate_factor(index, steps, settings.warm_up, settings.decay)
-        rates = rate, settings.critic_learning_rate
-        for optimizer, peak in zip(trio[3:5], rates, strict=True):
-            optimizer.param_groups[0]["lr"] = peak * factor  # type: ignore[union-attr]
+        set_rate(trio.generator_optimizer, rate * factor)
+        set_rate(trio.critic_optimizer, settings.critic_learning_rate * factor)  # type: ignore[arg-type]
         step(trio)
         ema.update(trio.generator, index)
     return {member.evaluations: partial(one_step, ema.module)}
