@@ -4,6 +4,10 @@ Python cannot repeat an import that was cut in half if the module has registered
 way. PyTorch imports such a module, ``torch._dynamo``, when the first optimiser is made: a second
 or two into the first training cell, which is just when a reader presses Stop. Here an interrupt
 that falls into that import waits until it is complete.
+
+And ``with torch.no_grad()`` switches gradients off and on again for the whole process. An interrupt
+that falls just beside the switch leaves them off, and no later cell can train. Here they are
+switched back after a cell that failed.
 """
 
 import _thread
@@ -14,6 +18,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from types import FrameType, ModuleType
+from typing import Any
 
 UNREPEATABLE = {"torch._dynamo"}
 DELAY = 0.05  # seconds from the end of such an import to the interrupt that waited for it
@@ -75,3 +80,28 @@ def keep_imports_whole() -> None:
     """Let no interrupt cut PyTorch's late imports in half, in this process from now on."""
     if not any(isinstance(finder, WholeImports) for finder in sys.meta_path):
         sys.meta_path.insert(0, WholeImports())
+
+
+class GradMode:
+    """Whether PyTorch records gradients, as it was before a cell that failed."""
+
+    def __init__(self) -> None:
+        self.before = True
+
+    def remember(self, _: object = None) -> None:
+        """Before a cell: note whether gradients are recorded."""
+        if torch := sys.modules.get("torch"):
+            self.before = torch.is_grad_enabled()
+
+    def restore(self, result: Any) -> None:
+        """After a cell, given IPython's result, None of a cancelled one: undo what failed."""
+        torch = sys.modules.get("torch")
+        if torch and not (result and result.success):
+            torch.set_grad_enabled(self.before)
+
+
+def keep_gradients(shell: Any) -> None:
+    """Let no failed cell leave gradients switched off in an IPython shell, from now on."""
+    mode = GradMode()
+    shell.events.register("pre_run_cell", mode.remember)
+    shell.events.register("post_run_cell", mode.restore)

@@ -123,6 +123,25 @@ def test_the_first_optimiser_may_be_interrupted(lab):
     run(lab, 0)
 
 
+@pytest.mark.slow
+def test_an_interrupted_cell_does_not_leave_gradients_off(lab):
+    """As an interrupt does that falls between the switch of `no_grad` and its block."""
+    cell = copy.deepcopy(lab.nb.cells[0])
+    lab.nb.cells = [cell]
+
+    def outcome(source):
+        cell.source = source
+        return run(lab, 0)
+
+    outcome("import torch\nimport dmd_tutorial")
+    with pytest.raises(CellExecutionError, match="KeyboardInterrupt"):
+        outcome("torch.no_grad().__enter__()\nraise KeyboardInterrupt")
+    outcome("assert torch.is_grad_enabled()\ntorch.set_grad_enabled(False)")
+    with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
+        outcome("assert not torch.is_grad_enabled()\n1 / 0")  # who wants them off keeps them off
+    outcome("assert not torch.is_grad_enabled()")
+
+
 @pytest.fixture
 def slow_module(tmp_path, monkeypatch):
     """A module whose import takes half a second and gets an interrupt on the way."""
