@@ -20,7 +20,7 @@ import torch
 from dmd_tutorial import metrics, pretrained
 from dmd_tutorial.anchor import Pairs, load_pairs, make_pairs
 from dmd_tutorial.data import balanced_labels, digits
-from dmd_tutorial.provenance import provenance
+from dmd_tutorial.runs.provenance import provenance
 from dmd_tutorial.samplers import one_step
 from dmd_tutorial.training import DistillationRun, DistillSettings, distill
 

@@ -18,7 +18,7 @@ import torch
 from dmd_tutorial import metrics, pretrained
 from dmd_tutorial.anchor import fingerprint, load_pairs
 from dmd_tutorial.data import balanced_labels, digits
-from dmd_tutorial.provenance import provenance
+from dmd_tutorial.runs.provenance import provenance
 from dmd_tutorial.samplers import euler, heun, one_step, sample
 
 SHAPE, CLASSES = (1, 8, 8), 10

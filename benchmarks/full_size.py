@@ -27,18 +27,26 @@ from pathlib import Path
 
 import torch
 
-from dmd_tutorial import features, metrics, monitor, plots, pretrained
+from dmd_tutorial import features, metrics, pretrained
 from dmd_tutorial.anchor import load_pairs, make_pairs
-from dmd_tutorial.checkpoints import newest, replace_file
-from dmd_tutorial.colab import runs_folder
-from dmd_tutorial.compute import Compute
-from dmd_tutorial.data import Images, balanced_labels, load_images
-from dmd_tutorial.image_classifier import accuracy, train_image_classifier
-from dmd_tutorial.presets import CIFAR10_SMALL, Preset
-from dmd_tutorial.provenance import provenance
+from dmd_tutorial.data import Images, balanced_labels
+from dmd_tutorial.networks.image_classifier import accuracy, train_image_classifier
+from dmd_tutorial.notebook import plots
+from dmd_tutorial.runs import monitor
+from dmd_tutorial.runs.checkpoints import newest, replace_file
+from dmd_tutorial.runs.colab import runs_folder
+from dmd_tutorial.runs.compute import Compute
+from dmd_tutorial.runs.images import load_images
+from dmd_tutorial.runs.presets import CIFAR10_SMALL, Preset
+from dmd_tutorial.runs.provenance import provenance
 from dmd_tutorial.samplers import one_step, sample
-from dmd_tutorial.settings import DistillSettings
-from dmd_tutorial.training import DistillationRun, TeacherRun, distill, train_teacher
+from dmd_tutorial.training import (
+    DistillationRun,
+    DistillSettings,
+    TeacherRun,
+    distill,
+    train_teacher,
+)
 
 VARIANTS = {  # name -> what is changed, and how many seeds
     "full": ({}, 2),

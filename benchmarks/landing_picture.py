@@ -8,8 +8,9 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch
 
-from dmd_tutorial import plots, pretrained
+from dmd_tutorial import pretrained
 from dmd_tutorial.noise import sampling_levels
+from dmd_tutorial.notebook import plots
 from dmd_tutorial.samplers import heun
 
 OUT = Path(__file__).parents[1] / "book" / "_static" / "landing.png"

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from matplotlib.patches import Circle
 
-from dmd_tutorial import data, dmd, plots
+from dmd_tutorial import data, dmd
 from dmd_tutorial.mixtures import GaussianMixture
 from dmd_tutorial.noise import add_noise, dmd_sigma, karras_grid
+from dmd_tutorial.notebook import plots
 from dmd_tutorial.samplers import sample
 
 OUT = Path(__file__).parents[1] / "book" / "_static" / "playground.png"

@@ -15,7 +15,7 @@ import torch
 from dmd_tutorial.data import Images, digits
 from dmd_tutorial.denoisers import denoising_loss
 from dmd_tutorial.noise import lognormal_sigma, noise_like
-from dmd_tutorial.presets import DIGITS
+from dmd_tutorial.runs.presets import DIGITS
 from dmd_tutorial.training import TeacherRun, train_teacher
 
 SEEN = 1437
@@ -26,7 +26,7 @@ def loss(teacher: torch.nn.Module, images: Images) -> float:
     """Denoising loss, four noises per image, the same ones at every call."""
     x, label = images.x.repeat(4, 1, 1, 1), images.label.repeat(4)
     rng = torch.Generator().manual_seed(2)
-    sigma = lognormal_sigma(len(x), generator=rng)
+    sigma = lognormal_sigma(len(x), rng=rng)
     return denoising_loss(teacher, x, sigma, noise_like(x, rng), label).item()
 
 

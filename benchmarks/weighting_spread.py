@@ -49,7 +49,7 @@ def trained_critic(teacher: torch.nn.Module, student: OneStepGenerator) -> Denoi
     rng = torch.Generator().manual_seed(0)
     for step in range(CRITIC_STEPS):
         x, label = samples(student, 60, seed=10_000 + step)
-        sigma = grid_sigma(len(x), karras_grid(), generator=rng)
+        sigma = grid_sigma(len(x), karras_grid(), rng=rng)
         noise = torch.randn(x.shape, generator=rng)
         dmd.update(optimizer, dmd.critic_loss(critic, x, sigma, noise, label), clip=10.0)
     return critic.requires_grad_(False).eval()

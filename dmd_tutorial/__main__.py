@@ -2,6 +2,6 @@
 
 import sys
 
-from dmd_tutorial.cli import main
+from dmd_tutorial.runs.cli import main
 
 sys.exit(main())

@@ -1,23 +1,14 @@
-"""Data: two-dimensional targets, digits, torchvision's sets, your own images; noise by seed."""
+"""Data: points on a plane, handwritten digits; labels and noise by seed."""
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
-from dmd_tutorial.images import read_images
 from dmd_tutorial.mixtures import GaussianMixture
-
-TORCHVISION = {
-    "cifar10": "CIFAR10",
-    "cifar100": "CIFAR100",
-    "mnist": "MNIST",
-    "fashion-mnist": "FashionMNIST",
-}
 
 
 class Images(NamedTuple):
@@ -111,19 +102,19 @@ def balanced_labels(count: int, classes: int) -> Int[Tensor, " count"]:
 
 
 def normal(
-    count: int, shape: tuple[int, ...], generator: Generator | None = None
+    count: int, shape: tuple[int, ...], rng: Generator | None = None
 ) -> Float[Tensor, "count *shape"]:
     """Standard normal noise z, the generator's and the sampler's input.
 
     Args:
         count: How many samples.
         shape: Shape of one sample.
-        generator: Source of randomness; torch's own without one.
+        rng: Source of randomness; torch's own without one.
 
     Returns:
         Noise, (count, *shape), float32.
     """
-    return torch.randn(count, *shape, generator=generator)
+    return torch.randn(count, *shape, generator=rng)
 
 
 def seeded_noise(
@@ -154,68 +145,3 @@ def seeded_noise(
         return z, None
     drawn = [torch.randint(classes, (), generator=g, device=device) for g in generators]
     return z, torch.stack(drawn)
-
-
-def load_images(
-    name_or_path: str | Path,
-    size: int | None = None,
-    channels: int | None = None,
-    *,
-    train: bool = True,
-    folder: str | Path = "runs/data",
-) -> Images:
-    """Images by the name of a data set, or from a folder or zip (see `dmd_tutorial.images`).
-
-    Args:
-        name_or_path: "digits", a set of torchvision's ("cifar10", "cifar100", "mnist",
-            "fashion-mnist"), which is downloaded once, or a path. ImageNet at 64 pixels is a path:
-            a folder of class folders, or EDM's zip with its ``dataset.json``.
-        size: Their height and width in pixels; that of the set where it has one, else 32.
-        channels: 1 for grey, 3 for colours; what they have without it.
-        train: The part for training of torchvision's sets, else the one for tests.
-        folder: Where torchvision's sets are kept.
-
-    Returns:
-        The images: digits as numbers in [-1, 1], all others as levels 0 to 255, which take a
-        quarter of the memory (CIFAR-10 154 MB, ImageNet at 64 pixels 15.7 GB).
-
-    Raises:
-        FileNotFoundError: If there is neither such a set nor such a path.
-        ValueError: If an image or a label is refused; the message names the file.
-        RuntimeError: If a set cannot be downloaded.
-    """
-    if name_or_path == "digits":
-        return digits()
-    if str(name_or_path) in TORCHVISION:
-        return _torchvision(str(name_or_path), size, channels, train, Path(folder))
-    if not Path(name_or_path).exists():
-        names = ", ".join(["digits", *TORCHVISION])
-        raise FileNotFoundError(f"{name_or_path} is neither a path nor a data set ({names})")
-    read = read_images(name_or_path, size or 32, channels)
-    if read.left_alone:
-        print(f"{name_or_path}: {len(read.names)} images, {read.left_alone} other files left alone")
-    return Images(read.x, read.label, read.classes)
-
-
-def _torchvision(
-    name: str, size: int | None, channels: int | None, train: bool, folder: Path
-) -> Images:
-    import torchvision
-
-    try:
-        dataset = getattr(torchvision.datasets, TORCHVISION[name])(
-            str(folder), train=train, download=True
-        )
-    except (OSError, RuntimeError) as error:
-        raise RuntimeError(
-            f"{name} is neither in {folder} nor could it be downloaded ({error}). Fetch it on a "
-            "machine with a network, or give a folder of images."
-        ) from error
-    x = torch.as_tensor(dataset.data)
-    x = x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2)
-    if channels == 3:
-        x = x.expand(-1, 3, -1, -1)
-    if (size or x.shape[-1]) != x.shape[-1] or (channels or x.shape[1]) != x.shape[1]:
-        found = tuple(x.shape[1:])
-        raise ValueError(f"{name} has images of shape {found}, not {channels} x {size} x {size}")
-    return Images(x.contiguous(), torch.as_tensor(dataset.targets), len(dataset.classes))

@@ -8,14 +8,16 @@ images with a U-Net go through the same lines. alpha = 1; equations are those of
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from torch.nn import functional
+from torch.optim import Optimizer
 
-from dmd_tutorial.checks import check_finite, check_same_shape, check_sigma, expand
+from dmd_tutorial.checks import Condition, check_finite, check_same_shape, check_sigma, expand
 from dmd_tutorial.denoisers import Denoiser, denoising_loss, zero_score  # noqa: F401
 from dmd_tutorial.noise import add_noise, dmd_sigma, grid_sigma, karras_grid, noise_like
 
@@ -33,28 +35,21 @@ WeightFunction = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, sigma, denois
 
 
 def weight(
-    weighting: Weighting | WeightFunction,
+    weighting: Weighting | str | WeightFunction,
     x: Float[Tensor, "batch *shape"],
     sigma: Float[Tensor, " batch"],
     denoised_real: Float[Tensor, "batch *shape"],
 ) -> Float[Tensor, " batch"]:
-    """The weight w_t of each sample (DMD, Eq. 8; ``C S / ||.||_1`` is one over the mean).
+    """The weight w_t of each clean x, by name or by a function of the other arguments.
 
-    Args:
-        weighting: One of `Weighting`, or a function of the other arguments.
-        x: The generator's clean output, (batch, *shape).
-        sigma: Noise levels, (batch,), in the units of x.
-        denoised_real: The teacher's estimate of the noised x, (batch, *shape).
-
-    Returns:
-        Weights, (batch,).
+    Eq. 8 divides by the norm of the teacher's error; ``C S / ||.||_1`` is one over its mean.
     """
-    if weighting is Weighting.EQ8:
+    if callable(weighting):
+        return weighting(x, sigma, denoised_real)
+    if Weighting(weighting) is Weighting.EQ8:
         error = (x - denoised_real).abs().flatten(1).mean(dim=1)
         return sigma**2 / error.clamp_min(1e-6)  # the paper has no guard against error 0
-    if isinstance(weighting, Weighting):
-        return sigma ** {Weighting.SIGMA: 1, Weighting.NONE: 2, Weighting.SIGMA3: 3}[weighting]
-    return weighting(x, sigma, denoised_real)
+    return sigma ** {Weighting.SIGMA: 1, Weighting.NONE: 2, Weighting.SIGMA3: 3}[weighting]  # type: ignore[index]
 
 
 def matching_gradient(
@@ -62,28 +57,16 @@ def matching_gradient(
     sigma: Float[Tensor, " batch"],
     denoised_real: Float[Tensor, "batch *shape"],
     denoised_fake: Float[Tensor, "batch *shape"],
-    weighting: Weighting | WeightFunction = Weighting.EQ8,
+    weighting: Weighting | str | WeightFunction = Weighting.EQ8,
 ) -> Float[Tensor, "batch *shape"]:
-    """The distribution-matching gradient at each sample: ``w_t (s_fake - s_real)``.
+    """What Eq. 7 multiplies with dG/dtheta: ``w_t (s_fake - s_real)``, without gradient history.
 
-    Both scores are ``(denoised - x_noisy) / sigma^2`` (DMD, Eq. 4, 5): x_noisy cancels. Descent
-    moves samples along s_real - s_fake, towards the real density and away from the fake one.
-
-    Args:
-        x: The generator's clean output, (batch, *shape).
-        sigma: Noise levels, (batch,), above 0.
-        denoised_real: The teacher's estimate of the noised x, (batch, *shape).
-        denoised_fake: The critic's, (batch, *shape).
-        weighting: See `weight`.
-
-    Returns:
-        What DMD's Eq. 7 multiplies with dG/dtheta, (batch, *shape), without gradient history.
-
-    Raises:
-        ValueError: If shapes differ, or a denoised estimate is not finite.
+    x is the generator's clean output; teacher and critic denoised it with noise of level sigma,
+    above 0. Both scores are ``(denoised - x_noisy) / sigma^2`` (Eq. 4, 5): x_noisy cancels.
+    Descent moves samples along s_real - s_fake, to the real density and away from the fake one.
     """
     check_same_shape(x=x, denoised_real=denoised_real, denoised_fake=denoised_fake)
-    check_sigma(x, sigma)
+    check_sigma(x, sigma, above_zero=True)
     check_finite(denoised_real=denoised_real, denoised_fake=denoised_fake)
     with torch.no_grad():
         scale = weight(weighting, x, sigma, denoised_real) / sigma**2
@@ -96,16 +79,6 @@ def matching_loss(
     """A loss whose derivative by x is the given gradient over the number of values in it.
 
     Its value says nothing. It is a mean because lambda_reg is calibrated to that (DMD, appendix).
-
-    Args:
-        x: The generator's output, (batch, *shape), with gradient history.
-        gradient: `matching_gradient` there, (batch, *shape).
-
-    Returns:
-        A scalar.
-
-    Raises:
-        ValueError: If shapes differ.
     """
     check_same_shape(x=x, gradient=gradient)
     return 0.5 * functional.mse_loss(x, (x - gradient).detach())
@@ -116,7 +89,7 @@ def critic_loss(
     x: Float[Tensor, "batch *shape"],
     sigma: Float[Tensor, " batch"],
     noise: Float[Tensor, "batch *shape"],
-    label: Int[Tensor, " batch"] | None = None,
+    label: Condition | None = None,
 ) -> Float[Tensor, ""]:
     """The critic's loss: denoising, EDM's weight, with detached samples for data (DMD, Eq. 6)."""
     return denoising_loss(critic, x.detach(), sigma, noise, label)
@@ -126,7 +99,7 @@ def critic_loss(
 class Objective:
     """What an iteration optimises: L = matching + lambda_reg * distance(G(z_ref), y_ref)."""
 
-    weighting: Weighting | WeightFunction = Weighting.EQ8
+    weighting: Weighting | str | WeightFunction = Weighting.EQ8
     matching: bool = True  # False: regression alone
     lambda_reg: float = 0.25  # 0: no anchor
     distance: Callable[[Tensor, Tensor], Tensor] = functional.mse_loss  # Eq. 9
@@ -139,12 +112,13 @@ class Batch(NamedTuple):
     """What an iteration consumes: noise (batch, *shape), and the anchor's pairs if it has any."""
 
     z: Tensor
-    label: Tensor | None = None
+    label: Condition | None = None
     z_ref: Tensor | None = None
     y_ref: Tensor | None = None
-    label_ref: Tensor | None = None
+    label_ref: Condition | None = None
     sigma: Tensor | None = None  # levels (batch,) at which x is judged; drawn if None
     noise: Tensor | None = None  # the noise there, (batch, *shape); drawn if None
+    x: Tensor | None = None  # G(z), where it was made before (a critic's first update)
 
 
 class Record(NamedTuple):
@@ -162,74 +136,30 @@ class Record(NamedTuple):
 
 
 def generator_loss(
-    generator: nn.Module, critic: Denoiser, teacher: Denoiser,
-    batch: Batch, objective: Objective, rng: Generator | None = None,
-) -> tuple[Float[Tensor, ""], Record]:  # fmt: skip
-    """The generator's loss and what went into it; arguments as in `iteration`."""
-    x, x_ref = _generate(generator, batch, objective)
-    check_finite(**{"the generator's output": x})
-    loss, record = x.new_zeros(()), Record(x.detach())
+    generator: nn.Module, critic: Denoiser, teacher: Denoiser, batch: Batch, objective: Objective
+) -> tuple[Float[Tensor, ""], Record]:
+    """The loss of a batch with its levels and noise, see `iteration`, and what went into it."""
+    loss, record = batch.z.new_zeros(()), Record(batch.z[:0])
     if objective.matching:
-        sigma = dmd_sigma(len(x), objective.grid, rng).to(x) if batch.sigma is None else batch.sigma
-        noise = noise_like(x, rng) if batch.noise is None else batch.noise
+        x = generator(batch.z, batch.label)
+        check_finite(**{"the generator's output": x})
         with torch.no_grad():  # the scores are targets: no gradient runs through either network
-            x_noisy = add_noise(x, sigma, noise)
-            real, fake = (D(x_noisy, sigma, batch.label) for D in (teacher, critic))
-        loss = matching_loss(x, matching_gradient(x, sigma, real, fake, objective.weighting))
-        record = Record(x.detach(), sigma, real, fake, loss_matching=loss.item())
+            x_noisy = add_noise(x, batch.sigma, batch.noise)  # type: ignore[arg-type]
+            real, fake = (D(x_noisy, batch.sigma, batch.label) for D in (teacher, critic))
+        gradient = matching_gradient(x, batch.sigma, real, fake, objective.weighting)  # type: ignore[arg-type]
+        loss = matching_loss(x, gradient)
+        record = Record(x.detach(), batch.sigma, real, fake, loss_matching=loss.item())
     if objective.lambda_reg:
+        x_ref = generator(batch.z_ref, batch.label_ref)
+        check_finite(**{"the generator's output": x_ref})
         distance = objective.distance(x_ref, batch.y_ref)  # type: ignore[arg-type]
         loss = loss + objective.lambda_reg * distance
-        record = record._replace(loss_anchor=distance.item())
+        x = record.x if objective.matching else x_ref.detach()
+        record = record._replace(x=x, loss_anchor=distance.item())
     return loss, record
 
 
-def iteration(
-    generator: nn.Module,
-    critic: Denoiser,
-    teacher: Denoiser,
-    generator_optimizer: torch.optim.Optimizer,
-    critic_optimizer: torch.optim.Optimizer | None,
-    batch: Batch,
-    objective: Objective,
-    rng: Generator | None = None,
-) -> Record:
-    """One iteration (DMD, Algorithm 1): update the generator, then the critic on the same samples.
-
-    Args:
-        generator: The student, ``x = generator(z, label)``.
-        critic: The fake denoiser, in training unless `critic_steps` is 0.
-        teacher: The real denoiser, frozen.
-        generator_optimizer: Holds the generator's parameters.
-        critic_optimizer: The critic's; None where it is not trained.
-        batch: Noise, labels and pairs.
-        objective: What to optimise.
-        rng: Source of noise and noise levels; torch's own without one.
-
-    Returns:
-        What was done.
-
-    Raises:
-        ValueError: If the anchor has no pairs, or an output is not finite.
-    """
-    if objective.lambda_reg and batch.y_ref is None:
-        raise ValueError(f"lambda_reg is {objective.lambda_reg}, but the batch has no pairs")
-    loss, record = generator_loss(generator, critic, teacher, batch, objective, rng)
-    record = record._replace(norm_generator=update(generator_optimizer, loss, objective.clip))
-
-    for step in range(objective.critic_steps if objective.matching else 0):
-        with torch.no_grad():  # the first update reuses the samples; more of them see fresh ones
-            x = generator(noise_like(batch.z, rng), batch.label) if step > 0 else record.x
-        sigma = grid_sigma(len(x), objective.grid, generator=rng).to(x)
-        loss = critic_loss(critic, x, sigma, noise_like(x, rng), batch.label)
-        record = record._replace(
-            loss_critic=record.loss_critic + loss.item() / objective.critic_steps,
-            norm_critic=update(critic_optimizer, loss, objective.clip),  # type: ignore[arg-type]
-        )
-    return record
-
-
-def update(optimizer: torch.optim.Optimizer, loss: Tensor, clip: float) -> float:
+def update(optimizer: Optimizer, loss: Tensor, clip: float) -> float:
     """One optimiser step down a loss, the gradient's norm clipped; returns the norm before."""
     optimizer.zero_grad()
     loss.backward()
@@ -238,12 +168,82 @@ def update(optimizer: torch.optim.Optimizer, loss: Tensor, clip: float) -> float
     return norm.item()
 
 
-def _generate(generator: nn.Module, batch: Batch, objective: Objective) -> tuple[Tensor, Tensor]:
-    """G(z) and G(z_ref), what is needed of them in one call: a large batch is faster than two."""
-    if not objective.lambda_reg:
-        return generator(batch.z, batch.label), batch.z[:0]
+Loss = Callable[[Batch], tuple[Tensor, Record]]
+# Takes the step that a batch's loss asks for, and returns what was done and the gradient's norm.
+# Another one than `update_whole` may cut the batch into parts, or share it among processes.
+Updater = Callable[[Optimizer, Loss, Batch, float], tuple[Record, float]]
+
+
+def update_whole(
+    optimizer: Optimizer, loss: Loss, batch: Batch, clip: float
+) -> tuple[Record, float]:
+    """`update` by the loss of a whole batch."""
+    value, record = loss(batch)
+    return record, update(optimizer, value, clip)
+
+
+def iteration(
+    generator: nn.Module, critic: Denoiser, teacher: Denoiser,
+    generator_optimizer: Optimizer, critic_optimizer: Optimizer | None,
+    batch: Batch, objective: Objective, rng: Generator | None = None,
+    updater: Updater = update_whole,
+) -> Record:  # fmt: skip
+    """One iteration (DMD, Algorithm 1): update the generator, then the critic on the same samples.
+
+    The generator is called as ``x = generator(z, label)``; the teacher is frozen. What the batch
+    lacks of levels and noise is drawn from rng, torch's own without one.
+    """
+    _check(batch, objective, critic_optimizer)
+    if objective.matching:
+        batch = judged(batch, dmd_sigma(len(batch.z), objective.grid, rng), rng)
+    loss = partial(generator_loss, generator, critic, teacher, objective=objective)
+    record, norm = updater(generator_optimizer, loss, batch, objective.clip)
+    record = record._replace(norm_generator=norm)
     if not objective.matching:
-        return (generator(batch.z_ref, batch.label_ref),) * 2
-    label = None if batch.label is None else torch.cat([batch.label, batch.label_ref])  # type: ignore[list-item]
-    both = generator(torch.cat([batch.z, batch.z_ref]), label)  # type: ignore[list-item]
-    return both[: len(batch.z)], both[len(batch.z) :]
+        return record
+    networks = generator, critic, critic_optimizer
+    return train_critic(*networks, batch, objective, record, rng, updater)
+
+
+def train_critic(
+    generator: nn.Module, critic: Denoiser, optimizer: Optimizer | None,
+    batch: Batch, objective: Objective, record: Record, rng: Generator | None = None,
+    updater: Updater = update_whole, loss: Callable[..., Tensor] = critic_loss,
+) -> Record:  # fmt: skip
+    """The critic's updates: the first on the record's samples, each other one on fresh ones.
+
+    `loss` takes the arguments of `critic_loss`.
+    """
+
+    def of_batch(part: Batch) -> tuple[Tensor, Record]:
+        with torch.no_grad():
+            x = generator(part.z, part.label) if part.x is None else part.x
+        value = loss(critic, x, part.sigma, part.noise, part.label)
+        return value, Record(x, loss_critic=value.item())
+
+    for step in range(objective.critic_steps):
+        z, x = (noise_like(batch.z, rng), None) if step > 0 else (batch.z, record.x)
+        sigma = grid_sigma(len(z), objective.grid, rng=rng)
+        samples = judged(Batch(z, batch.label, x=x), sigma, rng)
+        done, norm = updater(optimizer, of_batch, samples, objective.clip)  # type: ignore[arg-type]
+        mean = record.loss_critic + done.loss_critic / objective.critic_steps
+        record = record._replace(loss_critic=mean, norm_critic=norm)
+    return record
+
+
+def judged(batch: Batch, sigma: Float[Tensor, " batch"], rng: Generator | None = None) -> Batch:
+    """The batch with levels and noise at which its samples are judged, where it has none."""
+    sigma = sigma.to(batch.z) if batch.sigma is None else batch.sigma
+    noise = noise_like(batch.z, rng) if batch.noise is None else batch.noise
+    return batch._replace(sigma=sigma, noise=noise)
+
+
+def _check(batch: Batch, objective: Objective, critic_optimizer: Optimizer | None) -> None:
+    """Refuse what cannot be done before anything is updated."""
+    if objective.lambda_reg and batch.y_ref is None:
+        raise ValueError(f"lambda_reg is {objective.lambda_reg}, but the batch has no pairs")
+    if objective.matching and objective.critic_steps and critic_optimizer is None:
+        raise ValueError(f"{objective.critic_steps} critic steps are asked for without optimizer")
+    both = objective.matching and objective.lambda_reg
+    if both and (batch.label is None) != (batch.label_ref is None):
+        raise ValueError("samples and pairs must both have labels, or neither: one has None")

@@ -21,8 +21,8 @@ from torch_fidelity.utils import create_feature_extractor
 
 from dmd_tutorial.checks import check_finite
 from dmd_tutorial.data import Images, digits
-from dmd_tutorial.image_classifier import ImageClassifier
 from dmd_tutorial.networks.classifier import DigitClassifier, split, train_classifier
+from dmd_tutorial.networks.image_classifier import ImageClassifier
 
 CLASSIFIER_FILE = Path(__file__).parent / "weights" / "digits-classifier.safetensors"
 HELD_OUT = 360  # digits that the classifier is not trained on

@@ -318,7 +318,7 @@ def sliced_wasserstein(
     x: Float[Tensor, "count1 *shape"],
     y: Float[Tensor, "count2 *shape"],
     projections: int = 128,
-    generator: Generator | None = None,
+    rng: Generator | None = None,
 ) -> float:
     """Sliced Wasserstein distance of order 2.
 
@@ -330,7 +330,7 @@ def sliced_wasserstein(
         x: One set of points or images, (count1, *shape).
         y: The other, (count2, *shape).
         projections: Number of directions.
-        generator: Source of the directions; without one they are the same in every call.
+        rng: Source of the directions; without one they are the same in every call.
 
     Returns:
         The distance, in the units of x.
@@ -342,8 +342,8 @@ def sliced_wasserstein(
     """
     x, y = (t.flatten(1).cpu().double() for t in (x, y))
     _check_sets(x, y, least=1)
-    generator = generator or Generator().manual_seed(0)
-    directions = torch.randn(x.shape[1], projections, generator=generator, dtype=torch.float64)
+    rng = rng or Generator().manual_seed(0)
+    directions = torch.randn(x.shape[1], projections, generator=rng, dtype=torch.float64)
     directions = directions / directions.norm(dim=0)
     # Quantile functions are stairs. Counted in units of 1 / (count1 * count2), the places of all
     # their steps are whole numbers, and between two of them both stairs are level.
@@ -381,7 +381,7 @@ def sampling_floor(
     count: int,
     reference_count: int,
     repeats: int = 10,
-    generator: Generator | None = None,
+    rng: Generator | None = None,
 ) -> Floor:
     """What a metric gives for two independent sets of samples of the same distribution.
 
@@ -395,7 +395,7 @@ def sampling_floor(
         reference_count: Size of the second.
         repeats: How often. Repeats overlap unless the pool is many times larger than both sets
             together, and then the spread comes out too small.
-        generator: Source of the draws; without one they are the same in every call.
+        rng: Source of the draws; without one they are the same in every call.
 
     Returns:
         Mean and standard deviation over the repeats.
@@ -403,7 +403,7 @@ def sampling_floor(
     Raises:
         ValueError: If the pool is too small, or there are fewer than two repeats.
     """
-    sets = _disjoint_sets(pool, count, reference_count, repeats, generator)
+    sets = _disjoint_sets(pool, count, reference_count, repeats, rng)
     return _floor([metric(first, second) for first, second in sets], count, reference_count)
 
 
@@ -412,7 +412,7 @@ def evaluation_floor(
     count: int,
     features: str = "digits",
     repeats: int = 10,
-    generator: Generator | None = None,
+    rng: Generator | None = None,
 ) -> EvaluationFloor:
     """What `evaluate` would give if the samples were more images like the reference.
 
@@ -427,7 +427,7 @@ def evaluation_floor(
         count: Samples in the evaluation.
         features: "digits" or "inception".
         repeats: How many times the reference is cut in halves.
-        generator: Source of the cuts; without one they are the same in every call.
+        rng: Source of the cuts; without one they are the same in every call.
 
     Returns:
         The floors of the distance, of precision and of recall, each with its counts.
@@ -438,7 +438,7 @@ def evaluation_floor(
     values = _features_of(reference, features)
     half = len(values) // 2
     scale = (1 / count + 1 / len(values)) / (2 / half)
-    sets = list(_disjoint_sets(values, half, half, repeats, generator))
+    sets = list(_disjoint_sets(values, half, half, repeats, rng))
     distances = [scale * frechet(*two) for two in sets]
     precisions, recalls = zip(*(precision_recall(*two) for two in sets), strict=True)
     return EvaluationFloor(
@@ -449,15 +449,15 @@ def evaluation_floor(
 
 
 def _disjoint_sets(
-    pool: Tensor, count1: int, count2: int, repeats: int, generator: Generator | None
+    pool: Tensor, count1: int, count2: int, repeats: int, rng: Generator | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     if count1 + count2 > len(pool):
         raise ValueError(f"a pool of {len(pool)} cannot give {count1} and {count2} samples")
     if repeats < 2:
         raise ValueError(f"a spread needs at least 2 repeats, not {repeats}")
-    generator = generator or Generator().manual_seed(0)
+    rng = rng or Generator().manual_seed(0)
     for _ in range(repeats):
-        order = torch.randperm(len(pool), generator=generator)
+        order = torch.randperm(len(pool), generator=rng)
         yield pool[order[:count1]], pool[order[count1 : count1 + count2]]
 
 

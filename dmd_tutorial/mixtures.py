@@ -173,21 +173,21 @@ class GaussianMixture:
         self,
         count: int,
         label: Int[Tensor, " count"] | None = None,
-        generator: Generator | None = None,
+        rng: Generator | None = None,
     ) -> Float[Tensor, "count dim"]:
         """Draw points.
 
         Args:
             count: How many.
             label: The component of each, (count,); drawn by weight without it.
-            generator: Source of randomness; torch's own without one.
+            rng: Source of randomness; torch's own without one.
 
         Returns:
             Points, (count, dim), float32.
         """
         if label is None:
-            label = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        noise = torch.randn(count, self.dim, generator=generator, dtype=torch.float64)
+            label = torch.multinomial(self.weights, count, replacement=True, generator=rng)
+        noise = torch.randn(count, self.dim, generator=rng, dtype=torch.float64)
         along_axes = self.variances[label].sqrt() * noise
         points = self.means[label] + torch.einsum("nde,ne->nd", self.axes[label], along_axes)
         return points.float()

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from dmd_tutorial.checks import check_finite, check_sigma, expand
 
-SIGMA_MIN = 0.002
+SIGMA_MIN = 0.002  # of EDM, in the units of x
 SIGMA_MAX = 80.0
 RHO = 7.0
 BINS = 1000
@@ -22,59 +22,25 @@ def add_noise(
     sigma: Float[Tensor, " batch"],
     noise: Float[Tensor, "batch *shape"],
 ) -> Float[Tensor, "batch *shape"]:
-    """Noise samples: ``x_noisy = x + sigma * noise``.
-
-    Args:
-        x: Clean samples, (batch, *shape).
-        sigma: Noise level of each sample, (batch,), in the units of x.
-        noise: Standard normal noise, (batch, *shape).
-
-    Returns:
-        Noisy samples, (batch, *shape).
-
-    Raises:
-        ValueError: If sigma does not hold one level per sample.
-    """
+    """``x + sigma * noise``, for standard normal noise and levels in the units of x."""
     check_sigma(x, sigma)
     return x + expand(sigma, x) * noise
 
 
 def noise_like(
-    x: Float[Tensor, "batch *shape"], generator: Generator | None = None
+    x: Float[Tensor, "batch *shape"], rng: Generator | None = None
 ) -> Float[Tensor, "batch *shape"]:
-    """Standard normal noise in the shape, type and place of x.
-
-    Args:
-        x: Any samples, (batch, *shape).
-        generator: Source of randomness; torch's own without one.
-
-    Returns:
-        Noise, (batch, *shape). It is drawn where the generator lives, so a CPU generator gives
-        the same noise for every device.
-    """
-    device = "cpu" if generator is None else generator.device
-    return torch.randn(x.shape, generator=generator, device=device).to(x)
+    """Standard normal noise for x, drawn where rng lives: the same for every device."""
+    device = "cpu" if rng is None else rng.device
+    return torch.randn(x.shape, generator=rng, device=device).to(x)
 
 
 def karras_grid(
-    bins: int = BINS,
-    sigma_min: float = SIGMA_MIN,
-    sigma_max: float = SIGMA_MAX,
-    rho: float = RHO,
+    bins: int = BINS, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO
 ) -> Float[Tensor, " bins"]:
     """The noise levels of EDM, ascending: evenly spaced in ``sigma ** (1 / rho)``.
 
-    Args:
-        bins: How many levels, at least 2.
-        sigma_min: The lowest level, index 0, in the units of x.
-        sigma_max: The highest level, the last index.
-        rho: How strongly the levels crowd towards sigma_min; 1 is an even grid.
-
-    Returns:
-        Levels, (bins,), float64 (their seventh powers lose digits in float32).
-
-    Raises:
-        ValueError: If there are fewer than 2 levels, or not 0 < sigma_min < sigma_max.
+    They are float64: their seventh powers lose digits in float32.
 
     Source: Karras et al. 2022 (EDM), Eq. 5.
     """
@@ -89,24 +55,9 @@ def karras_grid(
 
 
 def sampling_levels(
-    steps: int,
-    sigma_min: float = SIGMA_MIN,
-    sigma_max: float = SIGMA_MAX,
-    rho: float = RHO,
+    steps: int, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO
 ) -> Float[Tensor, " steps+1"]:
-    """The levels that a sampler walks down: sigma_max, ..., sigma_min, 0.
-
-    Args:
-        steps: How many steps the sampler takes, at least 1. One step goes from sigma_max to 0.
-        sigma_min: The last level above 0, in the units of x.
-        sigma_max: The first level.
-        rho: See `karras_grid`.
-
-    Returns:
-        Descending levels with 0 at the end, (steps + 1,), float64.
-
-    Raises:
-        ValueError: If steps is below 1.
+    """The levels that a sampler walks down: sigma_max, ..., sigma_min, 0; one step skips sigma_min.
 
     Source: Karras et al. 2022 (EDM), Eq. 5 and Algorithm 1.
     """
@@ -119,22 +70,10 @@ def sampling_levels(
 
 
 def lognormal_sigma(
-    batch: int, mean: float = -1.2, std: float = 1.2, generator: Generator | None = None
+    batch: int, mean: float = -1.2, std: float = 1.2, rng: Generator | None = None
 ) -> Float[Tensor, " batch"]:
-    """Draw the noise levels on which EDM trains a teacher: ``ln(sigma) ~ N(mean, std^2)``.
-
-    Args:
-        batch: How many levels.
-        mean: Mean of ln(sigma).
-        std: Standard deviation of ln(sigma).
-        generator: Source of randomness; torch's own without one.
-
-    Returns:
-        Noise levels, (batch,), in the units of x.
-
-    Source: Karras et al. 2022 (EDM), Table 1.
-    """
-    return torch.exp(mean + std * torch.randn(batch, generator=generator))
+    """The levels on which EDM trains a teacher, ``ln(sigma) ~ N(mean, std^2)`` (EDM, Table 1)."""
+    return torch.exp(mean + std * torch.randn(batch, generator=rng))
 
 
 def grid_sigma(
@@ -142,51 +81,30 @@ def grid_sigma(
     grid: Float[Tensor, " bins"],
     low: float = 0.0,
     high: float = 1.0,
-    generator: Generator | None = None,
+    rng: Generator | None = None,
 ) -> Float[Tensor, " batch"]:
-    """Draw levels from a part of the grid, every index in it equally likely.
+    """Draw levels from a part of an ascending grid, every index in it equally likely.
 
-    Args:
-        batch: How many levels.
-        grid: Ascending noise levels, (bins,), as `karras_grid` gives them.
-        low: Where the part starts, as a fraction of the number of levels.
-        high: Where it ends. The index ``high * bins`` is included, if there is one.
-        generator: Source of randomness; torch's own without one.
-
-    Returns:
-        Noise levels, (batch,), float32, on the device of the grid.
-
-    Raises:
-        ValueError: If not 0 <= low <= high <= 1.
+    The part goes from the fraction `low` of the indices to `high`, the index ``high * bins``
+    included where there is one. The levels are float32.
     """
     if not 0 <= low <= high <= 1:
         raise ValueError(f"need 0 <= low <= high <= 1, not {low} and {high}")
     bins = len(grid)
     first = min(int(low * bins), bins - 1)
     last = min(int(high * bins), bins - 1)
-    index = torch.randint(first, last + 1, (batch,), generator=generator)
+    index = torch.randint(first, last + 1, (batch,), generator=rng)
     return grid.float()[index.to(grid.device)]
 
 
 def dmd_sigma(
-    batch: int, grid: Float[Tensor, " bins"], generator: Generator | None = None
+    batch: int, grid: Float[Tensor, " bins"], rng: Generator | None = None
 ) -> Float[Tensor, " batch"]:
-    """Draw the levels of a generator update: 2 % to 98 % of the grid.
+    """Draw the levels of a generator update: 2 % to 98 % of the grid (DMD, appendix).
 
-    The ends are left out because scores are least reliable there: at the lowest levels the two
-    networks see almost clean images, at the highest almost nothing but noise.
-
-    Args:
-        batch: How many levels.
-        grid: Ascending noise levels, (bins,).
-        generator: Source of randomness; torch's own without one.
-
-    Returns:
-        Noise levels, (batch,), in the units of x.
-
-    Source: Yin et al. 2024 (DMD), Section 3.2 and appendix.
+    At the ends scores are least reliable: almost clean images, or almost nothing but noise.
     """
-    return grid_sigma(batch, grid, 0.02, 0.98, generator)
+    return grid_sigma(batch, grid, 0.02, 0.98, rng)
 
 
 class Schedule(NamedTuple):
@@ -197,19 +115,7 @@ class Schedule(NamedTuple):
 
 
 def cosine_schedule(t: Float[Tensor, " batch"]) -> Schedule:
-    """The variance-preserving schedule whose signal falls like a cosine.
-
-    Args:
-        t: Times, (batch,), from 0 (clean) to 1 (noise).
-
-    Returns:
-        ``alpha = cos(pi t / 2)`` and ``sigma = sin(pi t / 2)``, (batch,) each.
-
-    Raises:
-        ValueError: If a time is outside [0, 1].
-
-    Source: after Nichol and Dhariwal 2021, without their offset.
-    """
+    """Signal and noise at times from 0 (clean) to 1: after Nichol and Dhariwal 2021, no offset."""
     _check_time(t)
     return Schedule(torch.cos(torch.pi / 2 * t), torch.sin(torch.pi / 2 * t))
 
@@ -217,18 +123,7 @@ def cosine_schedule(t: Float[Tensor, " batch"]) -> Schedule:
 def linear_schedule(
     t: Float[Tensor, " batch"], beta_min: float = 0.1, beta_max: float = 20.0
 ) -> Schedule:
-    """The variance-preserving schedule of DDPM in continuous time: beta rises linearly.
-
-    Args:
-        t: Times, (batch,), from 0 (clean) to 1 (noise).
-        beta_min: The rate at time 0, per unit of time.
-        beta_max: The rate at time 1.
-
-    Returns:
-        ``alpha = exp(-integral of beta / 2)`` and ``sigma = sqrt(1 - alpha^2)``.
-
-    Raises:
-        ValueError: If a time is outside [0, 1].
+    """The schedule of DDPM in continuous time, t from 0 (clean) to 1: beta rises linearly.
 
     Source: Song et al. 2021, Eq. 11 and appendix B.
     """
@@ -241,20 +136,10 @@ def linear_schedule(
 def to_variance_exploding(
     x_t: Float[Tensor, "batch *shape"], schedule: Schedule
 ) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, " batch"]]:
-    """Rewrite variance-preserving samples in the book's form.
+    """Rewrite variance-preserving samples in the book's form: ``x_t / alpha``, ``sigma / alpha``.
 
     Dividing ``x_t = alpha x + sigma noise`` by alpha gives ``x + (sigma / alpha) noise``: the
     same random variable, another unit of length. One denoiser therefore serves both forms.
-
-    Args:
-        x_t: Variance-preserving noisy samples, (batch, *shape).
-        schedule: alpha and sigma of each sample, (batch,) each, alpha above 0.
-
-    Returns:
-        ``x_t / alpha``, (batch, *shape), and the noise level ``sigma / alpha``, (batch,).
-
-    Raises:
-        ValueError: If the schedule does not fit the batch, or alpha is 0 somewhere.
     """
     alpha, sigma = schedule
     check_sigma(x_t, sigma)

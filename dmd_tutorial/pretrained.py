@@ -2,7 +2,7 @@
 
 Our files are safetensors with a header that says how they were made. They hold numbers and text
 only, so reading one never runs code. The published checkpoints are pickles, which are programs;
-`load_edm` reads them without running anything (see `dmd_tutorial.unpickle`).
+`load_edm` reads them without running anything (see `dmd_tutorial.edm.unpickle`).
 """
 
 import hashlib
@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 
 from dmd_tutorial.checks import check_finite
 from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
-from dmd_tutorial.download import cache_folder, download
+from dmd_tutorial.edm.download import cache_folder, download
+from dmd_tutorial.edm.networks import EDMPrecond
+from dmd_tutorial.edm.unpickle import Inert, Refused, read_pickle, shown, state_dict_of
 from dmd_tutorial.networks import UNet
-from dmd_tutorial.networks.edm import EDMPrecond
-from dmd_tutorial.unpickle import Inert, Refused, read_pickle, shown, state_dict_of
 
 WEIGHTS = Path(__file__).parent / "weights"
 

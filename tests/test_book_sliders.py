@@ -20,7 +20,7 @@ import cells
 import matplotlib
 import pytest
 
-from dmd_tutorial import sliders
+from dmd_tutorial.notebook import sliders
 
 SITE = Path(os.environ.get("DMD_TUTORIAL_SITE", Path(__file__).parents[1] / "_build" / "html"))
 STORED = re.compile(r'<script type="application/json">({"texts".*?)</script>')

@@ -12,9 +12,9 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 
 from dmd_tutorial import denoisers, noise, samplers
 from dmd_tutorial.data import two_modes
-from dmd_tutorial.exercises import chapter1
 from dmd_tutorial.mixtures import GaussianMixture
 from dmd_tutorial.networks.mlp import MLP
+from dmd_tutorial.notebook.exercises import chapter1
 
 MEANS = torch.tensor([[-1.4, -0.7], [1.5, -0.5], [0.1, 1.5]], dtype=torch.float64)
 COVARIANCES = torch.tensor(
@@ -324,9 +324,7 @@ def test_langevin_step_has_its_mean_and_variance():
     """A Langevin step moves by step size times score; its variance is twice the step size."""
     count, step_size = 200_000, 0.03
     x = torch.tensor([[0.4, -0.2]]).repeat(count, 1)
-    walk = samplers.langevin(
-        PLANE, x, 0.3, 1, step_size, generator=torch.Generator().manual_seed(0)
-    )
+    walk = samplers.langevin(PLANE, x, 0.3, 1, step_size, rng=torch.Generator().manual_seed(0))
     moved = next(walk).x - x
     expected = step_size * PLANE.score(x[:1].double(), 0.3)[0]
     assert expected.norm() > 0.02
@@ -360,7 +358,7 @@ def test_langevin_bias_of_a_gaussian(step_size):
     unit = GaussianMixture.isotropic(torch.zeros(1, 1), 0.8)  # with the noise: variance 1
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(count, 1, generator=generator)
-    *_, last = samplers.langevin(unit, x, sigma, 60, step_size, generator=generator)
+    *_, last = samplers.langevin(unit, x, sigma, 60, step_size, rng=generator)
     assert last.x.var().item() == pytest.approx(
         1 / (1 - step_size / 2), rel=4 * math.sqrt(2 / count)
     )
@@ -375,7 +373,7 @@ def test_annealed_steps_shrink_with_the_level():
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(count, 1, generator=generator)
     walk = samplers.annealed_langevin(
-        narrow, z, levels, steps_per_level=steps, step_ratio=ratio, generator=generator
+        narrow, z, levels, steps_per_level=steps, step_ratio=ratio, rng=generator
     )
     *_, last = walk
     variance = 4.0
@@ -427,10 +425,8 @@ def test_only_annealed_walks_find_the_weights(seed):
     generator = torch.Generator().manual_seed(seed)
     z = torch.randn(1000, 2, generator=generator)
     levels = noise.karras_grid(25, 0.05, 5.0).flip(0)
-    *_, annealed = samplers.annealed_langevin(
-        PLANE, z, levels, steps_per_level=12, generator=generator
-    )
-    *_, plain = samplers.langevin(PLANE, 3 * z, 0.05, 300, 0.004, generator=generator)
+    *_, annealed = samplers.annealed_langevin(PLANE, z, levels, steps_per_level=12, rng=generator)
+    *_, plain = samplers.langevin(PLANE, 3 * z, 0.05, 300, 0.004, rng=generator)
 
     def distance(x: Tensor) -> float:
         mode = PLANE.responsibilities(x, 0.05).argmax(1)

@@ -358,7 +358,7 @@ def test_subtracting_the_noise_helps_above_the_width_of_the_data_and_hurts_below
 
 
 def test_a_perfect_generator_is_left_alone_by_a_score_difference_and_not_by_sds():
-    x = REAL.sample(4000, generator=torch.Generator().manual_seed(0)).double()
+    x = REAL.sample(4000, rng=torch.Generator().manual_seed(0)).double()
     n = torch.randn(4000, 1, generator=torch.Generator().manual_seed(1)).double()
     sigma = levels_of(0.5, x)
     real = REAL(x + 0.5 * n, sigma)

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from dmd_tutorial import denoisers, noise, pretrained, samplers
 from dmd_tutorial.data import balanced_labels, digits, normal
-from dmd_tutorial.exercises import chapter2
 from dmd_tutorial.mixtures import GaussianMixture
+from dmd_tutorial.notebook.exercises import chapter2
 
 SIGMA_DATA = 0.5
 LEVELS = [0.002, 0.1, 0.5, 3.0, 80.0]
@@ -41,7 +41,7 @@ def skewed_data(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
 def points(count: int, sigma: float, seed: int = 0) -> Tensor:
     """Noisy points of PLANE, float64."""
     rng = torch.Generator().manual_seed(seed)
-    x = PLANE.sample(count, generator=rng).double()
+    x = PLANE.sample(count, rng=rng).double()
     return x + sigma * torch.randn(x.shape, generator=rng, dtype=torch.float64)
 
 

@@ -101,7 +101,7 @@ def test_forward_divergence_is_a_mean_over_the_data():
     """The forward KL divergence is the mean log-ratio over the data, and another number."""
     mean, factor, real = gaussians()
     fake = MultivariateNormal(mean, factor @ factor.T)
-    x = as_mixture(real).sample(100_000, generator=torch.Generator().manual_seed(0)).double()
+    x = as_mixture(real).sample(100_000, rng=torch.Generator().manual_seed(0)).double()
     log_ratio = as_mixture(real).log_prob(x) - as_mixture(fake).log_prob(x)
     standard_error = log_ratio.std() / len(x) ** 0.5
     assert (log_ratio.mean() - kl_divergence(real, fake)).abs() < 4 * standard_error
@@ -349,7 +349,7 @@ def test_weighted_levels_descend_the_weighted_sum_of_divergences(weighting, powe
 
 @pytest.mark.parametrize("weighting", list(Weighting))
 def test_where_the_distributions_are_equal_every_weighting_gives_zero(weighting):
-    x = REAL.sample(64, generator=torch.Generator().manual_seed(0)).double()
+    x = REAL.sample(64, rng=torch.Generator().manual_seed(0)).double()
     sigma = torch.full((64,), 0.7, dtype=DOUBLE)
     denoised = REAL(x, sigma)
     assert (dmd.matching_gradient(x, sigma, denoised, denoised, weighting) == 0).all()
@@ -362,7 +362,7 @@ def test_scores_differ_by_the_difference_of_denoisers(sigma):
     real = GaussianMixture.isotropic(double([-1.0, 0.0], [1.0, 0.5]), 0.6, double(0.4, 0.6))
     fake = GaussianMixture.isotropic(double([[0.3, -0.2]]), 0.9)
     level = torch.full((30,), sigma, dtype=DOUBLE)
-    clean = fake.sample(30, generator=torch.Generator().manual_seed(0)).double()
+    clean = fake.sample(30, rng=torch.Generator().manual_seed(0)).double()
     x = clean + sigma * torch.randn(30, 2, generator=torch.Generator().manual_seed(1), dtype=DOUBLE)
     score_real, score_fake = (
         scores_by_autograd(lambda x, p=p: p.log_prob(x, level), x) for p in (real, fake)
@@ -433,7 +433,7 @@ def test_without_noise_the_uniform_generator_gets_the_wrong_sign_and_with_noise_
 def test_near_the_target_the_dropped_term_is_all_the_noise():
     mean, factor, _ = gaussians()
     fake = as_mixture(MultivariateNormal(mean, factor @ factor.T))
-    x = fake.sample(1000, generator=torch.Generator().manual_seed(0)).double()
+    x = fake.sample(1000, rng=torch.Generator().manual_seed(0)).double()
     kept = fake.score(x) - fake.score(x)
     dropped = -fake.score(x)  # derivative by the mean, at fixed x
     assert kept.abs().max() == 0

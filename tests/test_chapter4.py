@@ -15,10 +15,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dmd_tutorial import dmd
 from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator, denoising_weight
-from dmd_tutorial.exercises import chapter4
 from dmd_tutorial.mixtures import GaussianMixture
 from dmd_tutorial.networks import UNet
 from dmd_tutorial.noise import add_noise, dmd_sigma, grid_sigma, karras_grid
+from dmd_tutorial.notebook.exercises import chapter4
 
 NOTEBOOK = Path(__file__).parents[1] / "book" / "4-fake-critic.ipynb"
 GRID = karras_grid(sigma_max=10.0)
@@ -79,7 +79,7 @@ def test_noisy_density_is_a_mean_of_gaussians():
     """The noised density is the mean over z of a Gaussian around G(z)."""
     b, scale, sigma = 0.7, 0.6, 0.3
     x = torch.linspace(-3, 3, 13, dtype=torch.float64)
-    by_mean = chapter()["noisy_density"](x, sigma, generator=lambda z: scale * z + b)
+    by_mean = chapter()["noisy_density"](x, sigma, rng=lambda z: scale * z + b)
     exact = normal(x, b, math.hypot(scale, sigma))  # an affine generator's samples are Gaussian
     assert torch.allclose(by_mean, exact, atol=1e-9)
 
@@ -116,8 +116,8 @@ def test_critic_loss_is_error_plus_floor():
 
     rng = torch.Generator().manual_seed(0)
     count = 200_000
-    x = mixture.sample(count, generator=rng)
-    sigma = grid_sigma(count, GRID[300:], generator=rng)
+    x = mixture.sample(count, rng=rng)
+    sigma = grid_sigma(count, GRID[300:], rng=rng)
     noise = torch.randn(x.shape, generator=rng)
     loss = dmd.critic_loss(wrong, x, sigma, noise)
     floor = dmd.critic_loss(mixture, x, sigma, noise)
@@ -294,15 +294,15 @@ def test_the_known_generators_p_fake_is_what_it_makes():
     count = 60_000
     x = known(torch.randn(3 * count, 3, generator=rng)).detach().reshape(3, count, 2)
     for made, p_fake in zip(x, known.p_fake(), strict=True):
-        drawn = p_fake.sample(count, generator=rng)
+        drawn = p_fake.sample(count, rng=rng)
         assert torch.allclose(made.mean(0), drawn.mean(0), atol=0.03)
         assert torch.allclose(made.T.cov(), drawn.T.cov(), atol=0.04)
         assert abs(p_fake.log_prob(made).mean() - p_fake.log_prob(drawn).mean()) < 0.03
 
 
 def test_the_critic_is_asked_within_the_levels_that_it_learns():
-    learns = grid_sigma(20_000, GRID, generator=torch.Generator().manual_seed(0))
-    asked = dmd_sigma(20_000, GRID, generator=torch.Generator().manual_seed(0))
+    learns = grid_sigma(20_000, GRID, rng=torch.Generator().manual_seed(0))
+    asked = dmd_sigma(20_000, GRID, rng=torch.Generator().manual_seed(0))
     assert learns.min() < asked.min()
     assert learns.max() > asked.max()
 

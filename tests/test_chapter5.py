@@ -318,8 +318,8 @@ def test_students_side_by_side_keep_their_share_of_noise_and_pairs(experiment, p
 
 def test_the_outcomes_are_told_apart(experiment):
     target, judge = two_modes(), experiment["judge"]
-    x = target.sample(2000, generator=torch.Generator().manual_seed(0))
-    right = one_mode().sample(2000, generator=torch.Generator().manual_seed(0))
+    x = target.sample(2000, rng=torch.Generator().manual_seed(0))
+    right = one_mode().sample(2000, rng=torch.Generator().manual_seed(0))
     assert judge(x, target).name == "both modes"
     assert judge(x, target).spread == pytest.approx(0.4, rel=0.1)
     assert judge(right, target).name == "one mode"

@@ -93,7 +93,7 @@ def test_annealed_langevin_step_goes_a_fraction_towards_the_denoised_estimate():
         torch.tensor([sigma, 0.1], dtype=DOUBLE),
         steps_per_level=1,
         step_ratio=rho,
-        generator=torch.Generator().manual_seed(4),
+        rng=torch.Generator().manual_seed(4),
     )
     assert torch.allclose(next(walk).x, by_denoiser)
 
@@ -120,7 +120,7 @@ def test_posterior_of_the_next_level(sigma, after):
     x = torch.full((40_000, 1), noisy, dtype=DOUBLE)
     rng = torch.Generator().manual_seed(0)
     drawn = one_step(
-        samplers.ancestral, lambda x, s, label=None: clean + 0 * x, x, sigma, after, generator=rng
+        samplers.ancestral, lambda x, s, label=None: clean + 0 * x, x, sigma, after, rng=rng
     )
     assert drawn.mean().item() == pytest.approx(mean, abs=5 * math.sqrt(variance / 40_000))
     assert drawn.var().item() == pytest.approx(variance, rel=0.03)
@@ -169,7 +169,7 @@ def test_few_steps_of_ddpm_are_too_narrow():
         rng = torch.Generator().manual_seed(seed)
         z = torch.randn(5000, 2, generator=rng)
         few, many = (
-            last(samplers.ancestral(unit, z, sampling_levels(n), generator=rng)).x.std().item()
+            last(samplers.ancestral(unit, z, sampling_levels(n), rng=rng)).x.std().item()
             for n in (5, 200)
         )
         assert few < 0.5
@@ -183,7 +183,7 @@ def test_ddim_step_has_old_noise_and_new(eta):
     x, sigma, after = points(), 1.4, 0.5
     fresh = torch.randn(x.shape, generator=torch.Generator().manual_seed(2)).double()
     found = one_step(
-        samplers.ddim, PLANE, x, sigma, after, eta=eta, generator=torch.Generator().manual_seed(2)
+        samplers.ddim, PLANE, x, sigma, after, eta=eta, rng=torch.Generator().manual_seed(2)
     )
     denoised = x + sigma**2 * gradient(lambda x: PLANE.log_prob(x, sigma), x)
     tau = samplers.ddim_noise(sigma, after, eta)
@@ -206,7 +206,7 @@ def test_every_amount_of_new_noise_keeps_the_marginals_under_a_known_clean_sampl
         sigma,
         after,
         eta=eta,
-        generator=rng,
+        rng=rng,
     )
     assert torch.allclose(following.mean(dim=0), clean[0], atol=5 * after / 200)
     covariance = after**2 * torch.eye(2, dtype=DOUBLE)
@@ -353,7 +353,7 @@ def test_reverse_diffusions_have_the_same_marginals(process, chance):
     rng = torch.Generator().manual_seed(0)
     z = math.sqrt(1 + std**2 / 400) * torch.randn(20_000, 1, generator=rng)
     sampler = samplers.reverse_sde(
-        gaussian, z, levels[::8], process=process, chance=chance, generator=rng
+        gaussian, z, levels[::8], process=process, chance=chance, rng=rng
     )
     assert last(sampler).x.var().item() == pytest.approx(0.05**2 + std**2, rel=0.12)
 
@@ -370,7 +370,7 @@ def test_small_steps_of_ddpm_are_those_of_the_reverse_sde():
         gaps.append([abs(1 - kappa - 2 * gap), abs(tau_squared - 2 * sigma * length)])
         seeds = [torch.Generator().manual_seed(1) for _ in range(2)]
         ours, theirs = (
-            one_step(sampler, PLANE, x, sigma, after, generator=seed)
+            one_step(sampler, PLANE, x, sigma, after, rng=seed)
             for sampler, seed in zip((samplers.ancestral, samplers.reverse_sde), seeds, strict=True)
         )
         assert (ours - theirs).abs().max() < 12 * gap**1.5
@@ -558,7 +558,7 @@ def test_unipc_corrects_with_the_answer_at_the_end():
 
 
 def test_with_few_steps_extrapolated_answers_are_worse_than_ddim_on_the_ring_and_noise_better():
-    reference = ring().sample(4000, generator=torch.Generator().manual_seed(1))
+    reference = ring().sample(4000, rng=torch.Generator().manual_seed(1))
     for seed in range(2):
         z = torch.randn(500, 2, generator=torch.Generator().manual_seed(seed))
         found = {
@@ -570,7 +570,7 @@ def test_with_few_steps_extrapolated_answers_are_worse_than_ddim_on_the_ring_and
                 ("dpm", samplers.dpm_solver),
                 ("deis", samplers.deis),
                 ("vp", partial(samplers.probability_flow, process=samplers.VP)),
-                ("sde", partial(samplers.reverse_sde, generator=torch.Generator().manual_seed(0))),
+                ("sde", partial(samplers.reverse_sde, rng=torch.Generator().manual_seed(0))),
             )
         }
         assert found["deis"] < 0.8 * found["ddim"] < found["dpm"]

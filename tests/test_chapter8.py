@@ -415,7 +415,7 @@ def test_a_flow_does_not_lengthen_the_way():
     for target in (gaussian, RING):
         path = fm.flow_path(target, z, fm.flow_levels(60), sampler=heun)
         way = (z - path.x[-1]).square().sum(1).mean()
-        x = target.sample(2000, generator=torch.Generator().manual_seed(1)).double()
+        x = target.sample(2000, rng=torch.Generator().manual_seed(1)).double()
         assert way < (z - x).square().sum(1).mean() - 0.5
     # for the Gaussian both are known: |m|^2 + 2 (1 - s)^2 against |m|^2 + 2 (1 + s^2)
     path = fm.flow_path(gaussian, z, fm.flow_levels(200, 1e4), sampler=heun)

@@ -39,7 +39,7 @@ def to_the_end(x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
 
 
 def data_and_noise(count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    x = LINE.sample(count, generator=rng(seed)).double()
+    x = LINE.sample(count, rng=rng(seed)).double()
     return x, torch.randn(x.shape, generator=rng(seed + 1000), dtype=DOUBLE)
 
 
@@ -267,7 +267,7 @@ def test_noise_takes_a_sample_from_the_lowest_level_to_any_other():
         return torch.full_like(x, 2.0)
 
     z = torch.randn(100_000, 1, generator=rng())
-    list(cm.multistep(model, z, torch.tensor([3.0, tau]), sigma_min=low, generator=rng(1)))
+    list(cm.multistep(model, z, torch.tensor([3.0, tau]), sigma_min=low, rng=rng(1)))
     assert asked[1].mean().item() == pytest.approx(2.0, abs=0.01)
     assert asked[1].std().item() == pytest.approx(width, rel=0.01)
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from dmd_tutorial import checkpoints
-from dmd_tutorial.checkpoints import before, load_checkpoint, newest, save_checkpoint
+from dmd_tutorial.runs import checkpoints
+from dmd_tutorial.runs.checkpoints import before, load_checkpoint, newest, save_checkpoint
 
 STEPS = 150
 TRAIN = ["train-teacher", "--steps", str(STEPS), "--batch", "4", "--checkpoint-minutes", "0"]
@@ -19,7 +19,7 @@ TRAIN = ["train-teacher", "--steps", str(STEPS), "--batch", "4", "--checkpoint-m
 KILLER = """
 import os, random, signal, sys, time
 from pathlib import Path
-from dmd_tutorial.cli import main
+from dmd_tutorial.runs.cli import main
 command, out, kills = sys.argv[3:], Path(sys.argv[1]), int(sys.argv[2])
 moments, killed, written = random.Random(0), 0, set()
 def times():
@@ -103,7 +103,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_last_good_checkpoint(tmp_pat
     """A limit on the size of files fails a write half-way, as a full disk does."""
     program = f"""
 import resource, signal, sys, torch
-from dmd_tutorial.checkpoints import save_checkpoint
+from dmd_tutorial.runs.checkpoints import save_checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 path = {str(tmp_path / "run.ckpt")!r}
 save_checkpoint({{"x": torch.zeros(10)}}, {{}}, path)
@@ -123,7 +123,7 @@ except OSError as error:
 
 
 def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, capsys):
-    from dmd_tutorial.cli import main
+    from dmd_tutorial.runs.cli import main
 
     def read_only(*_, **__):
         raise OSError(30, "Read-only file system")

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dmd_tutorial import colab, pretrained
-from dmd_tutorial.cli import main
+from dmd_tutorial import pretrained
 from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
+from dmd_tutorial.runs import colab
+from dmd_tutorial.runs.cli import main
 from dmd_tutorial.training import DistillSettings, TeacherSettings
 
 

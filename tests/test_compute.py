@@ -9,11 +9,11 @@ from torch import nn
 
 from dmd_tutorial import dmd
 from dmd_tutorial.anchor import Pairs
-from dmd_tutorial.compute import Compute, Processes, Stepper, prepare, split
 from dmd_tutorial.data import digits
 from dmd_tutorial.denoisers import EDMDenoiser
+from dmd_tutorial.edm.networks import EDMPrecond
 from dmd_tutorial.networks import UNet
-from dmd_tutorial.networks.edm import EDMPrecond
+from dmd_tutorial.runs.compute import Compute, Processes, Stepper, prepare, split
 from dmd_tutorial.training import (
     DistillationRun,
     DistillSettings,

@@ -96,7 +96,7 @@ def test_weight_is_one_over_c_out_squared():
 
 def test_exact_denoiser_has_the_smallest_loss():
     mixture, rng = two_modes(), torch.Generator().manual_seed(0)
-    x = mixture.sample(20_000, generator=rng)
+    x = mixture.sample(20_000, rng=rng)
     sigma, noise = torch.full((20_000,), 1.0), torch.randn(x.shape, generator=rng)
     best = denoising_loss(mixture, x, sigma, noise)
     for factor in (0.95, 1.05):

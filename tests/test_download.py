@@ -8,9 +8,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from dmd_tutorial import download as room
 from dmd_tutorial import pretrained
-from dmd_tutorial.download import cache_folder, download
+from dmd_tutorial.edm import download as room
+from dmd_tutorial.edm.download import cache_folder, download
 
 CONTENT = bytes(range(256)) * 4000
 

@@ -94,7 +94,7 @@ def along_the_rows(x, sigma, noise):
 
 
 def whole_grid(batch, grid, generator=None):
-    return noise.grid_sigma(batch, grid, generator=generator)
+    return noise.grid_sigma(batch, grid, rng=generator)
 
 
 def squared_level(x, sigma, noise):

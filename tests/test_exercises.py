@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dmd_tutorial import exercises
-from dmd_tutorial.exercises import Exercise, chapters, check, difference
+from dmd_tutorial.notebook import exercises
+from dmd_tutorial.notebook.exercises import Exercise, chapters, check, difference
 
 # Every exercise of the book
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dmd_tutorial.presets import CIFAR10_SMALL
+from dmd_tutorial.runs.presets import CIFAR10_SMALL
 
 RUNNER = Path(__file__).parents[1] / "benchmarks" / "full_size.py"
 

@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 
 from dmd_tutorial import data
-from dmd_tutorial.data import load_images
-from dmd_tutorial.images import read_images
+from dmd_tutorial.runs.images import load_images, read_images
 
 
 def picture(width: int = 8, height: int = 8, colour=(10, 100, 200)) -> Image.Image:

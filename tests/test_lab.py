@@ -18,7 +18,7 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from dmd_tutorial import interrupts
+from dmd_tutorial.notebook import interrupts
 
 PATIENCE = 1.0  # seconds that a cell may run before it is interrupted, the first time
 CHAPTER = next(path for path in book_source.chapters() if path.stem.startswith("3-"))
@@ -195,8 +195,8 @@ CHROMIUM = next(
 )
 SLIDERS = """\
 import os
-from dmd_tutorial import plots
-from dmd_tutorial.sliders import slider
+from dmd_tutorial.notebook import plots
+from dmd_tutorial.notebook.sliders import slider
 
 def draw(slope):
     fig, ax = plots.figure(width=320, height=180)

@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dmd_tutorial import memory, pretrained
-from dmd_tutorial.compute import Compute, prepare
-from dmd_tutorial.memory import GIB, Estimate, advice, distillation_memory, teacher_memory
-from dmd_tutorial.networks.edm import EDMPrecond
-from dmd_tutorial.presets import PRESETS
+from dmd_tutorial import pretrained
+from dmd_tutorial.edm.networks import EDMPrecond
+from dmd_tutorial.runs import memory
+from dmd_tutorial.runs.compute import Compute, prepare
+from dmd_tutorial.runs.memory import GIB, Estimate, advice, distillation_memory, teacher_memory
+from dmd_tutorial.runs.presets import PRESETS
 
 
 def small_edm() -> EDMPrecond:

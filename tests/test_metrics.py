@@ -25,7 +25,6 @@ from dmd_tutorial.features import (
     save_classifier,
     to_8_bit,
 )
-from dmd_tutorial.image_classifier import accuracy, train_image_classifier
 from dmd_tutorial.metrics import (
     class_coverage,
     evaluate,
@@ -38,6 +37,7 @@ from dmd_tutorial.metrics import (
     sliced_wasserstein,
 )
 from dmd_tutorial.networks.classifier import split, train_classifier
+from dmd_tutorial.networks.image_classifier import accuracy, train_image_classifier
 
 IMAGES = digits()
 
@@ -377,7 +377,7 @@ def test_class_coverage_of_the_digits():
 
 def test_mode_coverage_of_perfect_samples(rng):
     target = ring()
-    share, outside, covered = mode_coverage(target.sample(20_000, generator=rng), target, mass=0.99)
+    share, outside, covered = mode_coverage(target.sample(20_000, rng=rng), target, mass=0.99)
     assert share == pytest.approx([0.99 / 8] * 8, abs=0.01)
     assert outside == pytest.approx(0.01, abs=0.003)
     assert covered == 8
@@ -386,7 +386,7 @@ def test_mode_coverage_of_perfect_samples(rng):
 def test_mode_coverage_with_dropped_modes(rng):
     target = ring()
     label = torch.randint(5, (4_000,), generator=rng)
-    share, _, covered = mode_coverage(target.sample(4_000, label, generator=rng), target)
+    share, _, covered = mode_coverage(target.sample(4_000, label, rng=rng), target)
     assert covered == 5
     assert max(share[5:]) < 1e-3
 
@@ -443,7 +443,7 @@ def test_sliced_wasserstein_scales_is_symmetric_and_takes_images(rng):
 def test_directions_are_the_callers_or_always_the_same(rng):
     x, y = torch.randn(2, 50, 3, generator=rng)
     assert sliced_wasserstein(x, y) == sliced_wasserstein(x, y)
-    assert sliced_wasserstein(x, y, generator=rng) != sliced_wasserstein(x, y, generator=rng)
+    assert sliced_wasserstein(x, y, rng=rng) != sliced_wasserstein(x, y, rng=rng)
 
 
 def test_sliced_wasserstein_refuses_what_does_not_fit():

@@ -48,7 +48,7 @@ def test_density_score_and_denoiser_agree_with_an_independent_library(dim, sigma
 def test_denoiser_is_the_conditional_mean_by_monte_carlo():
     mixture, sigma = two_modes(), 1.0
     rng = torch.Generator().manual_seed(0)
-    clean = mixture.sample(400_000, generator=rng)
+    clean = mixture.sample(400_000, rng=rng)
     noisy = clean + sigma * torch.randn(clean.shape, generator=rng)
     point = torch.tensor([[0.5, 0.3]])
     near = clean[(noisy - point).norm(dim=1) < 0.1]
@@ -59,7 +59,7 @@ def test_denoiser_is_the_conditional_mean_by_monte_carlo():
 
 def test_samples_have_the_mixture_s_mean_and_covariance():
     mixture = random_mixture(3)
-    x = mixture.sample(200_000, generator=torch.Generator().manual_seed(1)).double()
+    x = mixture.sample(200_000, rng=torch.Generator().manual_seed(1)).double()
     mean = (mixture.weights[:, None] * mixture.means).sum(0)
     offset = mixture.means - mean
     covariance = torch.einsum(

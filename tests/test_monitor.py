@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from dmd_tutorial.dmd import Record
-from dmd_tutorial.monitor import WINDOW, Log, Signs, Speed, picture, read_log
+from dmd_tutorial.runs.monitor import WINDOW, Log, Signs, Speed, picture, read_log
 
 
 def test_speed_is_that_of_the_last_steps_and_begins_anew_after_a_resumption():

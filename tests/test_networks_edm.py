@@ -18,10 +18,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from dmd_tutorial.compute import Compute, prepare
 from dmd_tutorial.denoisers import Denoiser, OneStepGenerator, edm_preconditioning
+from dmd_tutorial.edm.networks import DhariwalUNet, EDMPrecond, SongUNet, UNetBlock
 from dmd_tutorial.networks import edm
-from dmd_tutorial.networks.edm import DhariwalUNet, EDMPrecond, SongUNet, UNetBlock
+from dmd_tutorial.runs.compute import Compute, prepare
 
 REFERENCE = np.load(Path(__file__).parent / "data" / "edm-parity.npz")
 SHARED = Path(__file__).parents[2] / "shared" / "parity"

@@ -61,13 +61,13 @@ def test_generator_update_draws_from_2_to_98_percent_and_reaches_both_ends():
 
 def test_critic_update_draws_from_the_whole_grid():
     grid = karras_grid()
-    sigma = grid_sigma(200_000, grid, generator=torch.Generator().manual_seed(0))
+    sigma = grid_sigma(200_000, grid, rng=torch.Generator().manual_seed(0))
     assert sigma.min().item() == pytest.approx(0.002)
     assert sigma.max().item() == pytest.approx(80)
 
 
 def test_lognormal_draw_has_its_mean_and_spread():
-    logs = lognormal_sigma(100_000, generator=torch.Generator().manual_seed(0)).log()
+    logs = lognormal_sigma(100_000, rng=torch.Generator().manual_seed(0)).log()
     assert logs.mean().item() == pytest.approx(-1.2, abs=4 * 1.2 / math.sqrt(1e5))
     assert logs.std().item() == pytest.approx(1.2, rel=0.01)
 

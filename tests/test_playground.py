@@ -136,7 +136,7 @@ def test_levels_and_the_teachers_answers_are_the_packages(page):
 
 
 def test_the_critic_is_fitted_by_expectation_maximisation(page):
-    xy = SKEWED.sample(500, generator=torch.Generator().manual_seed(0)).double()
+    xy = SKEWED.sample(500, rng=torch.Generator().manual_seed(0)).double()
     one, *many = page.evaluate(
         """(xy) => {
              const P = dmdPlayground, fits = [];

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dmd_tutorial import plots
 from dmd_tutorial.mixtures import GaussianMixture
+from dmd_tutorial.notebook import plots
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dmd_tutorial.presets import PAPER, PRESETS
+from dmd_tutorial.runs.presets import PAPER, PRESETS
 
 # Yin et al. 2024, appendix: iterations, batch, rate, lambda_reg, pairs, Heun steps behind each
 PAPERS = {

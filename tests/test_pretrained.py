@@ -9,8 +9,8 @@ from safetensors.torch import save_file
 from dmd_tutorial import pretrained
 from dmd_tutorial.data import balanced_labels
 from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator, image_shape
+from dmd_tutorial.edm.networks import EDMPrecond
 from dmd_tutorial.networks import UNet
-from dmd_tutorial.networks.edm import EDMPrecond
 from dmd_tutorial.pretrained import load, load_denoiser, made_by, save_denoiser
 
 

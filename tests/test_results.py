@@ -6,7 +6,7 @@ from urllib.error import URLError
 
 import pytest
 
-from dmd_tutorial import results
+from dmd_tutorial.notebook import results
 
 
 def test_a_file_beside_the_notebook_is_read(tmp_path):

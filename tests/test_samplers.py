@@ -102,7 +102,7 @@ def test_stochastic_without_churn_is_heun():
 def test_stochastic_forgets_its_start_and_depends_on_its_generator():
     z, levels = torch.zeros(500, 2), sampling_levels(30)
     one, again, other = (
-        last(stochastic(two_modes(), z, levels, generator=torch.Generator().manual_seed(s))).x
+        last(stochastic(two_modes(), z, levels, rng=torch.Generator().manual_seed(s))).x
         for s in (0, 0, 1)
     )
     assert torch.equal(one, again)
@@ -112,7 +112,7 @@ def test_stochastic_forgets_its_start_and_depends_on_its_generator():
 
 def test_langevin_samples_the_noisy_density():
     x = 0.1 * torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
-    walk = langevin(gaussian(), x, 0.5, 400, 0.02, generator=torch.Generator().manual_seed(1))
+    walk = langevin(gaussian(), x, 0.5, 400, 0.02, rng=torch.Generator().manual_seed(1))
     assert last(walk).x.var(dim=0).mean().item() == pytest.approx(0.5, rel=0.06)
 
 
@@ -120,11 +120,11 @@ def test_annealed_langevin_finds_both_modes_where_plain_langevin_does_not():
     rng = torch.Generator().manual_seed(0)
     z = torch.randn(1000, 2, generator=rng)
     levels = karras_grid(12, 0.05, 8.0).flip(0)
-    final = last(annealed_langevin(two_modes(), z, levels, steps_per_level=20, generator=rng))
+    final = last(annealed_langevin(two_modes(), z, levels, steps_per_level=20, rng=rng))
     assert (final.x[:, 0] > 0).double().mean().item() == pytest.approx(0.5, abs=0.1)
     assert final.evaluations == 12 * 20
     start = torch.tensor([-2.0, 0.0]).expand(1000, 2)
-    stuck = last(langevin(two_modes(), start, 0.05, 240, 0.01, generator=rng)).x
+    stuck = last(langevin(two_modes(), start, 0.05, 240, 0.01, rng=rng)).x
     assert (stuck[:, 0] > 0).double().mean().item() == 0
 
 

@@ -139,7 +139,7 @@ def test_first_order_solvers_are_euler(sampler):
 def test_ddim_with_all_of_the_noise_is_ddpm():
     levels = samplers.ddpm_levels(25)
     runs = [
-        last(sampler(MIXTURE, Z, levels, generator=torch.Generator().manual_seed(5))).x
+        last(sampler(MIXTURE, Z, levels, rng=torch.Generator().manual_seed(5))).x
         for sampler in (partial(samplers.ddim, eta=1.0), samplers.ancestral)
     ]
     assert torch.allclose(*runs, rtol=1e-9, atol=1e-9)
@@ -148,9 +148,7 @@ def test_ddim_with_all_of_the_noise_is_ddpm():
 @pytest.mark.parametrize("name", RANDOM)
 def test_random_samplers_repeat_with_a_generator_only(name):
     one, again, other = (
-        last(
-            RANDOM[name](MIXTURE, 0 * Z, falling(30), generator=torch.Generator().manual_seed(s))
-        ).x
+        last(RANDOM[name](MIXTURE, 0 * Z, falling(30), rng=torch.Generator().manual_seed(s))).x
         for s in (0, 0, 1)
     )
     assert torch.equal(one, again)
@@ -164,7 +162,7 @@ def test_random_samplers_reach_the_mixture(name):
     rng = torch.Generator().manual_seed(1)
     z = torch.randn(4000, 2, generator=rng)
     steps = 300 if "SDE" in name else 100
-    x = last(RANDOM[name](MIXTURE, z, falling(steps), generator=rng)).x
+    x = last(RANDOM[name](MIXTURE, z, falling(steps), rng=rng)).x
     mean = MIXTURE.weights @ MIXTURE.means
     spread = MIXTURE.means - mean
     covariance = torch.einsum("k,ki,kj->ij", MIXTURE.weights, spread, spread)

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dmd_tutorial import plots, sliders
-from dmd_tutorial.sliders import Axis, frames, page, slider, widget
+from dmd_tutorial.notebook import plots, sliders
+from dmd_tutorial.notebook.sliders import Axis, frames, page, slider, widget
 
 SIGMAS = [0.1, 0.5, 2.0, 8.0]
 

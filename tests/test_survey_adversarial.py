@@ -8,6 +8,7 @@ from numpy.polynomial.hermite_e import hermegauss
 from scipy.optimize import linprog
 from torch import nn
 
+from benchmarks.survey.task import Budget, Task
 from dmd_tutorial import data, dmd
 from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator, zero_score
 from dmd_tutorial.dmd import Weighting
@@ -15,7 +16,6 @@ from dmd_tutorial.mixtures import GaussianMixture
 from dmd_tutorial.networks.mlp import MLP
 from dmd_tutorial.networks.unet import UNet
 from dmd_tutorial.survey import adversarial as room
-from dmd_tutorial.survey.task import Budget, Task
 
 DOUBLE = torch.float64
 MIXTURE = GaussianMixture.isotropic(
@@ -276,7 +276,7 @@ def trained(objective: room.Objective, steps: int = 250) -> Affine:
         torch.optim.Adam(discriminator.parameters(), 0.003, betas=(0.0, 0.99)),
     ]
     for _ in range(steps):
-        x_real = target.sample(128, generator=rng)
+        x_real = target.sample(128, rng=rng)
         batch = room.Batch(torch.randn(128, 2, generator=rng), x_real)
         room.iteration(student, target, features, discriminator, *optimizers, batch, objective, rng)
     return student
@@ -323,7 +323,7 @@ def test_at_first_the_discriminators_loss_is_two_and_it_falls_while_samples_diff
     ]
     losses = []
     for _ in range(40):
-        x_real = data.ring().sample(64, generator=rng)
+        x_real = data.ring().sample(64, rng=rng)
         batch = room.Batch(torch.randn(64, 2, generator=rng), x_real)
         loss = room.iteration(
             student, data.ring(), features, discriminator, *optimizers, batch,

@@ -8,13 +8,13 @@ from scipy import integrate
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
+from benchmarks.survey.task import Budget, Task, fit_within
 from dmd_tutorial import data
 from dmd_tutorial.denoisers import score_from_denoised
 from dmd_tutorial.mixtures import GaussianMixture
-from dmd_tutorial.settings import TeacherSettings
 from dmd_tutorial.survey import classical
 from dmd_tutorial.survey.classical import VAE, Perceptron, RealNVP, elbo, flow_log_prob
-from dmd_tutorial.survey.task import Budget, Task, fit_within
+from dmd_tutorial.training import TeacherSettings
 
 DOUBLE = torch.float64
 

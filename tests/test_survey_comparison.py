@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from dmd_tutorial import cli
+from benchmarks.survey import comparison, task
+from benchmarks.survey.task import Budget, Method, Task
 from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
 from dmd_tutorial.networks.mlp import MLP
+from dmd_tutorial.runs import cli
 from dmd_tutorial.samplers import one_step
-from dmd_tutorial.survey import comparison, task
-from dmd_tutorial.survey.task import Budget, Method, Task
 
 
 @pytest.fixture

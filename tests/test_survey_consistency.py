@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.survey.task import Budget, Method, Task
 from dmd_tutorial import samplers
 from dmd_tutorial.denoisers import EDMDenoiser
 from dmd_tutorial.mixtures import GaussianMixture
@@ -15,7 +16,6 @@ from dmd_tutorial.networks.mlp import MLP
 from dmd_tutorial.networks.unet import UNet
 from dmd_tutorial.noise import SIGMA_MIN, karras_grid
 from dmd_tutorial.survey import consistency as cm
-from dmd_tutorial.survey.task import Budget, Method, Task
 
 DOUBLE = torch.float64
 WIDE = torch.tensor([[2.0, 0.3], [0.3, 0.5]], dtype=DOUBLE)
@@ -42,7 +42,7 @@ def to_the_end(x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
 def drawn(count: int, bins: int = 18, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Data, noise, and neighbouring levels of a grid."""
     source = rng(seed)
-    x = GAUSSIAN.sample(count, generator=source).double()
+    x = GAUSSIAN.sample(count, rng=source).double()
     noise = torch.randn(x.shape, generator=source, dtype=DOUBLE)
     sigma, sigma_next = cm.neighbour_levels(count, karras_grid(bins), source)
     return x, noise, sigma.double(), sigma_next.double()
@@ -90,7 +90,7 @@ def test_solve_follows_the_closed_flow_with_second_order():
     source = rng()
     sigma = torch.rand(200, generator=source, dtype=DOUBLE) * 5 + 1
     sigma_next = sigma * torch.rand(200, generator=source, dtype=DOUBLE).clamp_min(0.05)
-    x = GAUSSIAN.sample(200, generator=source).double() + sigma[:, None]
+    x = GAUSSIAN.sample(200, rng=source).double() + sigma[:, None]
     exact = flow(x, sigma, sigma_next)
     errors = [
         (cm.solve(GAUSSIAN, x, sigma, sigma_next, steps=steps) - exact).abs().max().item()
@@ -129,7 +129,7 @@ def test_the_exact_flow_has_no_distillation_loss_but_the_error_of_the_teachers_s
 
 def test_the_training_pair_has_the_variances_of_its_two_levels():
     count = 200_000
-    x = GAUSSIAN.sample(count, generator=rng()).double()
+    x = GAUSSIAN.sample(count, rng=rng()).double()
     noise = torch.randn(x.shape, generator=rng(1), dtype=DOUBLE)
     sigma, sigma_next = torch.full((count,), 2.0), torch.full((count,), 1.0)
     pair = cm.training_pair(x, noise, sigma.double(), sigma_next.double())
@@ -207,7 +207,7 @@ def test_the_grid_doubles():
 def test_multistep_sampling_with_the_exact_flow_has_the_exact_distribution():
     z = torch.randn(100_000, 2, generator=rng(), dtype=DOUBLE)
     for levels in ([80.0], [80.0, 0.8], [80.0, 8.0, 2.0, 0.5]):
-        steps = list(cm.multistep(to_the_end, z, torch.tensor(levels), generator=rng(1)))
+        steps = list(cm.multistep(to_the_end, z, torch.tensor(levels), rng=rng(1)))
         assert [step.evaluations for step in steps] == list(range(1, len(levels) + 1))
         x = steps[-1].x
         torch.testing.assert_close(x.mean(0), GAUSSIAN.means[0], rtol=0, atol=0.03)
@@ -304,10 +304,10 @@ def test_a_trajectory_models_jumps_compose_and_gamma_1_is_multistep_sampling():
     *_, last = cm.trajectory_sampler(exact, z, levels)
     ones = torch.ones(len(z), dtype=DOUBLE)
     torch.testing.assert_close(last.x, to_the_end(80.0 * z, 80.0 * ones), rtol=1e-5, atol=1e-5)
-    *_, churned = cm.trajectory_sampler(exact, z, levels, gamma=0.7, generator=rng(1))
+    *_, churned = cm.trajectory_sampler(exact, z, levels, gamma=0.7, rng=rng(1))
     torch.testing.assert_close(churned.x.T.cov(), WIDE, rtol=0.04, atol=0.04)
-    *_, noisy = cm.trajectory_sampler(exact, z, levels, gamma=1.0, generator=rng(1))
-    *_, ours = cm.multistep(to_the_end, z, levels[:-1], generator=rng(1))
+    *_, noisy = cm.trajectory_sampler(exact, z, levels, gamma=1.0, rng=rng(1))
+    *_, ours = cm.multistep(to_the_end, z, levels[:-1], rng=rng(1))
     torch.testing.assert_close(noisy.x, ours.x, rtol=1e-5, atol=1e-5)
 
 

@@ -8,6 +8,7 @@ import torch
 from scipy import integrate
 from torch import Tensor, nn
 
+from benchmarks.survey.task import Budget, Task
 from dmd_tutorial import data
 from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator, denoising_loss
 from dmd_tutorial.mixtures import GaussianMixture
@@ -15,7 +16,6 @@ from dmd_tutorial.networks import MLP, UNet
 from dmd_tutorial.noise import sampling_levels
 from dmd_tutorial.samplers import euler, heun
 from dmd_tutorial.survey import flow_matching as fm
-from dmd_tutorial.survey.task import Budget, Task
 
 DOUBLE = torch.float64
 
@@ -52,7 +52,7 @@ def test_a_path_starts_at_the_data_and_ends_at_the_noise():
 def test_the_exact_denoiser_gives_the_mean_velocity_of_the_paths():
     """By brute force: paths of many pairs, weighted by how likely they pass through a point."""
     mixture, t, point = data.two_modes(2.0, 0.5), 0.6, torch.tensor([[0.4, -0.2]], dtype=DOUBLE)
-    x = mixture.sample(400_000, generator=torch.Generator().manual_seed(0)).double()
+    x = mixture.sample(400_000, rng=torch.Generator().manual_seed(0)).double()
     z = (point - (1 - t) * x) / t  # the noise that takes each x through the point
     share = torch.softmax(-z.square().sum(1) / 2, dim=0)
     expected = (share[:, None] * (z - x)).sum(0)

@@ -6,17 +6,16 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.survey.task import Budget, Task
 from dmd_tutorial import data
 from dmd_tutorial.denoisers import EDMDenoiser, noise_from_denoised, v_from_denoised
 from dmd_tutorial.mixtures import GaussianMixture
 from dmd_tutorial.networks.mlp import MLP
 from dmd_tutorial.noise import cosine_schedule, sampling_levels, to_variance_exploding
 from dmd_tutorial.samplers import euler, sample
-from dmd_tutorial.settings import TeacherSettings
 from dmd_tutorial.survey import progressive as room
 from dmd_tutorial.survey.progressive import Prediction, Weighting
-from dmd_tutorial.survey.task import Budget, Task
-from dmd_tutorial.training import FitRun
+from dmd_tutorial.training import FitRun, TeacherSettings
 
 DOUBLE = torch.float64
 RING = data.ring()
@@ -25,7 +24,7 @@ LEVELS = sampling_levels(8)
 
 def noisy(sigma: torch.Tensor, seed: int = 0) -> torch.Tensor:
     rng = torch.Generator().manual_seed(seed)
-    clean = RING.sample(len(sigma), generator=rng).double()
+    clean = RING.sample(len(sigma), rng=rng).double()
     return clean + sigma[:, None] * torch.randn(clean.shape, generator=rng, dtype=DOUBLE)
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.survey.task import Budget, Task
 from dmd_tutorial import dmd, noise
 from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
 from dmd_tutorial.dmd import Batch, Weighting
@@ -16,7 +17,6 @@ from dmd_tutorial.networks.unet import UNet
 from dmd_tutorial.survey import classical
 from dmd_tutorial.survey import score_distillation as family
 from dmd_tutorial.survey.score_distillation import FAMILY, METHODS, FewStepGenerator, Judge, Trio
-from dmd_tutorial.survey.task import Budget, Task
 
 DOUBLE = torch.float64
 REAL = GaussianMixture(
@@ -70,7 +70,7 @@ def test_the_teachers_law_is_edms_log_normal():
     levels = family.teacher_levels(1e9, sigma_data=1.0).log()
     assert levels.mean().item() == pytest.approx(-1.2 + torch.tensor(2.0).log().item(), abs=1e-3)
     assert levels.std().item() == pytest.approx(1.2, abs=5e-3)
-    drawn = noise.lognormal_sigma(100_000, generator=torch.Generator().manual_seed(0)).log()
+    drawn = noise.lognormal_sigma(100_000, rng=torch.Generator().manual_seed(0)).log()
     quantiles = torch.tensor([0.1, 0.5, 0.9])
     ours = family.teacher_levels(1e9).log().float().quantile(quantiles)
     torch.testing.assert_close(ours, drawn.quantile(quantiles), atol=0.02, rtol=0)

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.survey.solvers import METHODS
+from benchmarks.survey.task import Budget, Task
 from dmd_tutorial import metrics
 from dmd_tutorial.data import ring
-from dmd_tutorial.survey.solvers import METHODS
-from dmd_tutorial.survey.task import Budget, Task
 
 RING = ring()
 
@@ -25,7 +25,7 @@ class Exact(nn.Module):
 
 
 def measure(samples, label):
-    reference = RING.sample(4000, generator=torch.Generator().manual_seed(9))
+    reference = RING.sample(4000, rng=torch.Generator().manual_seed(9))
     return metrics.sliced_wasserstein(samples, reference), 1.0
 
 

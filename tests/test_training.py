@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from dmd_tutorial.anchor import Pairs
-from dmd_tutorial.checkpoints import save_atomically
 from dmd_tutorial.data import Images, digits
 from dmd_tutorial.denoisers import EDMDenoiser
 from dmd_tutorial.networks import MLP, UNet
+from dmd_tutorial.runs.checkpoints import save_atomically
 from dmd_tutorial.training import (
     EMA,
     DistillationRun,
@@ -96,7 +96,7 @@ def test_another_seed_is_another_run(make):
 def test_a_process_that_is_killed_continues_as_if_nothing_had_been(tmp_path):
     """SIGKILL in the middle of `dmd train-teacher`, then the same command again."""
     command = [
-        sys.executable, "-m", "dmd_tutorial.cli", "train-teacher", "--steps", "60", "--batch", "8",
+        sys.executable, "-m", "dmd_tutorial.runs.cli", "train-teacher", "--steps", "60", "--batch", "8",
         "--checkpoint-minutes", "0",
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

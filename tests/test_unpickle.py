@@ -17,8 +17,8 @@ from edm_files import Pickler, edm_file
 from torch import nn
 
 from dmd_tutorial import pretrained
-from dmd_tutorial.networks.edm import EDMPrecond
-from dmd_tutorial.unpickle import Inert, Refused, read_pickle, state_dict_of
+from dmd_tutorial.edm.networks import EDMPrecond
+from dmd_tutorial.edm.unpickle import Inert, Refused, read_pickle, state_dict_of
 
 FAMILIES = {
     "DDPM++": {"model_type": "SongUNet", "model_channels": 16},
@@ -266,7 +266,7 @@ def test_no_attack_takes_memory(tmp_path):
     program = f"""
 import resource, sys
 from pathlib import Path
-from dmd_tutorial.unpickle import read_pickle
+from dmd_tutorial.edm.unpickle import read_pickle
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 limit = pages * resource.getpagesize() + 400_000_000
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))

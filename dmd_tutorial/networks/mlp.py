@@ -4,39 +4,25 @@ import itertools
 import math
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dmd_tutorial.checks import Condition, check_label
+
 
 def noise_features(c_noise: Float[Tensor, " batch"], count: int) -> Float[Tensor, "batch count"]:
-    """Waves of the noise level, from which a network tells levels apart.
-
-    Args:
-        c_noise: ``ln(sigma) / 4``, (batch,).
-        count: How many features, an even number.
-
-    Returns:
-        Cosines and sines of c_noise at wave numbers from 1/4 to 8, (batch, count).
-    """
+    """Waves from which a network tells levels apart: cosines, sines at wave numbers 1/4 to 8."""
     exponents = torch.linspace(-2, 3, count // 2, device=c_noise.device, dtype=c_noise.dtype)
     phase = c_noise[:, None] * (2 * math.pi * 2**exponents)
     return torch.cat([phase.cos(), phase.sin()], dim=1)
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron F(x, c_noise, label) for points.
+    """A multilayer perceptron F(x, c_noise, label) for points; classes is 0 for none.
 
     With `copies` above 1 it is that many independent networks, trained side by side: the batch is
-    cut into so many equal blocks, one for each. Ten seeds then cost little more than one. (A caller
-    that concatenates two batches must keep the blocks together.)
-
-    Args:
-        dim: Dimensions of a point.
-        hidden: Width of the hidden layers.
-        layers: Number of hidden layers.
-        classes: Number of classes, 0 for none.
-        copies: Number of independent networks.
+    cut into so many equal blocks, one for each. Ten seeds then cost little more than one.
     """
 
     def __init__(
@@ -55,28 +41,17 @@ class MLP(nn.Module):
         self,
         x: Float[Tensor, "batch dim"],
         c_noise: Float[Tensor, " batch"],
-        label: Int[Tensor, " batch"] | None = None,
+        label: Condition | None = None,
     ) -> Float[Tensor, "batch dim"]:
-        """Map scaled noisy points to F.
-
-        Args:
-            x: Points, (batch, dim); batch is a multiple of `copies`.
-            c_noise: ``ln(sigma) / 4``, (batch,).
-            label: Class of each point; without it the class input is zero.
-
-        Returns:
-            F, (batch, dim).
-
-        Raises:
-            ValueError: If points have another dimension or the batch cannot be cut into blocks.
-        """
+        """Map scaled noisy points to F; without a label (or `NO_CLASS`) the class input is zero."""
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"x has shape {tuple(x.shape)}, the network wants (batch, {self.dim})")
         if len(x) % self.copies:
             raise ValueError(f"x has batch {len(x)}, not a multiple of {self.copies} copies")
+        check_label(x, label, self.classes)
         one_hot = x.new_zeros(len(x), self.classes)
         if label is not None:
-            one_hot[torch.arange(len(x)), label] = 1
+            one_hot[torch.arange(len(x)), label.clamp_min(0)] = (label >= 0).to(x)
         inputs = torch.cat([x, noise_features(c_noise, self.features), one_hot], dim=1)
         h = inputs.reshape(self.copies, -1, inputs.shape[1])  # (copies, block, features)
         for layer in self.hidden:

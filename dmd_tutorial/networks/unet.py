@@ -7,32 +7,22 @@ import itertools
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from dmd_tutorial.checks import Condition, check_label
 from dmd_tutorial.networks.mlp import noise_features
 
 
 class UNet(nn.Module):
-    """A U-Net F(x, c_noise, label) for small images.
+    """A U-Net F(x, c_noise, label) for small images, of a size that can be halved between levels.
 
-    Down: blocks at each resolution, halved between. Middle: a block with attention, where every
-    place sees every other. Up: the same again, each resolution fed with what was there on the
-    way down.
-
-    Args:
-        size: Height and width of an image, divisible by ``2 ** (levels - 1)``.
-        channels: Colour channels.
-        classes: Number of classes, 0 for none.
-        width: Channels at the highest resolution, a multiple of 8.
-        multipliers: Channels at each resolution, in multiples of width, highest first.
-        blocks: Blocks at each resolution, on each way.
-        embedding: Size of the vector that carries noise level and class.
-
-    Raises:
-        ValueError: If the size cannot be halved often enough.
+    Down: `blocks` blocks at each resolution, of `width` times its multiplier channels, highest
+    first. Middle: a block with attention, where every place sees every other. Up: the same again,
+    each resolution fed with what was there on the way down. The vector of size `embedding` carries
+    noise level and class; width must be a multiple of 8, classes is 0 for none.
     """
 
     def __init__(
@@ -79,27 +69,17 @@ class UNet(nn.Module):
         self,
         x: Float[Tensor, "batch channels size size"],
         c_noise: Float[Tensor, " batch"],
-        label: Int[Tensor, " batch"] | None = None,
+        label: Condition | None = None,
     ) -> Float[Tensor, "batch channels size size"]:
-        """Map scaled noisy images to F.
-
-        Args:
-            x: Images, (batch, channels, size, size).
-            c_noise: ``ln(sigma) / 4``, (batch,).
-            label: Class of each image, (batch,); without it the class embedding is zero.
-
-        Returns:
-            F, (batch, channels, size, size).
-
-        Raises:
-            ValueError: If the images have another shape.
-        """
+        """Map scaled noisy images to F; without a label (or `NO_CLASS`) its embedding is zero."""
         if x.shape[1:] != (self.channels, self.size, self.size):
             wanted = f"(batch, {self.channels}, {self.size}, {self.size})"
             raise ValueError(f"x has shape {tuple(x.shape)}, the network wants {wanted}")
         embedding = self.noise_embedding(noise_features(c_noise, 32))  # (b, e)
+        check_label(x, label, self.classes)
         if label is not None and self.class_embedding is not None:
-            embedding = embedding + self.class_embedding(label)
+            known = (label >= 0)[:, None].to(embedding)
+            embedding = embedding + known * self.class_embedding(label.clamp_min(0))
         embedding = self.embed(embedding)
 
         h = self.first(x)  # (b, c, h, w)

@@ -70,7 +70,7 @@ def ancestral(
     levels: Float[Tensor, " steps+1"],
     label: Int[Tensor, " batch"] | None = None,
     *,
-    generator: Generator | None = None,
+    rng: Generator | None = None,
 ) -> Iterator[Step]:
     """DDPM's sampler: draw from the posterior of the next level, given this one and D's guess.
 
@@ -79,7 +79,7 @@ def ancestral(
         z: Standard normal noise, (batch, *shape); the start is ``levels[0] * z``.
         levels: Falling noise levels, (steps + 1,), the last may be 0.
         label: Class of each sample, (batch,), or None.
-        generator: Source of the new noise; torch's own without one.
+        rng: Source of the new noise; torch's own without one.
 
     Yields:
         A record after each step.
@@ -97,7 +97,7 @@ def ancestral(
         x = kept * x + (1 - kept) * denoised
         if sigma_next > 0:
             variance = kept * (sigma**2 - sigma_next**2)
-            x = x + math.sqrt(variance) * noise_like(z, generator).double()
+            x = x + math.sqrt(variance) * noise_like(z, rng).double()
         yield Step(index, x, denoised, sigma_next, counted.calls)
 
 
@@ -109,7 +109,7 @@ def ddim(
     label: Int[Tensor, " batch"] | None = None,
     *,
     eta: float = 0.0,
-    generator: Generator | None = None,
+    rng: Generator | None = None,
 ) -> Iterator[Step]:
     """DDIM: guess the clean sample, put the guessed noise back, and some new noise.
 
@@ -119,7 +119,7 @@ def ddim(
         levels: Falling noise levels, (steps + 1,), the last may be 0: any subsequence will do.
         label: Class of each sample, (batch,), or None.
         eta: How much of DDPM's noise is new, from 0 (none: `euler`) to 1 (`ancestral`).
-        generator: Source of the new noise; torch's own without one.
+        rng: Source of the new noise; torch's own without one.
 
     Yields:
         A record after each step.
@@ -138,5 +138,5 @@ def ddim(
         new = ddim_noise(sigma, sigma_next, eta)
         x = denoised + math.sqrt(sigma_next**2 - new**2) * noise
         if new > 0:
-            x = x + new * noise_like(z, generator).double()
+            x = x + new * noise_like(z, rng).double()
         yield Step(index, x, denoised, sigma_next, counted.calls)

@@ -108,7 +108,7 @@ def reverse_sde(
     *,
     process: Process = VE,
     chance: float = 1.0,
-    generator: Generator | None = None,
+    rng: Generator | None = None,
 ) -> Iterator[Step]:
     """Run a diffusion backwards with the steps of Euler and Maruyama.
 
@@ -123,7 +123,7 @@ def reverse_sde(
         label: Class of each sample, (batch,), or None.
         process: The diffusion, `VE` or `VP`.
         chance: Strength of the new noise, 0 or above.
-        generator: Source of the new noise; torch's own without one.
+        rng: Source of the new noise; torch's own without one.
 
     Yields:
         A record after each step; its x is the state over alpha, in the book's form.
@@ -146,7 +146,7 @@ def reverse_sde(
         drift = process.f(t) * state - (1 + chance**2) / 2 * g_squared * score
         state = state - length * drift
         if chance > 0 and sigma_next > 0:
-            noise = noise_like(z, generator).double()
+            noise = noise_like(z, rng).double()
             state = state + chance * math.sqrt(g_squared * length) * noise
         yield Step(index, state / process.alpha(t_next), denoised, sigma_next, counted.calls)
 

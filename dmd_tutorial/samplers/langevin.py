@@ -21,7 +21,7 @@ def langevin(
     step_size: float,
     label: Int[Tensor, " batch"] | None = None,
     *,
-    generator: Generator | None = None,
+    rng: Generator | None = None,
 ) -> Iterator[Step]:
     """Langevin dynamics at one noise level: up the score, plus noise.
 
@@ -34,7 +34,7 @@ def langevin(
         steps: How many steps.
         step_size: Length of a step in Langevin's time, in the units of x squared.
         label: Class of each sample, (batch,), or None.
-        generator: Source of the noise; torch's own without one.
+        rng: Source of the noise; torch's own without one.
 
     Yields:
         A record after each step.
@@ -52,7 +52,7 @@ def langevin(
     levels = torch.full((len(x),), float(sigma), dtype=x.dtype, device=x.device)
     for index in range(steps):
         denoised = counted(x, sigma)
-        noise = torch.randn(x.shape, generator=generator, dtype=dtype).to(x)
+        noise = torch.randn(x.shape, generator=rng, dtype=dtype).to(x)
         score = score_from_denoised(x, denoised, levels)
         x = x + step_size * score + math.sqrt(2 * step_size) * noise
         yield Step(index, x, denoised, sigma, counted.calls)
@@ -67,7 +67,7 @@ def annealed_langevin(
     *,
     steps_per_level: int = 10,
     step_ratio: float = 0.1,
-    generator: Generator | None = None,
+    rng: Generator | None = None,
 ) -> Iterator[Step]:
     """Langevin dynamics down a ladder of noise levels, the step shrinking with the level.
 
@@ -78,7 +78,7 @@ def annealed_langevin(
         label: Class of each sample, (batch,), or None.
         steps_per_level: Langevin steps at each level.
         step_ratio: ``step_size / sigma^2``, without unit.
-        generator: Source of the noise; torch's own without one.
+        rng: Source of the noise; torch's own without one.
 
     Yields:
         A record after each step.
@@ -92,9 +92,7 @@ def annealed_langevin(
     index = calls = 0
     for sigma in levels.tolist():
         step_size = step_ratio * sigma**2
-        walk = langevin(
-            denoiser, x.to(z.dtype), sigma, steps_per_level, step_size, label, generator=generator
-        )
+        walk = langevin(denoiser, x.to(z.dtype), sigma, steps_per_level, step_size, label, rng=rng)
         for step in walk:
             calls += 1
             x = step.x

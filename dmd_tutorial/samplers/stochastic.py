@@ -24,7 +24,7 @@ def stochastic(
     churn_min: float = 0.05,
     churn_max: float = 50.0,
     noise_scale: float = 1.003,
-    generator: Generator | None = None,
+    rng: Generator | None = None,
 ) -> Iterator[Step]:
     """EDM's stochastic sampler: a little new noise before each of Heun's steps.
 
@@ -37,7 +37,7 @@ def stochastic(
         churn_min: Below this level no noise is added (S_min), in the units of x.
         churn_max: Above this level no noise is added (S_max).
         noise_scale: Standard deviation of the new noise (S_noise).
-        generator: Source of the new noise; torch's own without one.
+        rng: Source of the new noise; torch's own without one.
 
     Yields:
         A record after each step.
@@ -56,7 +56,7 @@ def stochastic(
         gamma = gamma_of_all if churn_min <= sigma <= churn_max else 0.0
         sigma_hat = sigma * (1 + gamma)
         if gamma > 0:
-            noise = torch.randn(x.shape, generator=generator, dtype=z.dtype).to(x)
+            noise = torch.randn(x.shape, generator=rng, dtype=z.dtype).to(x)
             x = x + noise_scale * math.sqrt(sigma_hat**2 - sigma**2) * noise
         x, denoised = heun_step(counted, x, sigma_hat, sigma_next)
         yield Step(index, x, denoised, sigma_next, counted.calls)

@@ -1,1 +1,1 @@
-"""The methods of Part II, each a loss and a step, and one table that compares them."""
+"""The other methods on the road to one step, each a loss and a step on top of the core."""

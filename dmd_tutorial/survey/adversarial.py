@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from benchmarks.survey.task import Budget, Method, Sampler, Task
 from dmd_tutorial import dmd
 from dmd_tutorial.checks import expand
 from dmd_tutorial.denoisers import Denoiser, EDMDenoiser, OneStepGenerator
@@ -21,9 +22,7 @@ from dmd_tutorial.networks.mlp import MLP, Linears
 from dmd_tutorial.networks.unet import Block, UNet
 from dmd_tutorial.noise import add_noise, dmd_sigma, karras_grid, noise_like
 from dmd_tutorial.samplers import one_step
-from dmd_tutorial.settings import rate_factor
-from dmd_tutorial.survey.task import Budget, Method, Sampler, Task
-from dmd_tutorial.training import EMA, set_rate
+from dmd_tutorial.training import EMA, rate_factor, set_rate
 
 # The teacher's term
 

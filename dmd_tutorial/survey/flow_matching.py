@@ -13,14 +13,14 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from benchmarks.survey.task import Budget, Method, Sampler, Task, fit_within, sampling
 from dmd_tutorial.anchor import Pairs
 from dmd_tutorial.checks import check_same_shape, check_sigma, expand
 from dmd_tutorial.denoisers import Denoiser, EDMDenoiser, OneStepGenerator
 from dmd_tutorial.networks import MLP, UNet
 from dmd_tutorial.noise import SIGMA_MAX, noise_like
 from dmd_tutorial.samplers import Step, euler, one_step
-from dmd_tutorial.settings import TeacherSettings
-from dmd_tutorial.survey.task import Budget, Method, Sampler, Task, fit_within, sampling
+from dmd_tutorial.training import TeacherSettings
 
 SMALLEST_TIME = 1e-3
 BATCH = 128

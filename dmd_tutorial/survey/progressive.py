@@ -14,13 +14,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
+from benchmarks.survey.task import Budget, Draw, Method, Sampler, Task, exhaust
 from dmd_tutorial.checks import check_same_shape, check_sigma, expand
 from dmd_tutorial.denoisers import Denoiser, denoised_from_noise, denoised_from_v
 from dmd_tutorial.noise import add_noise, noise_like, sampling_levels
 from dmd_tutorial.samplers import euler, sample
-from dmd_tutorial.settings import TeacherSettings
-from dmd_tutorial.survey.task import Budget, Draw, Method, Sampler, Task, exhaust
-from dmd_tutorial.training import FitRun, Metrics, fit
+from dmd_tutorial.training import FitRun, Metrics, TeacherSettings, fit
 
 # The target
 
@@ -244,21 +243,21 @@ def halved(levels: Float[Tensor, " steps+1"]) -> Float[Tensor, " half+1"]:
 
 
 def draw_double_step(
-    batch: int, levels: Float[Tensor, " steps+1"], generator: Generator | None = None
+    batch: int, levels: Float[Tensor, " steps+1"], rng: Generator | None = None
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
     """Draw which of the student's steps to learn, all equally likely.
 
     Args:
         batch: How many.
         levels: The teacher's falling levels, (steps + 1,), an even number of steps.
-        generator: Source of randomness; torch's own without one.
+        rng: Source of randomness; torch's own without one.
 
     Returns:
         Where the step starts, where the teacher stops on the way, where it ends, (batch,) each,
         float32.
     """
     starts = len(halved(levels)) - 1
-    index = 2 * torch.randint(starts, (batch,), generator=generator)
+    index = 2 * torch.randint(starts, (batch,), generator=rng)
     sigma, between, after = (levels.float()[index + step] for step in range(3))
     return sigma, between, after
 

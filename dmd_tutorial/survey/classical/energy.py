@@ -76,6 +76,6 @@ def walk(
     Returns:
         Where they are after the steps, (batch, dim).
     """
-    chain = langevin(energy_denoiser(energy), x, 1.0, steps, step_size, label, generator=rng)
+    chain = langevin(energy_denoiser(energy), x, 1.0, steps, step_size, label, rng=rng)
     *_, last = chain
     return last.x.to(x)

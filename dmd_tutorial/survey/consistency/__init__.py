@@ -5,6 +5,7 @@ The teacher's paths stand in `paths`, two points of one path in `pairs` and thei
 instead, and `recipes` trains all of them for the survey's table.
 """
 
+from benchmarks.survey.consistency import METHODS
 from dmd_tutorial.survey.consistency.levels import (
     doubling_bins,
     lognormal_probability,
@@ -18,7 +19,6 @@ from dmd_tutorial.survey.consistency.model import (
 )
 from dmd_tutorial.survey.consistency.pairs import Pair, distillation_pair, training_pair
 from dmd_tutorial.survey.consistency.paths import guided_denoised, solve
-from dmd_tutorial.survey.consistency.recipes import METHODS
 from dmd_tutorial.survey.consistency.trajectory import (
     TrajectoryModel,
     trajectory_loss,

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 def neighbour_levels(
     batch: int,
     grid: Float[Tensor, " bins"],
-    generator: Generator | None = None,
+    rng: Generator | None = None,
     *,
     skip: int = 1,
     probability: Float[Tensor, " bins-1"] | None = None,
@@ -20,7 +20,7 @@ def neighbour_levels(
     Args:
         batch: How many.
         grid: Ascending noise levels, (bins,), at least 2.
-        generator: Source of randomness; torch's own without one.
+        rng: Source of randomness; torch's own without one.
         skip: How many places below; the lowest level where there are not so many.
         probability: Of each level but the lowest, (bins - 1,), up to a factor; equal without it.
 
@@ -31,7 +31,7 @@ def neighbour_levels(
     """
     if probability is None:
         probability = torch.ones(len(grid) - 1)
-    index = 1 + torch.multinomial(probability, batch, replacement=True, generator=generator)
+    index = 1 + torch.multinomial(probability, batch, replacement=True, generator=rng)
     return grid.float()[index], grid.float()[(index - skip).clamp_min(0)]
 
 

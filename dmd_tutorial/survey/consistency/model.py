@@ -90,7 +90,7 @@ def multistep(
     label: Int[Tensor, " batch"] | None = None,
     *,
     sigma_min: float = SIGMA_MIN,
-    generator: Generator | None = None,
+    rng: Generator | None = None,
 ) -> Iterator[Step]:
     """Sample with a consistency model: to the end of the path, noise again, to the end, ...
 
@@ -100,7 +100,7 @@ def multistep(
         levels: Falling noise levels, one for each evaluation, above sigma_min.
         label: Class of each sample, (batch,), or None.
         sigma_min: Where the model's paths end.
-        generator: Source of the new noise; torch's own without one.
+        rng: Source of the new noise; torch's own without one.
 
     Yields:
         A record after each evaluation; its x is at level sigma_min.
@@ -111,6 +111,6 @@ def multistep(
         if index == 0:
             x = sigma * z
         else:
-            x = x + math.sqrt(sigma**2 - sigma_min**2) * noise_like(z, generator)
+            x = x + math.sqrt(sigma**2 - sigma_min**2) * noise_like(z, rng)
         x = model(x, z.new_full((len(z),), sigma), label)
         yield Step(index, x, x, sigma_min, index + 1)

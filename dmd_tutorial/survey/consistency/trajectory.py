@@ -147,7 +147,7 @@ def trajectory_sampler(
     label: Int[Tensor, " batch"] | None = None,
     *,
     gamma: float = 0.0,
-    generator: Generator | None = None,
+    rng: Generator | None = None,
 ) -> Iterator[Step]:
     """Jump from level to level: below the next one, and up to it with new noise.
 
@@ -157,7 +157,7 @@ def trajectory_sampler(
         levels: Falling noise levels, (steps + 1,), all above 0.
         label: Class of each sample, (batch,), or None.
         gamma: From 0, no new noise, to 1, where every jump goes to the end: `multistep`.
-        generator: Source of the new noise; torch's own without one.
+        rng: Source of the new noise; torch's own without one.
 
     Yields:
         A record after each jump.
@@ -170,5 +170,5 @@ def trajectory_sampler(
         low = max(end, math.sqrt(1 - gamma**2) * sigma_next.item())
         x = model(x, sigma.item() * ones, low * ones, label)
         if (added := sigma_next.item() ** 2 - low**2) > 0:
-            x = x + math.sqrt(added) * noise_like(z, generator)
+            x = x + math.sqrt(added) * noise_like(z, rng)
         yield Step(index, x, x, sigma_next.item(), index + 1)

@@ -5,6 +5,7 @@
 steps are in `few_steps`, and the methods of the survey's table in `recipes`.
 """
 
+from benchmarks.survey.score_distillation import METHODS
 from dmd_tutorial.survey.score_distillation.critics import Judge, known_noise
 from dmd_tutorial.survey.score_distillation.family import FAMILY, Member
 from dmd_tutorial.survey.score_distillation.few_steps import FewStepGenerator, few_step_levels
@@ -22,7 +23,6 @@ from dmd_tutorial.survey.score_distillation.levels import (
     schedule_levels,
     teacher_levels,
 )
-from dmd_tutorial.survey.score_distillation.recipes import METHODS
 
 __all__ = [
     "FAMILY",

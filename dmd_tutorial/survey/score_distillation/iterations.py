@@ -128,7 +128,7 @@ def _train_critic(
         with torch.no_grad():
             fresh = step > 0  # the first update sees the samples of the generator's update
             x = trio.generator(noise_like(batch.z, trio.rng), batch.label) if fresh else record.x
-        sigma = grid_sigma(len(x), objective.grid, generator=trio.rng).to(x)
+        sigma = grid_sigma(len(x), objective.grid, rng=trio.rng).to(x)
         loss = dmd.critic_loss(trio.critic, x, sigma, noise_like(x, trio.rng), batch.label)
         mean = record.loss_critic + loss.item() / objective.critic_steps
         norm = dmd.update(trio.critic_optimizer, loss + more(sigma), objective.clip)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dmd_tutorial.compute import PRECISIONS, Compute, prepare
+from dmd_tutorial.runs.compute import PRECISIONS, Compute, prepare
 from dmd_tutorial.denoisers import OneStepGenerator, image_shape
 
 GIB = 2**30

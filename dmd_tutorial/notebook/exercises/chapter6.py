@@ -6,8 +6,8 @@ from torch.nn import functional
 
 from dmd_tutorial.data import two_modes
 from dmd_tutorial.denoisers import Denoiser
-from dmd_tutorial.exercises import Exercise
 from dmd_tutorial.noise import karras_grid
+from dmd_tutorial.notebook.exercises import Exercise
 
 # --- 6.1: the generator -----------------------------------------------------------------------
 

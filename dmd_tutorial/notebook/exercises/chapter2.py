@@ -8,7 +8,7 @@ from torch import Tensor
 
 from dmd_tutorial.data import two_modes
 from dmd_tutorial.denoisers import Denoiser, edm_preconditioning
-from dmd_tutorial.exercises import Exercise
+from dmd_tutorial.notebook.exercises import Exercise
 
 Network = Callable[[Tensor, Tensor], Tensor]
 Factors = tuple[Tensor, Tensor, Tensor]

@@ -12,17 +12,16 @@ from functools import partial
 import torch
 from torch import Generator, Tensor, nn
 
+from benchmarks.survey.task import Budget, Method, Sampler, Task, fit_within
 from dmd_tutorial import dmd
 from dmd_tutorial.noise import noise_like
 from dmd_tutorial.samplers import one_step
-from dmd_tutorial.settings import TeacherSettings
 from dmd_tutorial.survey.classical.energy import contrastive_loss, energy_denoiser, walk
 from dmd_tutorial.survey.classical.gan import gan_step
 from dmd_tutorial.survey.classical.perceptron import Perceptron
 from dmd_tutorial.survey.classical.realnvp import RealNVP, flow_log_prob
 from dmd_tutorial.survey.classical.vae import VAE, elbo
-from dmd_tutorial.survey.task import Budget, Method, Sampler, Task, fit_within
-from dmd_tutorial.training import EMA
+from dmd_tutorial.training import EMA, TeacherSettings
 
 
 def _flat(task: Task, batch: int, jitter: float = 0.0) -> Callable[[Generator], tuple]:

@@ -18,8 +18,7 @@ from dmd_tutorial.features import extract_features
 from dmd_tutorial.networks.mlp import MLP
 from dmd_tutorial.noise import SIGMA_MAX, lognormal_sigma, noise_like
 from dmd_tutorial.samplers import Step, sample
-from dmd_tutorial.settings import TeacherSettings
-from dmd_tutorial.training import FitRun, fit
+from dmd_tutorial.training import FitRun, TeacherSettings, fit
 
 Draw = Callable[[int, Generator], tuple[Tensor, Tensor | None]]  # (count, rng) -> x, label
 Sampler = Callable[[Tensor, Tensor | None], Tensor]  # (z, label) -> x
@@ -181,13 +180,13 @@ def ring() -> Task:
     mixture = data.ring()
 
     def draw(count: int, rng: Generator) -> tuple[Tensor, Tensor | None]:
-        return mixture.sample(count, generator=rng), None
+        return mixture.sample(count, rng=rng), None
 
     def measure(samples: Tensor, label: Tensor | None) -> tuple[float, float]:
         reference, _ = draw(len(samples), torch.Generator().manual_seed(1))
         rng = torch.Generator().manual_seed(2)
         _, recall = metrics.precision_recall(samples, reference)
-        return metrics.sliced_wasserstein(samples, reference, generator=rng), recall
+        return metrics.sliced_wasserstein(samples, reference, rng=rng), recall
 
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
@@ -245,7 +244,7 @@ def sampling(
     """
 
     def run(z: Tensor, label: Tensor | None) -> Tensor:
-        fresh = {} if seed is None else {"generator": Generator().manual_seed(seed)}
+        fresh = {} if seed is None else {"rng": Generator().manual_seed(seed)}
         return sample(network, z, label, sampler=partial(sampler, **fresh), levels=levels)
 
     return run

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator
 
+from benchmarks.survey.task import Budget, Method, Sampler, Task, sampling
 from dmd_tutorial.noise import sampling_levels
 from dmd_tutorial.samplers import Step, ancestral, ddim, deis, dpm_solver, heun, unipc
-from dmd_tutorial.survey.task import Budget, Method, Sampler, Task, sampling
 
 # The lowest level above 0. With few steps none should be spent on noise that nobody sees: of
 # 0.002, 0.02 and 0.05 this gave the best samples of most solvers with 5 and 10 steps.

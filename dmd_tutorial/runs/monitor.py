@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dmd_tutorial import plots
-from dmd_tutorial.checkpoints import replace_file
+from dmd_tutorial.notebook import plots
+from dmd_tutorial.runs.checkpoints import replace_file
 from dmd_tutorial.dmd import Record
 
 WINDOW = 100  # steps that a running number looks back on

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from dmd_tutorial.checks import expand
-from dmd_tutorial.exercises import Exercise
+from dmd_tutorial.notebook.exercises import Exercise
 
 
 def score_of_denoiser(x: Tensor, denoised: Tensor, sigma: Tensor) -> Tensor:

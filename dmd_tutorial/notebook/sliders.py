@@ -24,7 +24,7 @@ from IPython.display import display
 from matplotlib.figure import Figure
 from PIL import Image
 
-from dmd_tutorial.plots import Html, fewer_colours, figure_tag, image_tag, png
+from dmd_tutorial.notebook.plots import Html, fewer_colours, figure_tag, image_tag, png
 
 STATIC = "DMD_TUTORIAL_STATIC"  # set to 1 by the site build and by the notebook tests
 PALETTE = 64  # colours of a stored picture

@@ -1,4 +1,4 @@
-"""An interrupted cell leaves a kernel in which the next cell works.
+"""A chapter's kernel: the figures' look, and an interrupted cell that leaves the next one working.
 
 Python cannot repeat an import that was cut in half if the module has registered something on the
 way. PyTorch imports such a module, ``torch._dynamo``, when the first optimiser is made: a second
@@ -19,6 +19,10 @@ import threading
 from collections.abc import Sequence
 from types import FrameType, ModuleType
 from typing import Any
+
+from IPython import get_ipython
+
+from dmd_tutorial.notebook import plots
 
 UNREPEATABLE = {"torch._dynamo"}
 DELAY = 0.05  # seconds from the end of such an import to the interrupt that waited for it
@@ -105,3 +109,16 @@ def keep_gradients(shell: Any) -> None:
     mode = GradMode()
     shell.events.register("pre_run_cell", mode.remember)
     shell.events.register("post_run_cell", mode.restore)
+
+
+def setup() -> None:
+    """Make a kernel ready for a chapter: the figures' look, and cells that can be interrupted.
+
+    Outside of a notebook only the look is set. Importing the package alone changes nothing.
+    """
+    plots.style()
+    if "ipykernel" in sys.modules and (shell := get_ipython()):
+        keep_imports_whole()
+        if not getattr(shell, "_dmd_keeps_gradients", False):  # once a kernel
+            shell._dmd_keeps_gradients = True
+            keep_gradients(shell)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dmd_tutorial import data
-from dmd_tutorial.exercises import Exercise
+from dmd_tutorial.notebook.exercises import Exercise
 
 # 8.1: the KL divergence of a code from the prior
 

@@ -24,18 +24,21 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from dmd_tutorial import checkpoints, memory, metrics, monitor, plots, pretrained
+from dmd_tutorial.runs import checkpoints, memory, monitor
+from dmd_tutorial import metrics, pretrained
+from dmd_tutorial.notebook import plots
 from dmd_tutorial.anchor import fingerprint, load_pairs, make_pairs
-from dmd_tutorial.colab import runs_folder
-from dmd_tutorial.compute import Compute, Processes
-from dmd_tutorial.data import balanced_labels, load_images, seeded_noise
+from dmd_tutorial.runs.colab import runs_folder
+from dmd_tutorial.runs.compute import Compute, Processes
+from dmd_tutorial.data import balanced_labels, seeded_noise
+from dmd_tutorial.runs.images import load_images
 from dmd_tutorial.denoisers import OneStepGenerator, image_shape
-from dmd_tutorial.options import build_parser, overridden, seeds_of
-from dmd_tutorial.presets import PRESETS, Preset
-from dmd_tutorial.provenance import provenance
+from dmd_tutorial.runs.options import build_parser, overridden, seeds_of
+from dmd_tutorial.runs.presets import PRESETS, Preset
+from dmd_tutorial.runs.provenance import provenance
 from dmd_tutorial.samplers import one_step, sample
-from dmd_tutorial.settings import DistillSettings, TeacherSettings
-from dmd_tutorial.survey import comparison
+from dmd_tutorial.training import DistillSettings, TeacherSettings
+from benchmarks.survey import comparison
 from dmd_tutorial.training import (
     DistillationRun,
     Metrics,

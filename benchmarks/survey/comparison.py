@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from dmd_tutorial.checkpoints import replace_file
+from benchmarks.survey import task
+from benchmarks.survey.task import Budget, Method, Task
 from dmd_tutorial.data import balanced_labels
-from dmd_tutorial.provenance import provenance
-from dmd_tutorial.survey import task
-from dmd_tutorial.survey.task import Budget, Method, Task
+from dmd_tutorial.runs.checkpoints import replace_file
+from dmd_tutorial.runs.provenance import provenance
 
 ROOMS = (
     "solvers", "classical", "flow_matching", "consistency", "progressive", "adversarial",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dmd_tutorial.exercises import Exercise
+from dmd_tutorial.notebook.exercises import Exercise
 
 Energy = Callable[[Tensor], Tensor]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from dmd_tutorial.compute import Compute
-from dmd_tutorial.presets import PRESETS
-from dmd_tutorial.settings import DistillSettings, TeacherSettings
+from dmd_tutorial.runs.compute import Compute
+from dmd_tutorial.runs.presets import PRESETS
+from dmd_tutorial.training import DistillSettings, TeacherSettings
 
 Command = Callable[[argparse.Namespace], None]
 

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from dmd_tutorial.compute import Compute
-from dmd_tutorial.data import Images, load_images
+from dmd_tutorial.runs.compute import Compute
+from dmd_tutorial.data import Images
+from dmd_tutorial.runs.images import load_images
 from dmd_tutorial.denoisers import EDMDenoiser
 from dmd_tutorial.networks import UNet
-from dmd_tutorial.networks.edm import EDMPrecond
-from dmd_tutorial.settings import DistillSettings, TeacherSettings
+from dmd_tutorial.edm.networks import EDMPrecond
+from dmd_tutorial.training import DistillSettings, TeacherSettings
 
 
 @dataclass(frozen=True)

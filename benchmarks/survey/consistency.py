@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Generator, Tensor, nn
 
+from benchmarks.survey.task import Budget, Method, Sampler, Task, sampling
 from dmd_tutorial.denoisers import EDMDenoiser
 from dmd_tutorial.noise import karras_grid, noise_like
-from dmd_tutorial.settings import TeacherSettings
 from dmd_tutorial.survey.consistency.levels import doubling_bins, neighbour_levels
 from dmd_tutorial.survey.consistency.loss import consistency_loss, pseudo_huber
 from dmd_tutorial.survey.consistency.model import ConsistencyModel, multistep
@@ -17,8 +17,7 @@ from dmd_tutorial.survey.consistency.trajectory import (
     trajectory_loss,
     trajectory_sampler,
 )
-from dmd_tutorial.survey.task import Budget, Method, Sampler, Task, sampling
-from dmd_tutorial.training import FitRun, fit
+from dmd_tutorial.training import FitRun, TeacherSettings, fit
 
 
 def _train(

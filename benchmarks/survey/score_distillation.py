@@ -7,17 +7,24 @@ from functools import partial
 import torch
 from torch import Generator, Tensor, nn
 
+from benchmarks.survey.task import Budget, Method, Sampler, Task, exhaust
 from dmd_tutorial.anchor import Pairs, l2
 from dmd_tutorial.denoisers import OneStepGenerator
 from dmd_tutorial.dmd import Batch
 from dmd_tutorial.samplers import one_step
-from dmd_tutorial.settings import DistillSettings, TeacherSettings, rate_factor
 from dmd_tutorial.survey.score_distillation.critics import Judge
 from dmd_tutorial.survey.score_distillation.family import FAMILY, Member
 from dmd_tutorial.survey.score_distillation.few_steps import FewStepGenerator, few_step_levels
 from dmd_tutorial.survey.score_distillation.iterations import Trio
-from dmd_tutorial.survey.task import Budget, Method, Sampler, Task, exhaust
-from dmd_tutorial.training import EMA, FitRun, fit, set_rate
+from dmd_tutorial.training import (
+    EMA,
+    DistillSettings,
+    FitRun,
+    TeacherSettings,
+    fit,
+    rate_factor,
+    set_rate,
+)
 
 
 @dataclass(frozen=True)

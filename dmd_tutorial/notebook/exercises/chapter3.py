@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dmd_tutorial import dmd
-from dmd_tutorial.exercises import Exercise
+from dmd_tutorial.notebook.exercises import Exercise
 
 # 3.1: the Gaussian that minimises the forward divergence
 

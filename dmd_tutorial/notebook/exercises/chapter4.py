@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dmd_tutorial.exercises import Exercise
+from dmd_tutorial.notebook.exercises import Exercise
 
 
 def affine_denoiser(x: Tensor, sigma: float, A: Tensor, b: Tensor) -> Tensor:
