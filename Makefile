@@ -78,7 +78,6 @@ results: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pydoclint --quiet dmd_tutorial
 	$(BIN)/mypy
 	$(BIN)/python book/tools/format_notebooks.py --check
 	$(BIN)/python book/tools/ledger.py --check

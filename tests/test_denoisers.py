@@ -79,12 +79,14 @@ def test_denoiser_combines_input_and_answer():
     assert answer.item() == pytest.approx(0.5 * 2 + 0.25 / math.sqrt(0.5) * 3)
 
 
-def test_loss_of_an_untrained_network_is_one_at_every_level():
-    x = 0.5 * torch.randn(50_000, 2, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("sigma_data", [0.5, 1.4])
+def test_loss_of_an_untrained_network_is_one_at_every_level(sigma_data):
+    """With the data's own spread: a fixed 0.5 gives 1.0 to 8.2 where it is 1.4."""
+    x = sigma_data * torch.randn(50_000, 2, generator=torch.Generator().manual_seed(0))
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
     for sigma in (0.01, 0.3, 10.0):
         level = torch.full((len(x),), sigma)
-        loss = denoising_loss(EDMDenoiser(Recorder()), x, level, noise)
+        loss = denoising_loss(EDMDenoiser(Recorder(), sigma_data), x, level, noise)
         assert loss.item() == pytest.approx(1, rel=0.03)
 
 
@@ -168,6 +170,17 @@ def test_unet_denoiser_keeps_shape_type_and_finiteness(
     assert denoised.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_the_type_of_x_comes_back_and_the_arithmetic_is_that_of_the_weights(dtype):
+    torch.manual_seed(0)
+    denoiser = EDMDenoiser(MLP(hidden=16))
+    torch.nn.init.normal_(denoiser.network.out.weight)
+    x, sigma = torch.randn(4, 2).to(dtype), torch.tensor([0.002, 0.5, 5.0, 80.0]).to(dtype)
+    denoised = denoiser(x, sigma)
+    assert denoised.dtype == dtype
+    assert torch.equal(denoised, denoiser(x.float(), sigma.float()).to(dtype))
+
+
 @pytest.mark.parametrize(
     ("x", "sigma", "label", "message"),
     [
@@ -181,7 +194,7 @@ def test_unet_denoiser_keeps_shape_type_and_finiteness(
         (torch.zeros(2, 1, 9, 9), torch.ones(2), None, r"\(2, 1, 9, 9\), the network wants"),
         (torch.zeros(2, 3, 8, 8), torch.ones(2), None, r"\(2, 3, 8, 8\), the network wants"),
         (torch.zeros(2, 1, 8, 8), torch.ones(2), torch.tensor([0, 10]), "classes are 0 to 9"),
-        (torch.zeros(2, 1, 8, 8), torch.ones(2), torch.tensor([0, -1]), "label goes from -1 to 0"),
+        (torch.zeros(2, 1, 8, 8), torch.ones(2), torch.tensor([0, -2]), "label goes from -2 to 0"),
         (torch.zeros(2, 1, 8, 8), torch.ones(2), torch.tensor([1]), r"\(1,\), x has batch 2"),
         (torch.zeros(2, 1, 8, 8), torch.ones(2), torch.ones(2), "whole numbers"),
     ],

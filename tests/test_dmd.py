@@ -222,14 +222,64 @@ def test_critic_steps_are_counted_and_keep_the_labels(critic_steps, monkeypatch)
         seen.append((x.detach().clone(), label))
         return real_loss(critic, x, sigma, noise, label)
 
-    real_loss = dmd.critic_loss
-    monkeypatch.setattr(dmd, "critic_loss", spy)
+    real_loss = dmd.denoising_loss
+    monkeypatch.setattr(dmd, "denoising_loss", spy)
     record = Networks(image=True).run(IMAGE_BATCH, Objective(critic_steps=critic_steps))
     assert len(seen) == critic_steps
     assert torch.equal(seen[0][0], record.x)  # first the samples just made
     assert all(label is IMAGE_BATCH.label for _, label in seen)
     if critic_steps > 1:
         assert not torch.equal(seen[1][0], seen[0][0])  # then fresh ones
+
+
+def test_a_weighting_may_be_named():
+    runs = [Networks(image=True), Networks(image=True)]
+    for networks, weighting in zip(runs, ("eq8", Weighting.EQ8), strict=True):
+        networks.run(IMAGE_BATCH, Objective(weighting=weighting))
+    assert torch.equal(weights(runs[0].generator), weights(runs[1].generator))
+
+
+@pytest.mark.parametrize(
+    ("batch", "objective", "critic_optimizer", "message"),
+    [
+        (IMAGE_BATCH._replace(label=None), Objective(), True, "must both have labels, or neither"),
+        (IMAGE_BATCH._replace(label_ref=None), Objective(), True, "both have labels, or neither"),
+        (IMAGE_BATCH, Objective(critic_steps=2), False, "2 critic steps are asked for without"),
+        (IMAGE_BATCH._replace(y_ref=None), Objective(), True, "the batch has no pairs"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_updated(
+    batch, objective, critic_optimizer, message
+):
+    networks = Networks(image=True)
+    before = [weights(n) for n in networks.trained]
+    if not critic_optimizer:
+        networks.optimizers[1] = None
+    with pytest.raises(ValueError, match=message):
+        networks.run(batch, objective)
+    assert all(torch.equal(weights(n), b) for n, b in zip(networks.trained, before, strict=True))
+
+
+def test_a_condition_may_be_anything_that_its_network_reads():
+    """Embeddings (batch, words, width) go through an iteration that does not know them."""
+
+    class Reads(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.out, self.seen = torch.nn.Linear(6, 2), []
+
+        def forward(self, x, c_noise, label):
+            self.seen.append(label)
+            return self.out(torch.cat([x, label.flatten(1)], 1))
+
+    networks = [EDMDenoiser(Reads()) for _ in range(3)]
+    generator = OneStepGenerator(networks[0])
+    optimizers = [torch.optim.SGD(n.parameters(), 1e-3) for n in networks[:2]]
+    z, words, z_ref, words_ref = (torch.randn(s) for s in ((4, 2), (4, 2, 2), (3, 2), (3, 2, 2)))
+    batch = Batch(z, words, z_ref, z_ref, words_ref)
+    iteration(generator, networks[1], networks[2], *optimizers, batch, Objective(critic_steps=2))
+    seen = [[one is words for one in n.network.seen] for n in networks]
+    assert seen == [[True, False, True], [True, True, True], [True]]  # the False is words_ref
 
 
 def test_gradients_are_clipped_and_the_norm_before_is_reported():
@@ -294,6 +344,14 @@ def test_the_heart_stays_small_and_knows_no_images_files_or_devices():
             "denoised_fake is not finite: 320 of 320",
         ),
         (lambda: dmd.matching_loss(torch.zeros(2, 2), torch.zeros(2)), "gradient has shape"),
+        (
+            lambda: matching_gradient(*(torch.zeros(n) for n in ((4, 2), 4, (4, 2), (4, 2)))),
+            "sigma is 0 somewhere",
+        ),
+        (
+            lambda: matching_gradient(*random_case(), "eq9"),
+            "'eq9' is not a valid Weighting",
+        ),
         (
             lambda: matching_gradient(torch.zeros(4, 2), torch.ones(3), *torch.zeros(2, 4, 2)),
             r"sigma has shape \(3,\), x has batch 4",
