@@ -270,7 +270,8 @@ def train_teacher(
 def draw_images(run: FitRun, images: Images) -> Noised:
     """Draw what one step of a teacher's training consumes, on the CPU."""
     settings, rng = run.settings, run.rng
-    assert isinstance(settings, TeacherSettings)
+    if not isinstance(settings, TeacherSettings):
+        raise ValueError(f"a teacher is fitted with TeacherSettings, not {type(settings).__name__}")
     index = torch.randint(len(images.x), (settings.batch,), generator=rng)
     flip = torch.rand(settings.batch, generator=rng) < 0.5 if settings.flip else None
     x, label = images.take(index, flip), images.label[index]
