@@ -170,7 +170,7 @@ def halving(
         return add_noise(x, sigma, noise_like(x, rng)), sigma, between, after, label
 
     def loss(student: Denoiser, *drawn: Any) -> Tensor:
-        return progressive_loss(student, teacher, *drawn, weighting)
+        return progressive_loss(student, teacher, *drawn, weighting=weighting)  # type: ignore[misc]
 
     return fit(run, batch, loss)
 
