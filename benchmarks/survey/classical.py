@@ -11,6 +11,7 @@ from functools import partial
 
 import torch
 from torch import Generator, Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from benchmarks.survey.task import Budget, Method, Sampler, Task, fit_within
 from dmd_tutorial import dmd
@@ -21,7 +22,7 @@ from dmd_tutorial.survey.classical.gan import gan_step
 from dmd_tutorial.survey.classical.perceptron import Perceptron
 from dmd_tutorial.survey.classical.realnvp import RealNVP, flow_log_prob
 from dmd_tutorial.survey.classical.vae import VAE, elbo
-from dmd_tutorial.training import EMA, TeacherSettings
+from dmd_tutorial.training import FitSettings, averaged
 
 
 def _flat(task: Task, batch: int, jitter: float = 0.0) -> Callable[[Generator], tuple]:
@@ -69,7 +70,7 @@ def _train_vae(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
     def loss(vae: nn.Module, *drawn: Tensor) -> Tensor:
         return -elbo(vae, *drawn).mean()  # type: ignore[arg-type]
 
-    settings = TeacherSettings(steps=30_000, clip=10.0, seed=seed)
+    settings = FitSettings(steps=30_000, clip=10.0, seed=seed)
     vae = fit_within(budget, make, draw, loss, settings)
 
     def sample(z: Tensor, label: Tensor | None) -> Tensor:
@@ -89,7 +90,7 @@ def _train_flow(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
     def loss(flow: nn.Module, *drawn: Tensor) -> Tensor:
         return -flow_log_prob(flow, *drawn).mean()  # type: ignore[arg-type]
 
-    settings = TeacherSettings(steps=30_000, learning_rate=1e-3, seed=seed)
+    settings = FitSettings(steps=30_000, learning_rate=1e-3, seed=seed)
     flow = fit_within(budget, make, _flat(task, 256, jitter=0.05), loss, settings)
     return {1: _folded(flow.sample)}  # type: ignore[arg-type]
 
@@ -106,7 +107,7 @@ def _perceptrons(task: Task, budget: Budget, seed: int, *outputs: int) -> list[P
     return networks
 
 
-def _average_within(budget: Budget, steps: Callable[[], Iterator[EMA]]) -> nn.Module:
+def _average_within(budget: Budget, steps: Callable[[], Iterator[AveragedModel]]) -> nn.Module:
     """The average of the weights after as many steps as the budget allows."""
     *_, average = itertools.islice(steps(), budget.affordable(lambda: next(steps())))
     return average.module
@@ -115,17 +116,17 @@ def _average_within(budget: Budget, steps: Callable[[], Iterator[EMA]]) -> nn.Mo
 def _train_gan(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
     draw = _flat(task, 256)
 
-    def steps() -> Iterator[EMA]:
+    def steps() -> Iterator[AveragedModel]:
         rng = torch.Generator().manual_seed(seed)
         generator, discriminator = networks = _perceptrons(task, budget, seed, _dim(task), 1)
-        average = EMA(generator, 0.999)
+        average = averaged(generator, 0.999)
         optimizer, other = (
             torch.optim.Adam(each.parameters(), 1e-3, (0.5, 0.9)) for each in networks
         )
-        for step in itertools.count():
+        for _ in itertools.count():
             x, label = draw(rng)
             gan_step(generator, discriminator, optimizer, other, x, noise_like(x, rng), label)
-            average.update(generator, step)
+            average.update_parameters(generator)
             yield average
 
     return {1: _folded(partial(one_step, _average_within(budget, steps)))}
@@ -137,15 +138,15 @@ def _train_energy(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
     spread, step_size, jitter, length = (0.7, 0.002, 0.1, 20) if images else (1.5, 0.01, 0.0, 10)
     draw = _flat(task, batch, jitter)
 
-    def steps() -> Iterator[EMA]:
+    def steps() -> Iterator[AveragedModel]:
         rng = torch.Generator().manual_seed(seed)
         (energy,) = _perceptrons(task, budget, seed, 1)
-        average = EMA(energy, 0.999)
+        average = averaged(energy, 0.999)
         optimizer = torch.optim.Adam(energy.parameters(), 1e-3, (0.0, 0.9))
         # chains go on from step to step (Tieleman 2008); each belongs to one class
         chains = spread * torch.randn(count, _dim(task), generator=rng)
         classes = torch.arange(count) % task.classes if task.classes else None
-        for step in itertools.count():
+        for _ in itertools.count():
             index = torch.randint(count, (batch,), generator=rng)
             # one in twenty starts afresh (Du and Mordatch 2019, Section 3.2)
             fresh = torch.rand(batch, 1, generator=rng) < 0.05
@@ -155,7 +156,7 @@ def _train_energy(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
             x, label = draw(rng)
             loss = contrastive_loss(energy(x, label), energy(fake, asked), strength=1e-3)
             dmd.update(optimizer, loss, clip=1.0)
-            average.update(energy, step)
+            average.update_parameters(energy)
             yield average
 
     energy = _average_within(budget, steps)

@@ -5,21 +5,34 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
 
 import torch
 
-from benchmarks.survey import task
+from benchmarks.survey import (
+    adversarial,
+    classical,
+    consistency,
+    flow_matching,
+    progressive,
+    score_distillation,
+    solvers,
+    task,
+)
 from benchmarks.survey.task import Budget, Method, Task
 from dmd_tutorial.data import balanced_labels
 from dmd_tutorial.runs.checkpoints import replace_file
 from dmd_tutorial.runs.provenance import provenance
 
-ROOMS = (
-    "solvers", "classical", "flow_matching", "consistency", "progressive", "adversarial",
-    "score_distillation",
-)  # fmt: skip
+METHODS: tuple[Method, ...] = (  # in the order of the book
+    *solvers.METHODS,
+    *classical.METHODS,
+    *flow_matching.METHODS,
+    *consistency.METHODS,
+    *progressive.METHODS,
+    *adversarial.METHODS,
+    *score_distillation.METHODS,
+)
 TASKS: dict[str, Callable[[], Task]] = {"ring": task.ring, "digits": task.digits}
 PASSES = {"ring": 4_000_000.0, "digits": 250_000.0}  # of one training; 20 to 90 s of one core
 SAMPLES = 10_000
@@ -33,54 +46,26 @@ WHAT = (
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement: a method, a task, a number of evaluations, a seed.
-
-    Attributes:
-        method: Its name.
-        chapter: Where it is taught.
-        task: "ring" or "digits".
-        evaluations: Network evaluations for a sample.
-        seed: Of the training.
-        distance: To the data; in units of x on the ring, of squared features for digits.
-        recall: Share of the data that lies among the samples.
-        seconds: Of the training, in processor time: other work on the machine does not count.
-        passes: Spent by the training.
-        needs_data: Whether the training needs real data.
-        needs_pairs: Whether it needs pairs.
-        extra_networks: Networks trained besides the student.
-    """
+    """One measurement: a method, a task, a number of evaluations, a seed."""
 
     method: str
-    chapter: int
+    chapter: int  # where it is taught
     task: str
-    evaluations: int
-    seed: int
-    distance: float
-    recall: float
-    seconds: float
-    passes: float
+    evaluations: int  # of a network, for a sample
+    seed: int  # of the training
+    distance: float  # to the data; in units of x on the ring, of squared features for digits
+    recall: float  # share of the data that lies among the samples
+    seconds: float  # of the training, in processor time: other work does not count
+    passes: float  # spent by the training
     needs_data: bool
     needs_pairs: bool
-    extra_networks: int
-
-
-def methods() -> tuple[Method, ...]:
-    """All methods of the survey, in the order of the book."""
-    rooms = (import_module(f"dmd_tutorial.survey.{name}") for name in ROOMS)
-    return tuple(method for room in rooms for method in room.METHODS)
+    extra_networks: int  # trained besides the student
 
 
 def measure(method: Method, on: Task, seed: int, passes: float) -> list[Row]:
-    """Train once and measure what comes out.
+    """Train once and measure what comes out: a row for each number of evaluations.
 
-    Args:
-        method: The method.
-        on: The task.
-        seed: Of everything drawn in training; the samples' noise is the same for all.
-        passes: The budget.
-
-    Returns:
-        A row for each number of evaluations.
+    The seed is that of the training; the samples' noise is the same for all.
     """
     budget = Budget(passes, on.teacher)
     with torch.random.fork_rng([]):
@@ -111,20 +96,9 @@ def survey(
     only: Sequence[str] | None = None,
     passes: float | None = None,
 ) -> Iterator[Row]:
-    """Measure everything that the file does not hold yet, and write each row at once.
+    """Measure what the file, JSON, does not hold yet, and write each row at once.
 
-    Args:
-        path: JSON; a survey that was interrupted goes on where it was.
-        tasks: Names of tasks.
-        seeds: Seeds of the trainings; a method without training takes the first only.
-        only: Names of methods; all without it.
-        passes: The budget of a training; the task's own without it.
-
-    Yields:
-        The new rows.
-
-    Raises:
-        ValueError: If a name is unknown.
+    `only` names methods; a method without training takes the first seed only.
     """
     chosen = _chosen(only)
     report = json.loads(path.read_text()) if path.exists() else {"rows": []}
@@ -142,12 +116,11 @@ def survey(
 
 
 def _chosen(only: Sequence[str] | None) -> list[Method]:
-    every = methods()
-    names = [method.name for method in every]
+    names = [method.name for method in METHODS]
     unknown = [name for name in only or [] if name not in names]
     if unknown:
         raise ValueError(f"unknown methods {unknown}; there are {names}")
-    return [method for method in every if only is None or method.name in only]
+    return [method for method in METHODS if only is None or method.name in only]
 
 
 def _write(path: Path, report: dict) -> None:
@@ -155,15 +128,7 @@ def _write(path: Path, report: dict) -> None:
 
 
 def table(rows: Iterable[dict], on: str) -> str:
-    """The rows of one task as a Markdown table: means over seeds, with their spread.
-
-    Args:
-        rows: As in the file of `survey`.
-        on: The task.
-
-    Returns:
-        Markdown.
-    """
+    """The rows of one task as a Markdown table: means over seeds, with their spread."""
     groups: dict[tuple[str, int], list[dict]] = {}
     for row in rows:
         if row["task"] == on:

@@ -17,7 +17,7 @@ from dmd_tutorial.survey.consistency.trajectory import (
     trajectory_loss,
     trajectory_sampler,
 )
-from dmd_tutorial.training import FitRun, TeacherSettings, fit
+from dmd_tutorial.training import FitRun, FitSettings, fit
 
 
 def _train(
@@ -36,7 +36,7 @@ def _train(
     batch, rate = (64, 5e-4) if images else (256, 1e-3)
 
     def begin(steps: int) -> Iterator[nn.Module]:
-        settings = TeacherSettings(steps, batch, rate, warm_up=50, ema=0.95, seed=seed)
+        settings = FitSettings(steps, batch, rate, warm_up=50, ema=0.95, seed=seed)
         run = FitRun(make(task.student()), settings)  # type: ignore[arg-type]
         target = budget.watch(run.average)
         budget.watch(run.network)

@@ -18,7 +18,7 @@ from dmd_tutorial.features import extract_features
 from dmd_tutorial.networks.mlp import MLP
 from dmd_tutorial.noise import SIGMA_MAX, lognormal_sigma, noise_like
 from dmd_tutorial.samplers import Step, sample
-from dmd_tutorial.training import FitRun, TeacherSettings, fit
+from dmd_tutorial.training import FitRun, FitSettings, fit
 
 Draw = Callable[[int, Generator], tuple[Tensor, Tensor | None]]  # (count, rng) -> x, label
 Sampler = Callable[[Tensor, Tensor | None], Tensor]  # (z, label) -> x
@@ -28,11 +28,8 @@ class Budget:
     """Passes through networks that a training may spend.
 
     One sample's forward pass through a network like the teacher counts 1; with a backward pass
-    behind it, 3. Passes of the teacher, and those that make pairs, count like all others.
-
-    Args:
-        passes: How many there are.
-        teacher: The network whose pass counts 1; needed for networks of another kind.
+    behind it, 3. Passes of the teacher, and those that make pairs, count like all others. Networks
+    of another kind count by their operations, compared with the teacher's.
     """
 
     def __init__(self, passes: float, teacher: nn.Module | None = None) -> None:
@@ -49,17 +46,10 @@ class Budget:
     def watch(
         self, network: nn.Module, *example: Tensor, samples: Tensor | None = None
     ) -> nn.Module:
-        """Count a network's passes from now on.
+        """Count a network's passes, and those of its copies, from now on; returns the network.
 
-        Args:
-            network: The network.
-            *example: For a network of another kind than the teacher: one call's arguments. Its
-                passes then count by the operations that such a call takes.
-            samples: As many samples as the example holds, where its first argument is none, such
-                as the features of samples.
-
-        Returns:
-            The network.
+        A network of another kind than the teacher needs one call's arguments for an example, and
+        as many `samples` as the example holds where its first argument is none.
         """
         cost = 1.0
         if example:
@@ -82,14 +72,10 @@ class Budget:
             handle.remove()
 
     def affordable(self, step: Callable[[], object]) -> int:
-        """How often a training step can still be done.
+        """How often a training step can still be done, at least once.
 
-        Args:
-            step: Does it once, with networks that are thrown away and watched like the real ones:
-                this trial is not charged.
-
-        Returns:
-            A number of steps, at least 1.
+        `step` does it once, with networks that are thrown away and watched like the real ones:
+        this trial is not charged.
         """
         before = self.spent
         step()
@@ -109,25 +95,15 @@ def _operations(network: nn.Module | None, *example: Tensor) -> int:
 
 @dataclass(frozen=True)
 class Task:
-    """A distillation problem.
-
-    Attributes:
-        name: For tables.
-        teacher: A trained denoiser, frozen.
-        shape: Shape of a sample.
-        classes: Number of classes, 0 for none.
-        draw: Data: ``(count, rng) -> (x, label)``.
-        measure: ``(samples, label) -> (distance, recall)``, on 10,000 samples.
-        sigma_max: The level from which the teacher samples, in the units of x.
-    """
+    """A distillation problem."""
 
     name: str
-    teacher: nn.Module
-    shape: tuple[int, ...]
-    classes: int
-    draw: Draw
-    measure: Callable[[Tensor, Tensor | None], tuple[float, float]]
-    sigma_max: float = SIGMA_MAX
+    teacher: nn.Module  # a trained denoiser, frozen
+    shape: tuple[int, ...]  # of a sample
+    classes: int  # 0 for none
+    draw: Draw  # data
+    measure: Callable[[Tensor, Tensor | None], tuple[float, float]]  # -> distance, recall
+    sigma_max: float = SIGMA_MAX  # from which the teacher samples
 
     def student(self) -> nn.Module:
         """A copy of the teacher to train: where every distilled student starts."""
@@ -149,33 +125,24 @@ class Task:
 class Method:
     """A row, or several, of the survey's table.
 
-    Attributes:
-        name: For the table.
-        chapter: Where it is taught.
-        train: ``(task, budget, seed) -> {evaluations: sampler}``: spends the budget, returns a
-            sampler for each number of network evaluations that the table shows. Its networks are
-            registered with ``budget.watch``.
-        needs_data: Whether real data is needed.
-        needs_pairs: Whether pairs (noise, the teacher's sample) are.
-        extra_networks: Networks trained besides the student.
-        trained: False for a sampler that trains nothing and has no seed.
+    ``train(task, budget, seed)`` spends the budget, on networks that ``budget.watch`` counts, and
+    returns a sampler for each number of network evaluations that the table shows.
     """
 
     name: str
-    chapter: int
+    chapter: int  # where it is taught
     train: Callable[[Task, Budget, int], dict[int, Sampler]]
     needs_data: bool = False
-    needs_pairs: bool = False
-    extra_networks: int = 0
-    trained: bool = True
+    needs_pairs: bool = False  # noise, and the teacher's sample of it
+    extra_networks: int = 0  # trained besides the student
+    trained: bool = True  # False for a sampler that trains nothing and has no seed
 
 
 @cache
 def ring() -> Task:
     """Eight Gaussians on a ring, and a small network trained on them for a teacher.
 
-    Returns:
-        The task; distances are sliced Wasserstein distances, in the units of x.
+    Distances are sliced Wasserstein distances, in the units of x.
     """
     mixture = data.ring()
 
@@ -191,7 +158,7 @@ def ring() -> Task:
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         network = EDMDenoiser(MLP(), sigma_data=1.4)
-    settings = TeacherSettings(steps=4_000, batch=512)
+    settings = FitSettings(steps=4_000, batch=512)
     run = FitRun(network, settings)
 
     def batch(rng: Generator) -> tuple[Tensor, ...]:
@@ -207,8 +174,7 @@ def ring() -> Task:
 def digits() -> Task:
     """Handwritten digits and the teacher that comes with the package.
 
-    Returns:
-        The task; distances are Frechet distances in the digits classifier's features.
+    Distances are Frechet distances in the digits classifier's features.
     """
     images = data.digits()
     reference = extract_features(images.x, "digits")
@@ -233,14 +199,7 @@ def sampling(
 ) -> Sampler:
     """A trained network with one of the package's samplers, as the table wants it.
 
-    Args:
-        network: The network.
-        sampler: From `samplers`, or of the same form.
-        levels: Falling noise levels.
-        seed: Of the sampler's new noise, the same at each call; None for a sampler that draws none.
-
-    Returns:
-        ``(z, label) -> x``.
+    The seed is that of the sampler's new noise, the same at each call; None if it draws none.
     """
 
     def run(z: Tensor, label: Tensor | None) -> Tensor:
@@ -255,21 +214,13 @@ def fit_within(
     make: Callable[[], nn.Module],
     draw: Callable[[Generator], tuple],
     loss: Callable[..., Tensor],
-    settings: TeacherSettings,
+    settings: FitSettings,
     share: float = 1.0,
 ) -> nn.Module:
-    """Fit a network in as many steps as a budget allows.
+    """Fit a network in as many steps as a share of a budget allows; returns its average.
 
-    Args:
-        budget: What may be spent.
-        make: Makes the network, watched by the budget, with torch's own random numbers.
-        draw: Draws what one step consumes.
-        loss: ``loss(network, *drawn)``.
-        settings: How; `steps` is the largest number of them.
-        share: How much of what is left may be spent.
-
-    Returns:
-        The average of the network's weights.
+    `make` makes the network, watched by the budget, with torch's own random numbers; the settings'
+    steps are the largest number of them; draw and loss are those of `fit`.
     """
 
     def run(steps: int) -> FitRun:

@@ -5,7 +5,6 @@ folded again after. Each is a loss, a pure function, and what it needs of a netw
 its own; `recipes` trains them for the survey's table.
 """
 
-from benchmarks.survey.classical import METHODS
 from dmd_tutorial.survey.classical.energy import contrastive_loss, energy_denoiser, walk
 from dmd_tutorial.survey.classical.gan import discriminator_loss, gan_step, generator_loss
 from dmd_tutorial.survey.classical.perceptron import Perceptron
@@ -13,7 +12,6 @@ from dmd_tutorial.survey.classical.realnvp import RealNVP, flow_log_prob
 from dmd_tutorial.survey.classical.vae import VAE, Coded, elbo
 
 __all__ = [
-    "METHODS",
     "VAE",
     "Coded",
     "Perceptron",

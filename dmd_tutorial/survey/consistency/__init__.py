@@ -5,7 +5,6 @@ The teacher's paths stand in `paths`, two points of one path in `pairs` and thei
 instead, and `recipes` trains all of them for the survey's table.
 """
 
-from benchmarks.survey.consistency import METHODS
 from dmd_tutorial.survey.consistency.levels import (
     doubling_bins,
     lognormal_probability,
@@ -26,7 +25,6 @@ from dmd_tutorial.survey.consistency.trajectory import (
 )
 
 __all__ = [
-    "METHODS",
     "ConsistencyModel",
     "Pair",
     "TrajectoryModel",

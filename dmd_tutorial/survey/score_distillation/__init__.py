@@ -1,21 +1,19 @@
-"""Score distillation, one family: a teacher's answer, somebody else's answer, and their difference.
+"""Score distillation, one family: a teacher's answer, somebody else's answer, their difference.
 
 `family` says what its members are: each has a weight and a noise law (`levels`), a critic
-(`critics`) and an iteration (`iterations`). SiD's loss is in `identity`, generators of several
-steps are in `few_steps`, and the methods of the survey's table in `recipes`.
+(`critics`) and an iteration (`iterations`) for `training.distill`. SiD's loss is in `identity`,
+generators of several steps are in `few_steps`.
 """
 
-from benchmarks.survey.score_distillation import METHODS
 from dmd_tutorial.survey.score_distillation.critics import Judge, known_noise
 from dmd_tutorial.survey.score_distillation.family import FAMILY, Member
 from dmd_tutorial.survey.score_distillation.few_steps import FewStepGenerator, few_step_levels
 from dmd_tutorial.survey.score_distillation.identity import sid_loss
 from dmd_tutorial.survey.score_distillation.iterations import (
-    Trio,
     adversarial_step,
-    matching_step,
     point_step,
     sid_step,
+    with_data,
 )
 from dmd_tutorial.survey.score_distillation.levels import (
     dmd_levels,
@@ -26,20 +24,18 @@ from dmd_tutorial.survey.score_distillation.levels import (
 
 __all__ = [
     "FAMILY",
-    "METHODS",
     "FewStepGenerator",
     "Judge",
     "Member",
-    "Trio",
     "adversarial_step",
     "dmd_levels",
     "few_step_levels",
     "known_noise",
-    "matching_step",
     "noise_prediction",
     "point_step",
     "schedule_levels",
     "sid_loss",
     "sid_step",
     "teacher_levels",
+    "with_data",
 ]

@@ -1,28 +1,22 @@
 """Critics: that of SDS, who is told the noise, and that of DMD2, who also tells data apart."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from dmd_tutorial.checks import Condition
 from dmd_tutorial.denoisers import Denoiser, EDMDenoiser, denoised_from_noise
-from dmd_tutorial.networks.mlp import MLP
-from dmd_tutorial.networks.unet import UNet
+from dmd_tutorial.networks import MLP, UNet
 
 
 def known_noise(noise: Float[Tensor, "batch *shape"]) -> Denoiser:
-    """The critic of SDS: told the noise, it answers with the clean sample itself.
+    """The critic of SDS: told the noise in the samples, it answers with the clean samples.
 
     It is the exact denoiser of a generator that makes one point only, for each sample anew.
-
-    Args:
-        noise: The noise that will be in the samples, (batch, *shape).
-
-    Returns:
-        A denoiser for those samples.
     """
 
-    def denoiser(x: Tensor, sigma: Tensor, label: Tensor | None = None) -> Tensor:
+    def denoiser(x: Tensor, sigma: Tensor, label: Condition | None = None) -> Tensor:
         return denoised_from_noise(x, noise, sigma)
 
     return denoiser
@@ -31,20 +25,13 @@ def known_noise(noise: Float[Tensor, "batch *shape"]) -> Denoiser:
 class Judge(nn.Module):
     """A critic with a second answer: a logit that says whether a noisy sample began as data.
 
-    The head reads what the critic's network computes half-way, so both answers cost one pass.
-
-    Args:
-        critic: The critic, an EDM denoiser around this book's `UNet` or `MLP`.
-
-    Raises:
-        ValueError: If its network is of another kind.
-
-    Source: Yin et al. 2024 (DMD2), Section 4.3.
+    The head reads what the critic's network, the book's `UNet` or `MLP`, computes half-way, so
+    both answers cost one pass. Source: Yin et al. 2024 (DMD2), Section 4.3.
     """
 
     def __init__(self, critic: EDMDenoiser) -> None:
         super().__init__()
-        self.critic = critic
+        self.critic, self.sigma_data = critic, critic.sigma_data
         network = critic.network
         if isinstance(network, MLP):  # its last hidden layer
             inner, width, copies = network.hidden[-1], network.out.weight.shape[1], network.copies
@@ -64,13 +51,13 @@ class Judge(nn.Module):
         self,
         x: Float[Tensor, "batch *shape"],
         sigma: Float[Tensor, " batch"],
-        label: Int[Tensor, " batch"] | None = None,
+        label: Condition | None = None,
     ) -> Float[Tensor, "batch *shape"]:
         """Denoise, as any critic does."""
         return self.critic(x, sigma, label)
 
     def logit(self) -> Float[Tensor, " batch"]:
-        """Log-odds that the samples of the last call began as data, (batch,)."""
+        """Log-odds that the samples of the last call began as data."""
         if self._seen is None:
             raise ValueError("the logit belongs to samples: call the critic on them first")
         features = functional.silu(self._seen)

@@ -18,7 +18,6 @@ from dmd_tutorial.dmd import Objective, Weighting
 from dmd_tutorial.survey.score_distillation.iterations import (
     Step,
     adversarial_step,
-    matching_step,
     point_step,
     sid_step,
 )
@@ -29,30 +28,30 @@ from dmd_tutorial.survey.score_distillation.levels import (
     teacher_levels,
 )
 
+WEIGHTS: dict = {  # how a table names them
+    noise_prediction: r"$\sigma^3 / (1 + \sigma^2)$",
+    Weighting.NONE: r"$\sigma^2$",
+    Weighting.EQ8: r"$\sigma^2 / \mathrm{mean} \lvert x - D_{real} \rvert$",
+}
+LAWS: dict = {
+    schedule_levels: "times of a variance-preserving schedule",
+    teacher_levels: "log-normal, the teacher's own",
+    dmd_levels: "Karras grid",
+}
+
 
 @dataclass(frozen=True)
 class Member:
-    """A member of the family: its weight, critic and noise law.
-
-    Attributes:
-        name: For tables.
-        weighting: w_t.
-        law: ``(sigma_max, sigma_data) -> levels``, drawn uniformly.
-        critic_steps: Critic updates per generator update.
-        step: One iteration.
-        lambda_reg: Weight of the anchor; 0: no pairs.
-        data: Whether real data is needed.
-        evaluations: Steps of its generator.
-    """
+    """A member of the family: its weight, critic and noise law."""
 
     name: str
     weighting: Weighting | dmd.WeightFunction
-    law: Callable[[float, float], Tensor]
-    critic_steps: int = 1
-    step: Step = matching_step
-    lambda_reg: float = 0.0
-    data: bool = False
-    evaluations: int = 1
+    law: Callable[[float, float], Tensor]  # (sigma_max, sigma_data) -> levels, drawn uniformly
+    critic_steps: int = 1  # critic updates per generator update
+    step: Step = dmd.iteration
+    lambda_reg: float = 0.0  # weight of the anchor; 0: no pairs
+    data: bool = False  # whether real data is needed
+    evaluations: int = 1  # steps of its generator
 
     def objective(self, sigma_max: float, sigma_data: float = SIGMA_DATA) -> Objective:
         """What an iteration of it optimises, on levels up to sigma_max, for data of a width."""
@@ -65,24 +64,15 @@ class Member:
 
     def row(self) -> tuple[str, ...]:
         """Name, weight, critic, noise law, data?, pairs?, for a table in Markdown."""
-        weights: dict = {
-            noise_prediction: r"$\sigma^3 / (1 + \sigma^2)$",
-            Weighting.NONE: r"$\sigma^2$",
-            Weighting.EQ8: r"$\sigma^2 / \mathrm{mean} \lvert x - D_{real} \rvert$",
-        }
-        laws: dict = {
-            schedule_levels: "times of a variance-preserving schedule",
-            teacher_levels: "log-normal, the teacher's own",
-            dmd_levels: "Karras grid",
-        }
         critic = f"trained, {self.critic_steps} per update" if self.critic_steps else "$x$ itself"
         if self.data:
             critic += ", with a GAN head"
-        yes = {True: "yes", False: "no"}
-        weight, law = weights[self.weighting], laws[self.law]
-        return self.name, weight, critic, law, yes[self.data], yes[self.lambda_reg > 0]
+        needs = ("yes" if need else "no" for need in (self.data, self.lambda_reg))
+        return self.name, WEIGHTS[self.weighting], critic, LAWS[self.law], *needs
 
 
+# VSD, Diff-Instruct, DMD, and DMD2 without its head, are `dmd.iteration` as it is (Wang et al.
+# 2023, Luo et al. 2023, Yin et al. 2024, Algorithm 1 of each).
 GAN_STEP = partial(adversarial_step, fooling=0.03, discrimination=0.1)
 FAMILY = (
     Member("SDS", noise_prediction, schedule_levels, 0, point_step),

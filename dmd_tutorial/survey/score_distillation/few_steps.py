@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
+from dmd_tutorial.checks import Condition
 from dmd_tutorial.denoisers import SIGMA_DATA
 from dmd_tutorial.noise import noise_like
 
@@ -14,36 +15,22 @@ from dmd_tutorial.noise import noise_like
 def few_step_levels(
     evaluations: int, sigma_max: float, sigma_data: float = SIGMA_DATA
 ) -> tuple[float, ...]:
-    """Where a generator of several steps works: at sigma_max, then around the data's own width.
-
-    Args:
-        evaluations: How many steps: 1, 2 or 4.
-        sigma_max: The first level, in the units of x.
-        sigma_data: Standard deviation of the data.
-
-    Returns:
-        Falling levels.
-    """
+    """Where a generator of 1, 2 or 4 steps works: sigma_max, then around the data's own width."""
     between: dict[int, tuple[float, ...]] = {1: (), 2: (1.6,), 4: (4.0, 1.6, 0.6)}
     return (sigma_max, *(sigma_data * ratio for ratio in between[evaluations]))
 
 
 class FewStepGenerator(nn.Module):
-    """A denoiser used several times, with fresh noise between.
+    """A denoiser used several times, at falling levels, with fresh noise between.
 
     In evaluation it runs to its end. In training it answers after one of its steps, drawn for each
     sample, and only that step is differentiated. What the step starts from has been made by the
     steps before it, as it will be when it is used (backward simulation).
 
-    Args:
-        denoiser: The network.
-        levels: The falling noise levels of the steps, in the units of x.
-        seed: Seed of the fresh noise and of the drawn steps.
-        last: Probability of drawing the last step; without it all are equally likely, as in the
-            paper. One critic judges the answers of all steps, so it is their mixture that is
-            matched. Only with a high probability that is nearly what the last step makes.
-
-    Source: Yin et al. 2024 (DMD2), Sections 4.4 and 4.5.
+    One critic judges the answers of all steps, so it is their mixture that is matched. Only where
+    `last`, the probability of drawing the last step, is high is that nearly what the last step
+    makes; without it all are equally likely, as in the paper. `seed` is that of the fresh noise
+    and the drawn steps. Source: Yin et al. 2024 (DMD2), Sections 4.4 and 4.5.
     """
 
     def __init__(
@@ -60,17 +47,9 @@ class FewStepGenerator(nn.Module):
         self.rng = Generator().manual_seed(seed)
 
     def forward(
-        self, z: Float[Tensor, "batch *shape"], label: Int[Tensor, " batch"] | None = None
+        self, z: Float[Tensor, "batch *shape"], label: Condition | None = None
     ) -> Float[Tensor, "batch *shape"]:
-        """Generate samples: after the last step, or in training after a drawn one.
-
-        Args:
-            z: Standard normal noise, (batch, *shape).
-            label: Class of each sample, (batch,), or None.
-
-        Returns:
-            Samples, (batch, *shape).
-        """
+        """Make samples of standard normal noise, in training after a drawn step."""
         with torch.no_grad():
             inputs = list(self.inputs(z, label))
         step = torch.full((len(z),), len(self.levels) - 1)
@@ -88,17 +67,9 @@ class FewStepGenerator(nn.Module):
         return torch.where(is_last, steps - 1, earlier)
 
     def inputs(
-        self, z: Float[Tensor, "batch *shape"], label: Int[Tensor, " batch"] | None = None
+        self, z: Float[Tensor, "batch *shape"], label: Condition | None = None
     ) -> Iterator[Float[Tensor, "batch *shape"]]:
-        """What each step starts from: noise, then the noised answer of the step before.
-
-        Args:
-            z: Standard normal noise, (batch, *shape).
-            label: Class of each sample, (batch,), or None.
-
-        Yields:
-            Noisy samples, (batch, *shape), one for each level.
-        """
+        """What each step starts from: noise, then the noised answer of the step before."""
         x_noisy = self.levels[0] * z
         yield x_noisy
         for level, level_next in itertools.pairwise(self.levels):

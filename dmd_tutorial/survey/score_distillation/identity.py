@@ -17,27 +17,12 @@ def sid_loss(
     alpha: float = 1.0,
     weighting: Weighting | dmd.WeightFunction = Weighting.EQ8,
 ) -> Float[Tensor, ""]:
-    """Score identity distillation: a loss whose gradient descends the Fisher divergence.
+    """Score identity distillation: a loss, maybe negative, that descends the Fisher divergence.
 
-    With the exact critic and alpha 1/2 its gradient is half of that of
-    ``w |D_real - D_fake|^2`` at noise level sigma, critic's dependence on the generator included.
-    The paper takes alpha 1 or 1.2; above 1 samples much wider than the teacher's are driven apart.
-
-    Args:
-        x: The generator's clean output, (batch, *shape), with gradient history.
-        sigma: Noise levels, (batch,), above 0.
-        denoised_real: The teacher's answer, (batch, *shape), with gradient history through x.
-        denoised_fake: The critic's, likewise.
-        alpha: How much of the plain square is taken away.
-        weighting: See `dmd.weight`; without gradient.
-
-    Returns:
-        A scalar. It may be negative.
-
-    Raises:
-        ValueError: If shapes differ.
-
-    Source: Zhou et al. 2024 (SiD), Eq. 23.
+    Gradients run through x and both answers, not through the weight. With the exact critic and
+    alpha 1/2 it is half of that of ``w |D_real - D_fake|^2``, critic's dependence on the generator
+    included. The paper takes alpha 1 or 1.2; above 1 samples much wider than the teacher's are
+    driven apart. Source: Zhou et al. 2024 (SiD), Eq. 23.
     """
     check_same_shape(x=x, denoised_real=denoised_real, denoised_fake=denoised_fake)
     with torch.no_grad():

@@ -1,136 +1,107 @@
-"""One iteration of each method: the generator's update, then those of its critic."""
+"""One iteration of the methods that are not `dmd.iteration` as it is, with its arguments.
+
+Each updates the generator, then its critic by `dmd.train_critic`. `training.distill` runs them.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
 
-import torch
 from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
 
 from dmd_tutorial import dmd
+from dmd_tutorial.checks import Condition
 from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.dmd import Batch, Objective, Record
-from dmd_tutorial.noise import add_noise, dmd_sigma, grid_sigma, noise_like
+from dmd_tutorial.noise import add_noise, dmd_sigma, noise_like
 from dmd_tutorial.survey.classical import gan
-from dmd_tutorial.survey.score_distillation.critics import known_noise
+from dmd_tutorial.survey.score_distillation.critics import Judge, known_noise
 from dmd_tutorial.survey.score_distillation.identity import sid_loss
 
-
-class Trio(NamedTuple):
-    """The three networks of a distillation, the optimisers of two of them, random numbers."""
-
-    generator: nn.Module
-    critic: nn.Module
-    teacher: Denoiser
-    generator_optimizer: torch.optim.Optimizer
-    critic_optimizer: torch.optim.Optimizer | None
-    rng: Generator
+Step = Callable[..., Record]  # the arguments of `dmd.iteration`, to rng
 
 
-# One iteration: the networks, what it consumes, what it optimises -> what was done.
-Step = Callable[[Trio, Batch, Objective], Record]
-
-
-def point_step(trio: Trio, batch: Batch, objective: Objective) -> Record:
+def point_step(
+    generator: nn.Module, critic: Denoiser, teacher: Denoiser,
+    generator_optimizer: Optimizer, critic_optimizer: Optimizer | None,
+    batch: Batch, objective: Objective, rng: Generator | None = None,
+) -> Record:  # fmt: skip
     """SDS (Poole et al. 2022, Eq. 3): the sample itself is the critic, no network is."""
-    noise = noise_like(batch.z, trio.rng)
-    networks = trio.generator, known_noise(noise), trio.teacher
-    optimizers = trio.generator_optimizer, None
+    noise = noise_like(batch.z, rng)
+    networks = generator, known_noise(noise), teacher
     batch, objective = batch._replace(noise=noise), replace(objective, critic_steps=0)
-    return dmd.iteration(*networks, *optimizers, batch, objective, trio.rng)
-
-
-def matching_step(trio: Trio, batch: Batch, objective: Objective) -> Record:
-    """VSD, Diff-Instruct, DMD and DMD2 without its head: `dmd.iteration` as it is.
-
-    Source: Wang et al. 2023, Luo et al. 2023 and Yin et al. 2024, Algorithm 1 of each.
-    """
-    return dmd.iteration(*trio[:5], batch, objective, trio.rng)
+    return dmd.iteration(*networks, generator_optimizer, None, batch, objective, rng)
 
 
 def adversarial_step(
-    trio: Trio, batch: Batch, objective: Objective, fooling: float, discrimination: float
-) -> Record:
+    generator: nn.Module, critic: Judge, teacher: Denoiser,
+    generator_optimizer: Optimizer, critic_optimizer: Optimizer | None,
+    batch: Batch, objective: Objective, rng: Generator | None = None,
+    *, fooling: float, discrimination: float,
+) -> Record:  # fmt: skip
     """DMD2: distribution matching, and a critic that also tells noised data from samples.
 
-    Args:
-        trio: The networks; the critic is a `Judge`.
-        batch: Noise and labels; data and its labels as y_ref and label_ref.
-        objective: Weight, noise law, critic steps.
-        fooling: Weight of the generator's adversarial loss.
-        discrimination: Weight of the head's loss.
-
-    Returns:
-        What was done.
-
-    Raises:
-        ValueError: If the batch has no data.
-
-    Source: Yin et al. 2024 (DMD2), Sections 4.2 and 4.3, Eq. 4.
+    The batch has data for y_ref. `fooling` and `discrimination` weigh the generator's adversarial
+    loss and the head's. Source: Yin et al. 2024 (DMD2), Sections 4.2 and 4.3, Eq. 4.
     """
     if batch.y_ref is None:
         raise ValueError("an adversarial loss needs data, the batch has none")
-    judge, rng = trio.critic, trio.rng
-    x = trio.generator(batch.z, batch.label)
-    loss, record = dmd.generator_loss(
-        lambda z, label: x,  # type: ignore[arg-type]  # one pass of the generator for both losses
-        judge, trio.teacher, batch, objective, rng,
-    )  # fmt: skip
+    y: Tensor = batch.y_ref
+    x = generator(batch.z, batch.label)
+    batch = dmd.judged(batch, dmd_sigma(len(x), objective.grid, rng), rng)
+    same = lambda z, label: x  # noqa: E731  # one pass of the generator for both losses
+    loss, record = dmd.generator_loss(same, critic, teacher, batch, objective)  # type: ignore[arg-type]
     sigma = dmd_sigma(len(x), objective.grid, rng).to(x)
-    judge(add_noise(x, sigma, noise_like(x, rng)), sigma, batch.label)
-    loss = loss + fooling * gan.generator_loss(judge.logit())  # type: ignore[operator]
-    norm = dmd.update(trio.generator_optimizer, loss, objective.clip)
+    critic(add_noise(x, sigma, noise_like(x, rng)), sigma, batch.label)
+    loss = loss + fooling * gan.generator_loss(critic.logit())
+    norm = dmd.update(generator_optimizer, loss, objective.clip)
 
-    def head_loss(sigma: Tensor) -> Tensor:
-        fake = judge.logit()  # type: ignore[operator]
-        y_noisy = add_noise(batch.y_ref, sigma, noise_like(batch.y_ref, rng))  # type: ignore[arg-type]
-        judge(y_noisy, sigma, batch.label_ref)
-        return discrimination * gan.discriminator_loss(judge.logit(), fake)  # type: ignore[operator]
+    def judging(
+        judge: Judge, x: Tensor, sigma: Tensor, noise: Tensor, label: Condition | None
+    ) -> Tensor:
+        loss = dmd.critic_loss(judge, x, sigma, noise, label)
+        fake = judge.logit()
+        judge(add_noise(y, sigma, noise_like(y, rng)), sigma, batch.label_ref)
+        return loss + discrimination * gan.discriminator_loss(judge.logit(), fake)
 
-    return _train_critic(trio, batch, objective, record._replace(norm_generator=norm), head_loss)
+    record = record._replace(norm_generator=norm)
+    networks = generator, critic, critic_optimizer
+    return dmd.train_critic(*networks, batch, objective, record, rng, loss=judging)
 
 
-def sid_step(trio: Trio, batch: Batch, objective: Objective, alpha: float) -> Record:
-    """SiD: the generator's gradient runs through both denoisers; the critic trains as ever.
-
-    Args:
-        trio: The networks.
-        batch: Noise and labels.
-        objective: Weight, noise law, critic steps.
-        alpha: See `sid_loss`.
-
-    Returns:
-        What was done.
-
-    Source: Zhou et al. 2024 (SiD), Algorithm 1.
-    """
-    rng = trio.rng
-    x = trio.generator(batch.z, batch.label)
+def sid_step(
+    generator: nn.Module, critic: Denoiser, teacher: Denoiser,
+    generator_optimizer: Optimizer, critic_optimizer: Optimizer | None,
+    batch: Batch, objective: Objective, rng: Generator | None = None,
+    *, alpha: float,
+) -> Record:  # fmt: skip
+    """SiD (Zhou et al. 2024, Algorithm 1): the gradient runs through both denoisers, too."""
+    x = generator(batch.z, batch.label)
     sigma = dmd_sigma(len(x), objective.grid, rng).to(x)
     x_noisy = add_noise(x, sigma, noise_like(x, rng))
-    real, fake = (D(x_noisy, sigma, batch.label) for D in (trio.teacher, trio.critic))
+    real, fake = (D(x_noisy, sigma, batch.label) for D in (teacher, critic))
     loss = sid_loss(x, sigma, real, fake, alpha, objective.weighting)
-    norm = dmd.update(trio.generator_optimizer, loss, objective.clip)
+    norm = dmd.update(generator_optimizer, loss, objective.clip)
     answers = x.detach(), sigma, real.detach(), fake.detach()
     record = Record(*answers, loss.item(), norm_generator=norm)
-    return _train_critic(trio, batch, objective, record)
+    return dmd.train_critic(generator, critic, critic_optimizer, batch, objective, record, rng)
 
 
-def _train_critic(
-    trio: Trio,
-    batch: Batch,
-    objective: Objective,
-    record: Record,
-    more: Callable[[Tensor], Tensor | float] = lambda sigma: 0.0,
-) -> Record:
-    """The critic's updates, as in `dmd.iteration`; `more`, of the levels, is added to its loss."""
-    for step in range(objective.critic_steps):
-        with torch.no_grad():
-            fresh = step > 0  # the first update sees the samples of the generator's update
-            x = trio.generator(noise_like(batch.z, trio.rng), batch.label) if fresh else record.x
-        sigma = grid_sigma(len(x), objective.grid, rng=trio.rng).to(x)
-        loss = dmd.critic_loss(trio.critic, x, sigma, noise_like(x, trio.rng), batch.label)
-        mean = record.loss_critic + loss.item() / objective.critic_steps
-        norm = dmd.update(trio.critic_optimizer, loss + more(sigma), objective.clip)  # type: ignore[arg-type]
-        record = record._replace(loss_critic=mean, norm_critic=norm)
-    return record
+def with_data(
+    step: Step, draw: Callable[[int, Generator | None], tuple[Tensor, Condition | None]]
+) -> Step:
+    """A step whose batches hold data as y_ref: as much as noise, ``draw(count, rng)``."""
+
+    def iteration(
+        generator: nn.Module, critic: Denoiser, teacher: Denoiser,
+        generator_optimizer: Optimizer, critic_optimizer: Optimizer | None,
+        batch: Batch, objective: Objective, rng: Generator | None = None,
+    ) -> Record:  # fmt: skip
+        y, label = draw(len(batch.z), rng)
+        batch = batch._replace(
+            y_ref=y.to(batch.z), label_ref=None if label is None else label.to(batch.z.device)
+        )
+        networks, optimizers = (generator, critic, teacher), (generator_optimizer, critic_optimizer)
+        return step(*networks, *optimizers, batch, objective, rng)
+
+    return iteration

@@ -1,7 +1,7 @@
 """Weights and noise laws.
 
-A law is a grid: `dmd` draws its indices uniformly, so a grid of quantiles gives any distribution
-of levels. Generators are judged at 2 % to 98 % of it.
+A law is a grid, ``(sigma_max, sigma_data) -> levels``: `dmd` draws its indices uniformly, so a grid
+of quantiles gives any distribution of levels. Generators are judged at 2 % to 98 % of it.
 """
 
 import math
@@ -23,29 +23,13 @@ def noise_prediction(
 
     They weight a difference of predicted *noises*, ``(D_critic - D_real) / sigma``, with the
     variance ``sigma^2 / (1 + sigma^2)`` of a variance-preserving schedule's noise.
-
-    Args:
-        x: The generator's clean output, (batch, *shape); not used.
-        sigma: Noise levels, (batch,), in the units of x.
-        denoised_real: The teacher's estimate, (batch, *shape); not used.
-
-    Returns:
-        Weights, (batch,).
-
     Source: Poole et al. 2022 (SDS), Eq. 3 with w(t) = sigma_t^2; Wang et al. 2023 (VSD), Eq. 9.
     """
     return sigma**3 / (1 + sigma**2)
 
 
 def schedule_levels(sigma_max: float, sigma_data: float = SIGMA_DATA) -> Float[Tensor, " bins"]:
-    """Times spread evenly over a variance-preserving schedule: the law of SDS and VSD.
-
-    Args:
-        sigma_max: The highest level wanted, in the units of x.
-        sigma_data: Standard deviation of the data; not used.
-
-    Returns:
-        The levels ``sigma / alpha``, (bins,), ascending.
+    """Times spread evenly over a variance-preserving schedule, as ``sigma / alpha``: SDS and VSD.
 
     Source: Poole et al. 2022 (SDS), Section 3, with the schedule of Song et al. 2021.
     """
@@ -56,17 +40,10 @@ def schedule_levels(sigma_max: float, sigma_data: float = SIGMA_DATA) -> Float[T
 
 
 def teacher_levels(sigma_max: float, sigma_data: float = SIGMA_DATA) -> Float[Tensor, " bins"]:
-    """EDM's log-normal law, on which teachers are trained: the law of Diff-Instruct.
+    """EDM's log-normal law, on which teachers are trained, below sigma_max: Diff-Instruct.
 
-    Args:
-        sigma_max: No level is above it, in the units of x.
-        sigma_data: Standard deviation of the data; EDM's median, 0.3, is for data of 0.5.
-
-    Returns:
-        The quantiles of ``ln(sigma) ~ N(-1.2 + ln(sigma_data / 0.5), 1.2^2)`` below sigma_max,
-        (bins,), ascending.
-
-    Source: Luo et al. 2023 (Diff-Instruct), public code; Karras et al. 2022 (EDM), Table 1.
+    Its median, 0.3, is for data of width 0.5. Source: Luo et al. 2023 (Diff-Instruct), public code;
+    Karras et al. 2022 (EDM), Table 1.
     """
     mean, std = -1.2 + math.log(sigma_data / SIGMA_DATA), 1.2
     below = torch.special.ndtr(torch.tensor((math.log(sigma_max) - mean) / std))
@@ -75,13 +52,5 @@ def teacher_levels(sigma_max: float, sigma_data: float = SIGMA_DATA) -> Float[Te
 
 
 def dmd_levels(sigma_max: float, sigma_data: float = SIGMA_DATA) -> Float[Tensor, " bins"]:
-    """EDM's sampling grid: the law of DMD and DMD2, and SiD's, who stops at 80 % of it.
-
-    Args:
-        sigma_max: The highest level, in the units of x.
-        sigma_data: Standard deviation of the data; not used.
-
-    Returns:
-        Levels, (bins,), ascending.
-    """
+    """EDM's sampling grid: DMD, DMD2, and SiD, who stops at 80 % of it."""
     return karras_grid(sigma_max=sigma_max)
