@@ -33,7 +33,10 @@ BOOTSTRAP = """\
 import importlib.util
 import sys
 
-if "google.colab" in sys.modules and importlib.util.find_spec("dmd_tutorial") is None:
+if (
+    "google.colab" in sys.modules
+    and importlib.util.find_spec("dmd_tutorial") is None
+):
     %pip install --quiet "dmd-tutorial @ git+{repository}"
 """
 EXERCISE = re.compile(r"^### Exercise (\d+\.\d+): \S", flags=re.MULTILINE)
