@@ -8,6 +8,7 @@ from numpy.polynomial.hermite_e import hermegauss
 from scipy.optimize import linprog
 from torch import nn
 
+from benchmarks.survey.adversarial import METHODS
 from benchmarks.survey.task import Budget, Task
 from dmd_tutorial import data, dmd
 from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator, zero_score
@@ -345,7 +346,7 @@ def little_task() -> Task:
 
 
 def test_the_recipe_spends_its_budget_and_repeats():
-    (method,) = room.METHODS
+    (method,) = METHODS
     z = torch.randn(10, 2, generator=torch.Generator().manual_seed(0))
     outcomes = []
     for seed in (0, 0, 1):

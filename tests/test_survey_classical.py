@@ -8,13 +8,14 @@ from scipy import integrate
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
+from benchmarks.survey.classical import METHODS
 from benchmarks.survey.task import Budget, Task, fit_within
 from dmd_tutorial import data
 from dmd_tutorial.denoisers import score_from_denoised
 from dmd_tutorial.mixtures import GaussianMixture
 from dmd_tutorial.survey import classical
 from dmd_tutorial.survey.classical import VAE, Perceptron, RealNVP, elbo, flow_log_prob
-from dmd_tutorial.training import TeacherSettings
+from dmd_tutorial.training import FitSettings
 
 DOUBLE = torch.float64
 
@@ -305,7 +306,7 @@ def small_task(shape: tuple[int, ...], classes: int) -> Task:
     return Task("small", Teacher(), shape, classes, draw, lambda samples, label: (0.0, 0.0))
 
 
-@pytest.mark.parametrize("method", classical.METHODS, ids=lambda method: method.name)
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 @pytest.mark.parametrize(("shape", "classes"), [((2,), 0), ((1, 4, 4), 2)])
 def test_a_recipe_keeps_to_its_budget_and_repeats_itself(method, shape, classes):
     task = small_task(shape, classes)
@@ -339,7 +340,7 @@ def test_a_fit_takes_the_steps_that_its_share_of_the_budget_allows():
             lambda budget=budget: budget.watch(nn.Linear(2, 2)),
             draw,
             lambda network, x: (network(x) - x).square().mean(),
-            TeacherSettings(steps=most),
+            FitSettings(steps=most),
             share,
         )
         steps.append(len(drawn) - 1)  # one was for the trial

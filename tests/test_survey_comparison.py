@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import tyro
 from torch import nn
 
+from benchmarks.survey import __main__ as command
 from benchmarks.survey import comparison, task
 from benchmarks.survey.task import Budget, Method, Task
 from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
 from dmd_tutorial.networks.mlp import MLP
-from dmd_tutorial.runs import cli
 from dmd_tutorial.samplers import one_step
 
 
@@ -92,7 +93,7 @@ METHODS = (
 
 @pytest.fixture
 def surveyed(small, monkeypatch):
-    monkeypatch.setattr(comparison, "methods", lambda: METHODS)
+    monkeypatch.setattr(comparison, "METHODS", METHODS)
     monkeypatch.setattr(comparison, "TASKS", {"ring": lambda: small})
 
 
@@ -133,18 +134,20 @@ def test_unknown_methods_are_named(surveyed, tmp_path):
 
 def test_the_command_prints_the_table(surveyed, tmp_path, capsys):
     path = tmp_path / "survey.json"
-    command = ["survey", "--tasks", "ring", "--seeds", "0", "--passes", "20", "--out", str(path)]
-    assert cli.main([*command, "--methods", "spender"]) == 0
+    options = ["--tasks", "ring", "--seeds", "0", "--passes", "20", "--methods", "spender", "--out"]
+    tyro.cli(command.main, args=[*options, str(path)])
     printed = capsys.readouterr().out
     assert "ring, spender, 2 evaluations, seed 0: distance" in printed
     assert "| spender | 1 |" in printed
-    assert cli.main([*command, "--methods", "nobody"]) == 2
+    assert len(json.loads(path.read_text())["rows"]) == 2
+    with pytest.raises(SystemExit):
+        tyro.cli(command.main, args=["--tasks", "moon"])
 
 
 def test_every_method_of_the_book_is_there_once():
-    names = [method.name for method in comparison.methods()]
+    names = [method.name for method in comparison.METHODS]
     assert len(names) == len(set(names))
-    chapters = {method.chapter for method in comparison.methods()}
+    chapters = {method.chapter for method in comparison.METHODS}
     assert chapters == {7, 8, 9, 10, 11}
 
 
@@ -156,7 +159,7 @@ def test_the_books_table_is_whole():
     places = [tuple(row[key] for key in keys) for row in recorded["rows"]]
     assert len(places) == len(set(places))
     for on in comparison.TASKS:
-        for method in comparison.methods():
+        for method in comparison.METHODS:
             rows = [r for r in recorded["rows"] if (r["task"], r["method"]) == (on, method.name)]
             seeds = [0, 1, 2] if method.trained else [0]
             for evaluations in {row["evaluations"] for row in rows} or {None}:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.survey.consistency import METHODS
 from benchmarks.survey.task import Budget, Method, Task
 from dmd_tutorial import samplers
 from dmd_tutorial.denoisers import EDMDenoiser
@@ -331,7 +332,7 @@ def small_task(shape: tuple[int, ...], classes: int) -> Task:
     return Task("small", teacher, shape, classes, draw, lambda samples, label: (0.0, 0.0))
 
 
-@pytest.mark.parametrize("method", cm.METHODS, ids=lambda method: method.name)
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 @pytest.mark.parametrize(("shape", "classes"), [((2,), 0), ((1, 8, 8), 10)], ids=str)
 def test_recipes_spend_their_budget_and_repeat(
     method: Method, shape: tuple[int, ...], classes: int

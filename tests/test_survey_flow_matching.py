@@ -8,6 +8,7 @@ import torch
 from scipy import integrate
 from torch import Tensor, nn
 
+from benchmarks.survey.flow_matching import METHODS
 from benchmarks.survey.task import Budget, Task
 from dmd_tutorial import data
 from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator, denoising_loss
@@ -192,7 +193,7 @@ def small_task(shape: tuple[int, ...], classes: int) -> Task:
     return Task("small", EDMDenoiser(raw), shape, classes, draw, lambda x, label: (0.0, 0.0))
 
 
-@pytest.mark.parametrize("method", fm.METHODS, ids=lambda method: method.name)
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
 @pytest.mark.parametrize(("shape", "classes"), [((2,), 0), ((1, 8, 8), 2)])
 def test_a_recipe_keeps_to_its_budget_and_repeats_itself(method, shape, classes):
     task = small_task(shape, classes)
@@ -220,6 +221,6 @@ def test_flow_matching_does_not_use_the_teacher():
         for parameter in task.teacher.parameters():
             parameter.data *= scale
             parameter.data += scale
-        sampler = fm.METHODS[0].train(task, Budget(3e3, task.teacher), 0)[4]
+        sampler = METHODS[0].train(task, Budget(3e3, task.teacher), 0)[4]
         answers.append(sampler(torch.ones(2, 2), None))
     assert (answers[0] == answers[1]).all()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.survey.progressive import METHODS
 from benchmarks.survey.task import Budget, Task
 from dmd_tutorial import data
 from dmd_tutorial.denoisers import EDMDenoiser, noise_from_denoised, v_from_denoised
@@ -15,7 +16,7 @@ from dmd_tutorial.noise import cosine_schedule, sampling_levels, to_variance_exp
 from dmd_tutorial.samplers import euler, sample
 from dmd_tutorial.survey import progressive as room
 from dmd_tutorial.survey.progressive import Prediction, Weighting
-from dmd_tutorial.training import FitRun, TeacherSettings
+from dmd_tutorial.training import FitRun, FitSettings
 
 DOUBLE = torch.float64
 RING = data.ring()
@@ -267,8 +268,8 @@ def test_a_step_up_is_refused():
         room.target(x, x, torch.tensor([1.0, 1.0]), torch.tensor([0.5, 2.0]))
 
 
-def small(steps: int) -> TeacherSettings:
-    return TeacherSettings(steps=150, batch=64, learning_rate=5e-3, warm_up=10, ema=0.98)
+def small(steps: int) -> FitSettings:
+    return FitSettings(steps=150, batch=64, learning_rate=5e-3, warm_up=10, ema=0.98)
 
 
 def gaussian_draw(count, rng):
@@ -296,7 +297,7 @@ def test_a_halving_is_deterministic_in_its_seed():
 
     def losses(seed):
         torch.manual_seed(0)
-        settings = TeacherSettings(steps=3, batch=16, seed=seed)
+        settings = FitSettings(steps=3, batch=16, seed=seed)
         run = FitRun(EDMDenoiser(MLP(hidden=8)), settings)
         return [m.loss for m in room.halving(run, gaussian, gaussian_draw, LEVELS)]
 
@@ -311,7 +312,7 @@ def little_task() -> Task:
 
 
 def test_the_recipe_spends_its_budget_and_repeats():
-    method = room.METHODS[0]
+    method = METHODS[0]
     z = torch.randn(10, 2, generator=torch.Generator().manual_seed(0))
     outcomes = []
     for seed in (0, 0, 1):

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from benchmarks.survey.score_distillation import METHODS
 from benchmarks.survey.task import Budget, Task
 from dmd_tutorial import dmd, noise
+from dmd_tutorial.anchor import Pairs
 from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
 from dmd_tutorial.dmd import Batch, Weighting
 from dmd_tutorial.mixtures import GaussianMixture
@@ -16,7 +18,8 @@ from dmd_tutorial.networks.mlp import MLP
 from dmd_tutorial.networks.unet import UNet
 from dmd_tutorial.survey import classical
 from dmd_tutorial.survey import score_distillation as family
-from dmd_tutorial.survey.score_distillation import FAMILY, METHODS, FewStepGenerator, Judge, Trio
+from dmd_tutorial.survey.score_distillation import FAMILY, FewStepGenerator, Judge
+from dmd_tutorial.training import DistillationRun, DistillSettings, distill
 
 DOUBLE = torch.float64
 REAL = GaussianMixture(
@@ -89,10 +92,11 @@ def test_sds_runs_the_iteration_with_the_sample_in_the_critics_place():
     teacher = GaussianMixture.isotropic(torch.zeros(1, 2), 0.5)
     critic = EDMDenoiser(MLP(hidden=8))
     before = copy.deepcopy(critic.state_dict())
-    trio = Trio(generator, critic, teacher, optimizer, None, torch.Generator().manual_seed(0))
+    rng = torch.Generator().manual_seed(0)
     batch = Batch(torch.randn(16, 2, generator=torch.Generator().manual_seed(1)))
     objective = FAMILY[0].objective(2.0)
-    record = family.point_step(trio, batch, objective)
+    networks = generator, critic, teacher
+    record = family.point_step(*networks, optimizer, None, batch, objective, rng)
     torch.testing.assert_close(record.denoised_fake, record.x, atol=1e-5, rtol=1e-5)
     gradient = dmd.matching_gradient(
         record.x, record.sigma, record.denoised_real, record.x, family.noise_prediction
@@ -125,13 +129,12 @@ def test_sds_collapses_points_where_a_score_difference_keeps_the_width():
         optimizer = torch.optim.Adam(generator.parameters(), lr=0.02)
         rng = torch.Generator().manual_seed(0)
         teacher = partial(_without_label, target)
-        trio = Trio(generator, exact, teacher, optimizer, None, rng)
         objective = dmd.Objective(
             member.weighting, lambda_reg=0, critic_steps=0, grid=member.law(2.0, 0.5)
         )
         for _ in range(200):
             batch = Batch(torch.randn(640, 2, generator=rng), label)
-            member.step(trio, batch, objective)
+            member.step(generator, exact, teacher, optimizer, None, batch, objective, rng)
         widths[member.name] = generator.scale.detach().abs()
     assert (widths["SDS"] < 0.05).all()
     assert ((widths["VSD"] - 0.5).abs() < 0.1).all()
@@ -185,13 +188,12 @@ def test_a_judge_learns_to_tell_noised_data_from_noised_samples():
 
 
 def test_the_adversarial_step_needs_data():
-    generator = OneStepGenerator(EDMDenoiser(MLP(hidden=8)), 5.0)
-    trio = Trio(generator, generator, generator, None, None, None)
+    nothing, batch = [None] * 5, Batch(torch.zeros(2, 2))
     with pytest.raises(ValueError, match="needs data"):
-        family.adversarial_step(trio, Batch(torch.zeros(2, 2)), dmd.Objective(), 1.0, 1.0)
+        family.adversarial_step(*nothing, batch, dmd.Objective(), fooling=1.0, discrimination=1.0)
 
 
-def test_without_its_weights_the_adversarial_step_is_the_matching_step():
+def test_without_its_weights_the_adversarial_step_is_dmds():
     """With both GAN weights 0 the generator's update is that of `dmd.iteration`, bit for bit."""
     torch.manual_seed(0)
     teacher = EDMDenoiser(MLP(hidden=8))
@@ -202,7 +204,7 @@ def test_without_its_weights_the_adversarial_step_is_the_matching_step():
     objective = dmd.Objective(lambda_reg=0, critic_steps=1)
     after = []
     for step in (
-        family.matching_step,
+        dmd.iteration,
         partial(family.adversarial_step, fooling=0.0, discrimination=0.0),
     ):
         generator, critic = copy.deepcopy(start), copy.deepcopy(start.denoiser)
@@ -210,7 +212,7 @@ def test_without_its_weights_the_adversarial_step_is_the_matching_step():
         optimizers = [torch.optim.SGD(net.parameters(), lr=0.1) for net in (generator, judge)]
         rng = torch.Generator().manual_seed(0)
         batch = Batch(z, y_ref=data)
-        step(Trio(generator, judge, teacher, *optimizers, rng), batch, objective)
+        step(generator, judge, teacher, *optimizers, batch, objective, rng)
         after.append(generator.state_dict())
     assert all(torch.equal(after[0][name], after[1][name]) for name in after[0])
 
@@ -243,10 +245,12 @@ def test_the_adversarial_step_fools_the_judge_and_the_judge_learns(critic_steps)
     optimizers = [
         torch.optim.SGD(net.parameters(), lr) for net, lr in zip(networks, rates, strict=True)
     ]
-    trio = Trio(generator, judge, teacher, *optimizers, torch.Generator().manual_seed(0))
+    rng = torch.Generator().manual_seed(0)
     objective = dmd.Objective(lambda_reg=0, critic_steps=critic_steps, grid=torch.ones(100))
+    step = partial(family.adversarial_step, fooling=1.0, discrimination=1.0)
     for _ in range(10):
-        record = family.adversarial_step(trio, Batch(z, y_ref=y), objective, 1.0, 1.0)
+        batch = Batch(z, y_ref=y)
+        record = step(generator, judge, teacher, *optimizers, batch, objective, rng)
         if not critic_steps:
             assert record.loss_matching == pytest.approx(0.0, abs=1e-12)
     after = losses()
@@ -254,6 +258,72 @@ def test_the_adversarial_step_fools_the_judge_and_the_judge_learns(critic_steps)
     assert after[changed] < before[changed] - 0.01
     assert len(calls) == 10 * max(1, critic_steps)  # the first update of the critic reuses samples
     assert all(not torch.equal(x, z) for x in calls[1:critic_steps])  # the others do not
+
+
+def test_a_judge_is_weighed_for_the_width_of_its_critics_data():
+    """What `denoising_loss` reads off a denoiser, a judge shows as its critic does."""
+    critic = EDMDenoiser(MLP(hidden=8), sigma_data=1.4)
+    x, noise = torch.randn(2, 9, 2)
+    losses = [dmd.critic_loss(each, x, torch.ones(9), noise) for each in (critic, Judge(critic))]
+    assert torch.equal(*losses)
+
+
+def test_a_step_with_data_draws_it_after_the_batch_and_hands_on_all_else():
+    seen = []
+
+    def step(*arguments):
+        seen.extend(arguments)
+
+    def draw(count, rng):
+        return torch.randn(count, 2, generator=rng), torch.arange(count)
+
+    rng, same = (torch.Generator().manual_seed(7) for _ in range(2))
+    batch = Batch(torch.zeros(5, 2, dtype=DOUBLE), torch.ones(5))
+    family.with_data(step, draw)("G", "C", "T", "g", "c", batch, "objective", rng)
+    assert seen[:5] == ["G", "C", "T", "g", "c"]
+    assert seen[6:] == ["objective", rng]
+    torch.testing.assert_close(seen[5].y_ref, torch.randn(5, 2, generator=same).double())
+    assert seen[5].label_ref.tolist() == [0, 1, 2, 3, 4]
+    assert seen[5].z is batch.z
+    assert seen[5].label is batch.label
+
+
+@pytest.mark.parametrize("member", FAMILY, ids=lambda member: member.name)
+def test_every_member_is_an_iteration_of_the_books_own_loop(member):
+    """`training.distill` runs it; it repeats, and continues from a state to the same bits."""
+    torch.manual_seed(0)
+    teacher = EDMDenoiser(MLP(hidden=8), sigma_data=1.4)
+    for p in teacher.parameters():
+        nn.init.normal_(p, std=0.3)
+    critic = Judge(copy.deepcopy(teacher)) if member.data else None
+    levels = family.few_step_levels(member.evaluations, 80.0, 1.4)
+    start = FewStepGenerator(teacher, levels) if len(levels) > 1 else OneStepGenerator(teacher)
+    z, y = torch.randn(2, 20, 2)
+    pairs = Pairs(z, y) if member.lambda_reg else None
+    step = member.step
+    if member.data:
+        step = family.with_data(
+            step, lambda count, rng: (torch.randn(count, 2, generator=rng), None)
+        )
+
+    def run(state=None):
+        run = DistillationRun(teacher, DistillSettings(steps=4, batch=8), start, critic)
+        if state is not None:
+            run.load_state_dict(state)
+        return run, distill(run, (2,), 0, pairs, member.objective(5.0, 1.4), step)
+
+    first, steps = run()
+    next(steps), next(steps)
+    state = copy.deepcopy(first.state_dict())
+    assert len(list(steps)) == 2
+    assert any(
+        not torch.equal(a, b)
+        for a, b in zip(first.generator.parameters(), start.parameters(), strict=True)
+    )
+    again, steps = run(state)
+    assert len(list(steps)) == 2
+    for a, b in zip(first.average.parameters(), again.average.parameters(), strict=True):
+        assert torch.equal(a, b)
 
 
 # SiD

@@ -46,6 +46,14 @@ class FewStepGenerator(nn.Module):
         self.denoiser, self.levels, self.last = denoiser, levels, last
         self.rng = Generator().manual_seed(seed)
 
+    def get_extra_state(self) -> Tensor:
+        """Where the random numbers are, so that a training's state is whole."""
+        return self.rng.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Go on from there."""
+        self.rng.set_state(state)
+
     def forward(
         self, z: Float[Tensor, "batch *shape"], label: Condition | None = None
     ) -> Float[Tensor, "batch *shape"]:
