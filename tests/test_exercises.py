@@ -1,6 +1,9 @@
 """The exercises' framework, and every exercise of every chapter against its wrong answers."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -347,3 +350,19 @@ def test_a_result_is_escaped_for_the_page():
     html = COUNT.check("<b>")._repr_html_()
     assert "&lt;b&gt;" in html
     assert "<b>" not in html
+
+
+def test_check_chooses_no_display_and_loads_no_command_line():
+    command = """if True:
+        import sys
+        import matplotlib
+        from dmd_tutorial.notebook import check
+        assert check("1.1", ...).passed is None
+        assert not isinstance(dict.get(matplotlib.rcParams, "backend"), str), "a backend is chosen"
+        assert not [name for name in sys.modules if name.startswith("dmd_tutorial.runs")]
+        assert "tyro" not in sys.modules"""
+    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MPLBACKEND")}
+    done = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
