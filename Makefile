@@ -47,6 +47,7 @@ $(INSTALLED):
 
 book: $(INSTALLED)
 	$(BIN)/python book/tools/ledger.py --check
+	$(BIN)/python book/tools/reference.py
 	$(BIN)/python book/tools/execute.py
 	DMD_TUTORIAL_STATIC=1 $(BIN)/jupyter-book build . -W --keep-going --all --quiet
 	@echo
@@ -81,7 +82,6 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/python book/tools/format_notebooks.py --check
 	$(BIN)/python book/tools/ledger.py --check
-	$(BIN)/python book/tools/reference.py --check
 	$(BIN)/python book/tools/timings.py --check
 	$(BIN)/python book/tools/set_repository.py --check
 
@@ -90,8 +90,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format --quiet .
 	$(BIN)/python book/tools/format_notebooks.py
 	$(BIN)/python book/tools/ledger.py
-	$(BIN)/python book/tools/reference.py
 	$(BIN)/python book/tools/timings.py
 
 clean:
-	rm -rf _build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf _build dist *.egg-info book/package.md .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -12,55 +12,33 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from dmd_tutorial.checks import check_finite, check_same_shape
+from dmd_tutorial.checks import Condition, check_finite, check_same_shape
 from dmd_tutorial.samplers import heun, sample
 
 CHUNK = 1000
 
 
 class Pairs(NamedTuple):
-    """Noise and the sample that the teacher's ODE makes of it.
-
-    Attributes:
-        z: Standard normal noise, (count, *shape).
-        y: The teacher's samples, (count, *shape), not clamped.
-        label: Class of each, (count,), or None.
-    """
+    """Noise, and the sample that the teacher's ODE makes of it."""
 
     z: Float[Tensor, "count *shape"]
-    y: Float[Tensor, "count *shape"]
-    label: Int[Tensor, " count"] | None = None
+    y: Float[Tensor, "count *shape"]  # not clamped
+    label: Condition | None = None
 
-    def draw(self, count: int, rng: torch.Generator) -> "Pairs":
-        """Some of them, each equally likely, with replacement.
-
-        Args:
-            count: How many.
-            rng: Source of randomness.
-
-        Returns:
-            The drawn pairs.
-        """
+    def draw(self, count: int, rng: Generator) -> "Pairs":
+        """Some of them, each equally likely, with replacement."""
         index = torch.randint(len(self.z), (count,), generator=rng)
-        label = None if self.label is None else self.label[index]
-        return Pairs(self.z[index], self.y[index], label)
+        return Pairs(*(None if column is None else column[index] for column in self))
 
 
 def fingerprint(module: nn.Module) -> str:
-    """A short name for a network's exact weights.
-
-    Args:
-        module: Any network.
-
-    Returns:
-        The first 16 hexadecimal digits of a SHA-256 over names, types, shapes and values.
-    """
+    """A short name for a network's exact weights: of names, types, shapes and values."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         tensor = tensor.detach().cpu().contiguous()
@@ -84,32 +62,18 @@ def make_pairs(
     """Make pairs with Heun's method, chunk by chunk, skipping the chunks that are there.
 
     Chunk k depends on the seed and k alone, so a run that stopped, or several at once, make what
-    one undisturbed run makes. Labels are class-balanced.
-
-    Args:
-        teacher: The teacher, a network.
-        folder: Where the files go; it is made.
-        count: How many pairs, a multiple of 1000 (one chunk).
-        shape: Shape of one sample.
-        classes: Number of classes, 0 for none.
-        steps: Heun steps; N cost 2N - 1 evaluations.
-        seed: Seed of the noise.
-        batch: How many are made at a time: a matter of memory.
-        share: (rank, count) of this process among those that make pairs together: it makes every
-            count-th chunk, so that each is made once.
-
-    Yields:
-        How many pairs this process has made or found by now.
-
-    Raises:
-        ValueError: If count is not a positive multiple of 1000, or the folder holds pairs that
-            were made otherwise.
+    one undisturbed run makes; `share` is (rank, count) of this process among several. Classes are
+    balanced; N steps cost 2N - 1 evaluations; `batch` is a matter of memory. Yields how many pairs
+    this process has made or found. A folder whose pairs were made otherwise is refused.
 
     Source: Yin et al. 2024 (DMD), Section 3.3.
     """
     if count <= 0 or count % CHUNK:
         raise ValueError(f"the number of pairs must be a multiple of {CHUNK}, not {count}")
-    made_by = _made_by(teacher, steps, seed)
+    made_by = {
+        "teacher": fingerprint(teacher), "sampler": "heun", "steps": steps, "seed": seed,
+        "evaluations": 2 * steps - 1,
+    }  # fmt: skip
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for number, chunk in enumerate(range(share[0], count // CHUNK, share[1]), 1):
@@ -125,20 +89,7 @@ def make_pairs(
 def load_pairs(
     folder: str | Path, teacher: nn.Module | None = None, count: int | None = None
 ) -> Pairs:
-    """Read pairs.
-
-    Args:
-        folder: Where `make_pairs` put them.
-        teacher: The teacher that they must belong to, if that is to be checked.
-        count: How many to read; all of them without it.
-
-    Returns:
-        The pairs.
-
-    Raises:
-        FileNotFoundError: If the folder holds none.
-        ValueError: If a file is damaged or belongs to another teacher, or there are too few.
-    """
+    """Read `count` pairs or all; they must belong to the teacher, where one is given."""
     files = sorted(Path(folder).glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"{folder} holds no pairs (*.safetensors)")
@@ -161,28 +112,16 @@ def load_pairs(
 
 
 def _make_chunk(
-    teacher: nn.Module,
-    shape: tuple[int, ...],
-    classes: int,
-    steps: int,
-    seed: int,
-    chunk: int,
-    batch: int,
-) -> Pairs:
-    rng = torch.Generator().manual_seed(seed * 1_000_003 + chunk)
+    teacher: nn.Module, shape: tuple[int, ...], classes: int,
+    steps: int, seed: int, chunk: int, batch: int,
+) -> Pairs:  # fmt: skip
+    rng = Generator().manual_seed(seed * 1_000_003 + chunk)
     z = torch.randn(CHUNK, *shape, generator=rng)
     label = torch.arange(CHUNK) % classes if classes else None
     device = next(teacher.parameters()).device
     on_device = None if label is None else label.to(device)
     y = sample(teacher, z.to(device), on_device, steps=steps, sampler=heun, batch=batch)
     return Pairs(z, y.cpu(), label)
-
-
-def _made_by(teacher: nn.Module, steps: int, seed: int) -> dict:
-    return {
-        "teacher": fingerprint(teacher), "sampler": "heun", "steps": steps, "seed": seed,
-        "evaluations": 2 * steps - 1,
-    }  # fmt: skip
 
 
 def _save(path: Path, pairs: Pairs, made_by: dict, chunk: int) -> None:
@@ -205,18 +144,7 @@ def _check_made_by(path: Path, wanted: dict) -> None:
 
 
 def l2(x: Float[Tensor, "batch *shape"], y: Float[Tensor, "batch *shape"]) -> Float[Tensor, ""]:
-    """Mean square difference.
-
-    Args:
-        x: The generator's samples, (batch, *shape).
-        y: The teacher's, (batch, *shape).
-
-    Returns:
-        A scalar, in the units of x squared.
-
-    Raises:
-        ValueError: If shapes differ.
-    """
+    """Mean square difference, in the units of x squared."""
     check_same_shape(x=x, y=y)
     return functional.mse_loss(x, y)
 
@@ -224,14 +152,9 @@ def l2(x: Float[Tensor, "batch *shape"], y: Float[Tensor, "batch *shape"]) -> Fl
 class LPIPS(nn.Module):
     """The learned perceptual distance of the paper's anchor, from the `lpips` package.
 
-    Args:
-        backbone: ``"vgg"`` (the paper's), ``"alex"`` or ``"squeeze"``.
-        size: Images are resized to this, at least 64; the paper takes 224.
-        random_backbone: Leave the backbone at random weights: no download, for tests only.
-
-    Raises:
-        ValueError: If size is below 64.
-        RuntimeError: If the backbone's weights are not there and cannot be downloaded.
+    The backbone is ``"vgg"`` (the paper's), ``"alex"`` or ``"squeeze"``; at random weights it needs
+    no download, for tests. Images, in [-1, 1], are resized to `size`; the paper takes 224. A
+    RuntimeError says that weights are missing.
 
     Source: Zhang et al. 2018; Yin et al. 2024 (DMD), Eq. 9 and appendix.
     """
@@ -248,18 +171,7 @@ class LPIPS(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels h w"], y: Float[Tensor, "batch channels h w"]
     ) -> Float[Tensor, ""]:
-        """Mean distance of two batches of images.
-
-        Args:
-            x: The generator's images in [-1, 1], (batch, channels, h, w), 1 or 3 channels.
-            y: The teacher's, the same shape.
-
-        Returns:
-            A scalar without unit.
-
-        Raises:
-            ValueError: If shapes differ or there are not 1 or 3 channels.
-        """
+        """Mean distance of two batches of images with 1 or 3 channels, without unit."""
         check_same_shape(x=x, y=y)
         return self.network(self._prepare(x), self._prepare(y)).mean()
 

@@ -117,7 +117,7 @@ class Batch(NamedTuple):
     y_ref: Tensor | None = None
     label_ref: Condition | None = None
     sigma: Tensor | None = None  # levels (batch,) at which x is judged; drawn if None
-    noise: Tensor | None = None  # the noise there, (batch, *shape); drawn if None
+    noise: Tensor | None = None  # the noise there, in the shape of x; drawn like z if None
     x: Tensor | None = None  # G(z), where it was made before (a critic's first update)
 
 
@@ -224,7 +224,7 @@ def train_critic(
     for step in range(objective.critic_steps):
         z, x = (noise_like(batch.z, rng), None) if step > 0 else (batch.z, record.x)
         sigma = grid_sigma(len(z), objective.grid, rng=rng)
-        samples = judged(Batch(z, batch.label, x=x), sigma, rng)
+        samples = judged(Batch(z, batch.label, x=x, noise=noise_like(record.x, rng)), sigma, rng)
         done, norm = updater(optimizer, of_batch, samples, objective.clip)  # type: ignore[arg-type]
         mean = record.loss_critic + done.loss_critic / objective.critic_steps
         record = record._replace(loss_critic=mean, norm_critic=norm)

@@ -7,25 +7,18 @@ import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dmd_tutorial.checks import check_finite, check_label, check_sigma
+from dmd_tutorial.checks import NO_CLASS, Condition, check_finite, check_label, check_sigma
 
 
 class GaussianMixture:
     """A mixture of Gaussians in any number of dimensions.
 
-    It is a denoiser like any other: ``mixture(x, sigma, label)``. Its classes are its components.
-
-    Args:
-        means: Centres of the components, (components, dim).
-        covariances: Covariance matrices, (components, dim, dim), symmetric, positive definite.
-        weights: Probabilities of the components, (components,), above 0; equal without them.
-
-    Raises:
-        ValueError: If shapes do not fit, weights are not probabilities, or a covariance is not
-            symmetric and positive definite.
+    It is a denoiser like any other, ``mixture(x, sigma, label)``, whose classes are its components:
+    a label leaves one of them, `NO_CLASS` the whole mixture. Levels may be one number for all.
+    Covariances are symmetric and positive definite; components without weights weigh the same.
     """
 
     def __init__(
@@ -44,10 +37,8 @@ class GaussianMixture:
         weights = torch.as_tensor(weights, dtype=torch.float64)
         check_finite(means=means, covariances=covariances, weights=weights)
         if covariances.shape != (components, dim, dim):
-            raise ValueError(
-                f"covariances have shape {tuple(covariances.shape)}, "
-                f"means want {(components, dim, dim)}"
-            )
+            shape, wanted = tuple(covariances.shape), (components, dim, dim)
+            raise ValueError(f"covariances have shape {shape}, means want {wanted}")
         if weights.shape != (components,):
             raise ValueError(f"weights have shape {tuple(weights.shape)}, not ({components},)")
         if (weights <= 0).any() or abs(weights.sum() - 1) > 1e-5:
@@ -68,16 +59,7 @@ class GaussianMixture:
         std: float,
         weights: Float[Tensor, " components"] | None = None,
     ) -> "GaussianMixture":
-        """A mixture of round Gaussians of one width.
-
-        Args:
-            means: Centres, (components, dim).
-            std: Standard deviation along every axis, in the units of the means.
-            weights: Probabilities of the components; equal without them.
-
-        Returns:
-            The mixture.
-        """
+        """A mixture of round Gaussians of one standard deviation."""
         means = torch.as_tensor(means, dtype=torch.float64)
         identity = torch.eye(means.shape[-1], dtype=torch.float64)
         return cls(means, std**2 * identity.expand(len(means), -1, -1), weights)
@@ -96,57 +78,27 @@ class GaussianMixture:
         self,
         x: Float[Tensor, "batch dim"],
         sigma: Float[Tensor, " batch"] | float = 0.0,
-        label: Int[Tensor, " batch"] | None = None,
+        label: Condition | None = None,
     ) -> Float[Tensor, " batch"]:
-        """Log-density of the noisy mixture, exactly.
-
-        Args:
-            x: Points, (batch, dim).
-            sigma: Noise level of each point, (batch,), or one for all, in the units of x.
-            label: The only component that counts, for each point; all of them without it.
-
-        Returns:
-            Natural logarithms of the density, (batch,).
-
-        Raises:
-            ValueError: If shapes do not fit or an input is not finite.
-        """
+        """Log-density of the noisy mixture, or of the component of the label, exactly."""
         return self._joint(x, self._levels(x, sigma), label).logsumexp(dim=1)
 
     def responsibilities(
         self,
         x: Float[Tensor, "batch dim"],
         sigma: Float[Tensor, " batch"] | float = 0.0,
-        label: Int[Tensor, " batch"] | None = None,
+        label: Condition | None = None,
     ) -> Float[Tensor, "batch components"]:
-        """Probability of each component behind each noisy point.
-
-        Args:
-            x: Points, (batch, dim).
-            sigma: Noise level of each point, (batch,), or one for all.
-            label: The only component that counts, for each point.
-
-        Returns:
-            Probabilities, (batch, components); each row sums to 1.
-        """
+        """Probability of each component behind each noisy point."""
         return self._joint(x, self._levels(x, sigma), label).softmax(dim=1)
 
     def score(
         self,
         x: Float[Tensor, "batch dim"],
         sigma: Float[Tensor, " batch"] | float = 0.0,
-        label: Int[Tensor, " batch"] | None = None,
+        label: Condition | None = None,
     ) -> Float[Tensor, "batch dim"]:
-        """Score of the noisy mixture, the gradient of its log-density, exactly.
-
-        Args:
-            x: Points, (batch, dim).
-            sigma: Noise level of each point, (batch,), or one for all.
-            label: The only component that counts, for each point.
-
-        Returns:
-            Scores, (batch, dim), in one over the units of x.
-        """
+        """Score of the noisy mixture, the gradient of its log-density, exactly."""
         sigma = self._levels(x, sigma)
         return -self._mean_of_components(x, sigma, label, lambda v, s2: 1 / (v + s2), centre=False)
 
@@ -154,43 +106,25 @@ class GaussianMixture:
         self,
         x: Float[Tensor, "batch dim"],
         sigma: Float[Tensor, " batch"] | float,
-        label: Int[Tensor, " batch"] | None = None,
+        label: Condition | None = None,
     ) -> Float[Tensor, "batch dim"]:
-        """Denoise: the mean of the clean points behind each noisy one, exactly.
-
-        Args:
-            x: Noisy points, (batch, dim).
-            sigma: Noise level of each point, (batch,), or one for all.
-            label: The component that each point comes from, if it is known.
-
-        Returns:
-            Denoised points, (batch, dim).
-        """
+        """Denoise: the mean of the clean points behind each noisy one, exactly."""
         sigma = self._levels(x, sigma)
         return self._mean_of_components(x, sigma, label, lambda v, s2: v / (v + s2), centre=True)
 
     def sample(
-        self,
-        count: int,
-        label: Int[Tensor, " count"] | None = None,
-        rng: Generator | None = None,
+        self, count: int, label: Condition | None = None, rng: Generator | None = None
     ) -> Float[Tensor, "count dim"]:
-        """Draw points.
-
-        Args:
-            count: How many.
-            label: The component of each, (count,); drawn by weight without it.
-            rng: Source of randomness; torch's own without one.
-
-        Returns:
-            Points, (count, dim), float32.
-        """
-        if label is None:
-            label = torch.multinomial(self.weights, count, replacement=True, generator=rng)
+        """Draw points, float32; their components are drawn by weight where no label says them."""
+        check_label(torch.empty(count), label, self.classes)
+        component = torch.full((count,), NO_CLASS) if label is None else label
+        if (component == NO_CLASS).any():
+            drawn = torch.multinomial(self.weights, count, replacement=True, generator=rng)
+            component = torch.where(component == NO_CLASS, drawn, component)
         noise = torch.randn(count, self.dim, generator=rng, dtype=torch.float64)
-        along_axes = self.variances[label].sqrt() * noise
-        points = self.means[label] + torch.einsum("nde,ne->nd", self.axes[label], along_axes)
-        return points.float()
+        along_axes = self.variances[component].sqrt() * noise
+        offset = torch.einsum("nde,ne->nd", self.axes[component], along_axes)
+        return (self.means[component] + offset).float()
 
     def _levels(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         if x.ndim != 2 or x.shape[1] != self.dim:
@@ -201,33 +135,28 @@ class GaussianMixture:
         check_finite(x=x)
         return sigma.to(x.dtype)
 
-    def _joint(self, x: Tensor, sigma: Tensor, label: Tensor | None) -> Tensor:
+    def _joint(self, x: Tensor, sigma: Tensor, label: Condition | None) -> Tensor:
         """Log of weight times density, (batch, components)."""
         check_label(x, label, self.classes)
         variances = self.variances.to(x) + sigma[:, None, None] ** 2  # (batch, components, dim)
-        offset = self._along_axes(x)
-        log_density = -0.5 * (
-            (offset**2 / variances).sum(-1)
-            + variances.log().sum(-1)
-            + self.dim * math.log(2 * math.pi)
-        )
+        squares = (self._along_axes(x) ** 2 / variances).sum(-1)
+        constant = self.dim * math.log(2 * math.pi)
+        log_density = -0.5 * (squares + variances.log().sum(-1) + constant)
+        joint = log_density + self.weights.to(x).log()
         if label is None:
-            return log_density + self.weights.to(x).log()
+            return joint
         other = torch.arange(self.classes, device=x.device) != label[:, None]
-        return log_density.masked_fill(other, -math.inf)
+        alone = log_density.masked_fill(other, -math.inf)
+        return torch.where(label[:, None] == NO_CLASS, joint, alone)
 
     def _along_axes(self, x: Tensor) -> Tensor:
         """Offsets from each centre along the axes of its component, (batch, components, dim)."""
         return torch.einsum("bkd,kde->bke", x[:, None] - self.means.to(x), self.axes.to(x))
 
     def _mean_of_components(
-        self,
-        x: Tensor,
-        sigma: Tensor,
-        label: Tensor | None,
-        factor: Callable[[Tensor, Tensor], Tensor],
-        centre: bool,
-    ) -> Tensor:
+        self, x: Tensor, sigma: Tensor, label: Condition | None,
+        factor: Callable[[Tensor, Tensor], Tensor], centre: bool,
+    ) -> Tensor:  # fmt: skip
         """Average over components of (centre +) offset, scaled along each axis by a factor."""
         scale = factor(self.variances.to(x), sigma[:, None, None] ** 2)
         answer = torch.einsum("bke,kde->bkd", scale * self._along_axes(x), self.axes.to(x))

@@ -65,12 +65,27 @@ def child(module: torch.nn.Module | None) -> object:
     return persistent(module, type(module).__name__)
 
 
-def edm_file(network, protocol: int = 4, **other: object) -> bytes:
+def published_arguments(denoiser) -> dict:
+    """What the published class would have been called with."""
+    arguments = dict(denoiser.network.config)
+    shape = {
+        "img_resolution": arguments.pop("img_resolution"),
+        "img_channels": arguments.pop("in_channels"),
+        "label_dim": arguments.pop("label_dim"),
+    }
+    assert arguments.pop("out_channels") == shape["img_channels"]
+    return shape | {"use_fp16": True, "sigma_min": 0, "sigma_max": float("inf"),
+                    "sigma_data": denoiser.sigma_data,
+                    "model_type": type(denoiser.network).__name__, **arguments}  # fmt: skip
+
+
+def edm_file(denoiser, protocol: int = 4, **other: object) -> bytes:
     """A whole file: the averaged network under `ema`, and other keys as in training snapshots."""
-    numbers = {"sigma_data": np.float64(network.sigma_data), "seen": np.int64(3)}
-    ema = persistent(
-        network, "EDMPrecond", _init_args=(), _init_kwargs=dict(network.config), **numbers
-    )
+    outer = torch.nn.Module()
+    outer.model = denoiser.network
+    numbers = {"sigma_data": np.float64(denoiser.sigma_data), "seen": np.int64(3)}
+    arguments = published_arguments(denoiser)
+    ema = persistent(outer, "EDMPrecond", _init_args=(), _init_kwargs=arguments, **numbers)
     content = {"ema": ema, "loss_fn": None, "augment_pipe": None, "dataset_kwargs": {}, **other}
     file = io.BytesIO()
     Pickler(file, protocol).dump(content)

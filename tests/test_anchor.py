@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 
 from dmd_tutorial import anchor
-from dmd_tutorial.anchor import LPIPS, fingerprint, l2, load_pairs, make_pairs
+from dmd_tutorial.anchor import LPIPS, Pairs, fingerprint, l2, load_pairs, make_pairs
 from dmd_tutorial.denoisers import EDMDenoiser
 from dmd_tutorial.networks import UNet
 from dmd_tutorial.samplers import sample
@@ -67,6 +67,22 @@ def test_a_run_that_stopped_continues_and_makes_the_same_pairs(tmp_path):
     one, other = load_pairs(tmp_path / "straight"), load_pairs(tmp_path / "stopped")
     assert torch.equal(one.z, other.z)
     assert torch.equal(one.y, other.y)
+
+
+@pytest.mark.parametrize(
+    "label",
+    [None, torch.arange(5), torch.arange(30.0).reshape(5, 3, 2)],
+)
+def test_pairs_are_drawn_with_their_conditions_whatever_these_are(label):
+    z = torch.arange(5.0)[:, None]
+    drawn = Pairs(z, 2 * z, label).draw(20, torch.Generator().manual_seed(0))
+    index = drawn.z[:, 0].long()
+    assert torch.equal(drawn.y, 2 * drawn.z)
+    assert len(index.unique()) > 3
+    if label is None:
+        assert drawn.label is None
+    else:
+        assert torch.equal(drawn.label, label[index])
 
 
 def test_pairs_of_another_teacher_sampler_or_seed_are_refused(tmp_path):

@@ -33,7 +33,10 @@ BOOTSTRAP = """\
 import importlib.util
 import sys
 
-if "google.colab" in sys.modules and importlib.util.find_spec("dmd_tutorial") is None:
+if (
+    "google.colab" in sys.modules
+    and importlib.util.find_spec("dmd_tutorial") is None
+):
     %pip install --quiet "dmd-tutorial @ git+{repository}"
 """
 EXERCISE = re.compile(r"^### Exercise (\d+\.\d+): \S", flags=re.MULTILINE)
@@ -87,7 +90,8 @@ def test_the_table_of_contents_and_the_folder_agree():
     contents = yaml.safe_load((book_source.ROOT / "_toc.yml").read_text("utf8"))
     listed = [entry["file"] for part in contents["parts"] for entry in part["chapters"]]
     listed.append(contents["root"])
-    pages = [path for path in book_source.BOOK.iterdir() if path.suffix in (".md", ".ipynb")]
+    pages = {path for path in book_source.BOOK.iterdir() if path.suffix in (".md", ".ipynb")}
+    pages.add(reference.PAGE)  # made by `make book`
     assert sorted(listed) == sorted(f"book/{path.stem}" for path in pages)
 
 
@@ -205,13 +209,17 @@ SHOWN_RAW = re.compile(
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
-PAGES = sorted(book_source.BOOK.glob("*.md"))
+PAGES = sorted({*book_source.BOOK.glob("*.md")} - {reference.PAGE})
 EVERY_PAGE = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+
+
+def text_of_page(path):
+    return reference.page() if path == reference.PAGE else path.read_text("utf8")
 
 
 def anchors(path):
     """The places in a page that a link can name, as GitHub and the site name them."""
-    text = text_of(path) if path.suffix == ".ipynb" else path.read_text("utf8")
+    text = text_of(path) if path.suffix == ".ipynb" else text_of_page(path)
     headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
     slugs = [
         re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings
@@ -226,7 +234,8 @@ def dead_links(path, text):
             continue  # another site's
         name, _, anchor = link.partition("#")
         target = path.parent / name if name else path
-        if not target.is_file() or (anchor and anchor not in anchors(target)):
+        there = target.is_file() or target == reference.PAGE
+        if not there or (anchor and anchor not in anchors(target)):
             yield link
 
 
@@ -250,10 +259,12 @@ def test_the_links_of_a_notebook_lead_somewhere(path):
     assert list(dead_links(path, text_of(path))) == []
 
 
-@pytest.mark.parametrize("path", [*book_source.notebooks(), *PAGES], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [*book_source.notebooks(), *PAGES, reference.PAGE], ids=lambda path: path.name
+)
 def test_code_within_the_text_is_of_the_language_that_it_says(path):
     """The site colours it and would warn, which stops the build."""
-    text = text_of(path) if path.suffix == ".ipynb" else path.read_text("utf8")
+    text = text_of(path) if path.suffix == ".ipynb" else text_of_page(path)
     for language, code in FENCED.findall(text):
         kinds = [kind for kind, _ in get_lexer_by_name(language).get_tokens(code)]
         assert Error not in kinds, code
@@ -539,24 +550,23 @@ def test_a_picture_without_alternative_text_is_found(tmp_path):
     ]
 
 
-def test_the_package_reference_is_up_to_date():
-    assert reference.PAGE.read_text("utf8") == reference.page()
+def test_the_package_reference_reads_well():
+    text = reference.page()
+    assert outside_the_site(text) == []
+    assert list(dead_links(reference.PAGE, text)) == []
+    assert "the answer to 1.1" not in text
 
 
-def rooms_used(path):
-    """The rooms from which a module imports."""
-    for node in ast.walk(ast.parse(path.read_text("utf8"))):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("dmd_tutorial"):
-            inner = node.module.split(".")[1:]
-            yield from inner[:1] or [alias.name for alias in node.names]
-
-
-def test_a_room_imports_only_from_rooms_below_it():
-    floors = reference.FLOORS
-    for path in reference.rooms():
-        own = reference.floor(path)
-        for used in set(rooms_used(path)) & set(floors) - {own}:
-            assert floors.index(used) < floors.index(own), f"{path.name} imports {used}"
+def test_the_package_reference_goes_from_the_heart_outwards_and_forgets_no_room():
+    rooms = re.findall("^## (.+)$", reference.page(), flags=re.MULTILINE)
+    assert rooms[:2] == ["dmd", "anchor"]
+    order = [rooms.index(name) for name in ("checks", "training", "networks", "survey", "notebook")]
+    assert order == sorted(order)
+    assert rooms.index("survey") < rooms.index("survey/adversarial")
+    package = reference.PACKAGE
+    files = {path for path in package.rglob("*.py") if path.parent.name != "exercises"}
+    files -= {package / "__init__.py", package / "__main__.py"}
+    assert {reference.name_of(path) for path in files} | {"notebook/exercises"} == set(rooms)
 
 
 def test_a_docstring_becomes_lists():
@@ -570,6 +580,43 @@ def test_a_docstring_becomes_lists():
         "",
         "The end.",
     ]
+
+
+def test_what_is_indented_in_a_docstring_becomes_a_block():
+    assert reference.prose("As in:\n\n    a  *b*\n    c\n\nThe end.") == (
+        "As in:\n\n```text\na  *b*\nc\n```\n\nThe end.\n"
+    )
+
+
+CLASS = '''
+@dataclass
+class Box(Base):
+    """A box."""
+
+    # Of the outside.
+    size: int = 3  # cm
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    @property
+    def volume(self) -> int:
+        """Its volume."""
+        return self.size**3
+
+    def _hidden(self) -> None:
+        """Not shown."""
+'''
+
+
+def test_a_class_is_shown_with_its_fields_and_its_public_methods():
+    (node,) = ast.parse(CLASS).body
+    assert "\n".join(reference.entry(node, CLASS.splitlines())).splitlines() == [
+        "### Box", "", "```python", "@dataclass", "class Box(Base):", "    # Of the outside.",
+        "    size: int = 3  # cm", "    def __init__(self, size: int) -> None", "```", "",
+        "A box.", "", "#### Box.volume", "", "```python", "@property",
+        "def volume(self) -> int", "```", "", "Its volume.",
+    ]  # fmt: skip
 
 
 def test_the_readme_carries_the_times_of_the_chapters():

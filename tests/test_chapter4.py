@@ -30,8 +30,8 @@ def chapter() -> dict:
     cells = json.loads(NOTEBOOK.read_text(encoding="utf8"))["cells"]
     sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     names: dict = {"GRID": GRID}
-    exec(next(source for source in sources if source.startswith("import copy")), names)
-    block = r"^(?:def|class) .*?(?=^\S|\Z)"
+    exec(next(source for source in sources if source.startswith("# @title Imports")), names)
+    block = r"^(?:def|class) .*?(?=^[^\s)]|\Z)"
     for source in sources:
         if re.search(r"# @title Solution|return \.\.\.|= \.\.\.", source):
             continue
@@ -79,7 +79,7 @@ def test_noisy_density_is_a_mean_of_gaussians():
     """The noised density is the mean over z of a Gaussian around G(z)."""
     b, scale, sigma = 0.7, 0.6, 0.3
     x = torch.linspace(-3, 3, 13, dtype=torch.float64)
-    by_mean = chapter()["noisy_density"](x, sigma, rng=lambda z: scale * z + b)
+    by_mean = chapter()["noisy_density"](x, sigma, generator=lambda z: scale * z + b)
     exact = normal(x, b, math.hypot(scale, sigma))  # an affine generator's samples are Gaussian
     assert torch.allclose(by_mean, exact, atol=1e-9)
 
@@ -311,9 +311,10 @@ def test_a_copy_of_the_teacher_for_critic_moves_nothing():
     teacher = GaussianMixture.isotropic(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), 0.4)
     known = chapter()["KnownGenerator"](torch.tensor([[0.0, 1.0]]), 0.3)
     before = copy.deepcopy(known.state_dict())
+    batch = dmd.Batch(torch.randn(64, 3), noise=torch.randn(64, 2))
     record = dmd.iteration(
         known, teacher, teacher, torch.optim.SGD(known.parameters(), lr=1.0), None,
-        dmd.Batch(torch.randn(64, 3)), dmd.Objective(lambda_reg=0, critic_steps=0, grid=GRID),
+        batch, dmd.Objective(lambda_reg=0, critic_steps=0, grid=GRID),
     )  # fmt: skip
     assert record.norm_generator == 0
     assert all(torch.equal(before[name], value) for name, value in known.state_dict().items())

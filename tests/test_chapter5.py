@@ -1,9 +1,9 @@
 """Chapter 5: its equations, and claims it makes, on the package's own functions."""
 
-import ast
-import json
+import importlib.util
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,37 +13,22 @@ from torch import nn
 from dmd_tutorial import dmd
 from dmd_tutorial.anchor import LPIPS, l2
 from dmd_tutorial.data import two_modes
-from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
 from dmd_tutorial.metrics import frechet_distance
 from dmd_tutorial.mixtures import GaussianMixture
-from dmd_tutorial.networks import MLP
 from dmd_tutorial.noise import karras_grid
 from dmd_tutorial.samplers import sample
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOK = ROOT / "book" / "5-regression-anchor.ipynb"
 BENCHMARK = ROOT / "benchmarks" / "figure3.py"
 
 
-def definitions(source: str) -> dict[str, str]:
-    """The functions and classes of a source, by name, as they stand there."""
-    nodes = ast.parse(source).body
-    kinds = (ast.FunctionDef, ast.ClassDef)
-    return {n.name: ast.get_source_segment(source, n) for n in nodes if isinstance(n, kinds)}
-
-
-def experiment_cell() -> str:
-    cells = json.loads(NOTEBOOK.read_text("utf8"))["cells"]
-    sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    return next(source for source in sources if "class SideBySide" in source)
-
-
 @pytest.fixture
-def experiment() -> dict:
-    """What the benchmark defines, which is what the chapter runs."""
-    names: dict = {"__name__": "figure3"}
-    exec(compile(BENCHMARK.read_text("utf8"), BENCHMARK, "exec"), names)
-    return names
+def experiment() -> SimpleNamespace:
+    """What the chapter's first cells define, as the benchmark reads it."""
+    spec = importlib.util.spec_from_file_location("figure3", BENCHMARK)
+    figure3 = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(figure3)
+    return figure3.chapter()
 
 
 def one_mode(distance=4.0, std=0.4) -> GaussianMixture:
@@ -258,14 +243,14 @@ def test_lpips_by_hand():
 
 
 class Table(nn.Module):
-    """A generator whose answers are its parameters: a step shows what each sample is told."""
+    """A generator whose answers are its parameters, in the rows that z names."""
 
     def __init__(self, rows):
         super().__init__()
         self.rows = nn.Parameter(rows)
 
     def forward(self, z, label=None):
-        return self.rows + 0 * z
+        return self.rows[z[:, 0].long()]
 
 
 @pytest.mark.equation("5.11")
@@ -281,10 +266,10 @@ def test_what_each_sample_is_told(pairs):
         weighting=dmd.Weighting.NONE, lambda_reg=lambda_reg, critic_steps=0, clip=math.inf,
         grid=karras_grid(sigma_max=2.0),
     )  # fmt: skip
-    z = torch.zeros(batch, 2)
+    row = torch.arange(batch + pairs)[:, None].expand(-1, 2).float()
     record = dmd.iteration(
         generator, dmd.zero_score, two_modes(), optimizer, None,
-        dmd.Batch(z, z_ref=torch.zeros(pairs, 2), y_ref=y), objective, rng,
+        dmd.Batch(row[:batch], z_ref=row[batch:], y_ref=y), objective, rng,
     )  # fmt: skip
     step = before - generator.rows.detach()
     # with w_t = sigma^2 the gradient g is the bare difference of denoisers
@@ -297,27 +282,26 @@ def test_what_each_sample_is_told(pairs):
 # Claims
 
 
-def test_the_benchmark_runs_what_the_chapter_runs():
-    shared = definitions(experiment_cell())
-    in_benchmark = definitions(BENCHMARK.read_text("utf8"))
-    assert {"SideBySide", "start", "draw_pairs", "train", "points", "judge"} <= set(shared)
-    assert {name: in_benchmark.get(name) for name in shared} == shared
-
-
-@pytest.mark.parametrize("parts", [1, 2])
-def test_students_side_by_side_keep_their_share_of_noise_and_pairs(experiment, parts):
-    copies, block = 3, 4
-    students = OneStepGenerator(EDMDenoiser(MLP(hidden=8, layers=1, copies=copies)))
-    nn.init.normal_(students.denoiser.network.out.weight)
-    z = torch.randn(parts * copies * block, 2)
-    together = experiment["SideBySide"](students, block)(z)
-    for part in range(parts):
-        rows = slice(part * copies * block, (part + 1) * copies * block)
-        torch.testing.assert_close(together[rows], students(z[rows]))
+@pytest.mark.parametrize("matching", [True, False])
+def test_students_side_by_side_do_not_touch_one_another(experiment, matching):
+    """Other pairs for the first student change this student and no other, to the bit."""
+    first, teacher = experiment.start((1.5, 0.5), 0.3, copies=3), two_modes()
+    pairs = experiment.draw_pairs(teacher, 8, copies=3)
+    steps = {"critic_steps": int(matching), "matching": matching}
+    objective = experiment.objective(1.0, lambda_reg=1.0, **steps)
+    y = torch.cat([-pairs.y[:1], pairs.y[1:]])
+    made, other = (
+        experiment.points(
+            experiment.train(first, teacher, objective, each, iterations=5, block=4), count=20
+        )
+        for each in (pairs, pairs._replace(y=y))
+    )
+    assert torch.equal(made[1:], other[1:])
+    assert not torch.equal(made[0], other[0])
 
 
 def test_the_outcomes_are_told_apart(experiment):
-    target, judge = two_modes(), experiment["judge"]
+    target, judge = two_modes(), experiment.judge
     x = target.sample(2000, rng=torch.Generator().manual_seed(0))
     right = one_mode().sample(2000, rng=torch.Generator().manual_seed(0))
     assert judge(x, target).name == "both modes"
@@ -329,21 +313,21 @@ def test_the_outcomes_are_told_apart(experiment):
 
 
 def test_real_score_alone_collapses_in_every_seed(experiment):
-    first = experiment["start"]((1.5, 0.5), 0.3)
-    what = experiment["objective"](1.0, lambda_reg=0, critic_steps=0)
-    trained = experiment["train"](first, two_modes(), what, iterations=300)
-    names = [experiment["judge"](x, two_modes()).name for x in experiment["points"](trained)]
+    first = experiment.start((1.5, 0.5), 0.3)
+    what = experiment.objective(1.0, lambda_reg=0, critic_steps=0)
+    trained = experiment.train(first, two_modes(), what, iterations=300)
+    names = [experiment.judge(x, two_modes()).name for x in experiment.points(trained)]
     assert names.count("one point") >= 9
 
 
 def test_shuffled_pairs_teach_the_mean(experiment):
-    teacher, first = two_modes(), experiment["start"]((1.5, 0.5), 0.3)
-    pairs = experiment["draw_pairs"](teacher, 500)
-    what = experiment["objective"](1.0, matching=False, lambda_reg=1.0, critic_steps=0)
+    teacher, first = two_modes(), experiment.start((1.5, 0.5), 0.3)
+    pairs = experiment.draw_pairs(teacher, 500)
+    what = experiment.objective(1.0, matching=False, lambda_reg=1.0, critic_steps=0)
     spread = {}
     for name, order in (("ode", torch.arange(500)), ("shuffled", torch.randperm(500))):
         mixed = pairs._replace(y=pairs.y[:, order])
-        trained = experiment["train"](first, teacher, what, mixed, iterations=300)
-        spread[name] = experiment["points"](trained)[..., 0].std().item()
+        trained = experiment.train(first, teacher, what, mixed, iterations=300)
+        spread[name] = experiment.points(trained)[..., 0].std().item()
     assert spread["ode"] > 1.6
     assert spread["shuffled"] < 0.8

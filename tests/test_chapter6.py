@@ -13,7 +13,7 @@ from dmd_tutorial.data import ring, two_modes
 from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
 from dmd_tutorial.networks import MLP
 from dmd_tutorial.noise import add_noise, karras_grid
-from dmd_tutorial.training import EMA
+from dmd_tutorial.training import averaged
 
 
 @pytest.mark.equation("6.1")
@@ -100,10 +100,11 @@ def test_average_unrolled():
     weights = rng.normal(size=k + 1)
     module = torch.nn.Linear(1, 1, bias=False).double()
     module.weight.data.fill_(weights[0])
-    ema = EMA(module, beta)
-    for step, value in enumerate(weights[1:], start=1000):  # past the decay's own warm-up
+    ema = averaged(module, beta)
+    ema.n_averaged.fill_(1000)  # past the decay's own warm-up
+    for value in weights[1:]:
         module.weight.data.fill_(value)
-        ema.update(module, step)
+        ema.update_parameters(module)
     fading = (1 - beta) * sum(beta ** (k - i) * weights[i] for i in range(1, k + 1))
     assert ema.module.weight.item() == pytest.approx(beta**k * weights[0] + fading)
 

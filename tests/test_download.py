@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from dmd_tutorial import pretrained
+from dmd_tutorial.edm import checkpoint
 from dmd_tutorial.edm import download as room
 from dmd_tutorial.edm.download import cache_folder, download
 
@@ -118,11 +119,11 @@ def test_two_addresses_that_end_alike_are_two_files(server, tmp_path, monkeypatc
 
     monkeypatch.setenv("DMD_TUTORIAL_CACHE", str(tmp_path))
     server.content = edm_file(small())
-    assert pretrained.load(server.url).config["img_channels"] == 3
+    assert pretrained.load(server.url).network.channels == 3
     server.content = b"another"
     with pytest.raises(ValueError, match="no published EDM checkpoint"):
         pretrained.load(server.url.replace("folder", "other"))
-    assert pretrained.load(server.url).config["img_channels"] == 3  # from the cache
+    assert pretrained.load(server.url).network.channels == 3  # from the cache
 
 
 def test_an_address_without_a_file_and_a_folder_that_is_none_are_named(server, tmp_path):
@@ -164,7 +165,7 @@ def test_what_cannot_be_had_is_one_sentence(server, tmp_path):
 def test_without_a_network_a_published_name_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("DMD_TUTORIAL_CACHE", str(tmp_path))
     monkeypatch.setattr(room.time, "sleep", lambda _: None)
-    monkeypatch.setattr(pretrained, "PUBLISHED_AT", "http://127.0.0.1:9/edm")
+    monkeypatch.setattr(checkpoint, "PUBLISHED_AT", "http://127.0.0.1:9/edm")
     with pytest.raises(RuntimeError, match="cannot be reached") as error:
         pretrained.load("edm-cifar10-32x32-cond-vp")
     assert f"put it at {tmp_path / 'edm-cifar10-32x32-cond-vp.pkl'}" in str(error.value)
@@ -177,4 +178,4 @@ def test_a_published_name_is_found_where_somebody_put_it(tmp_path, monkeypatch):
 
     monkeypatch.setenv("DMD_TUTORIAL_CACHE", str(tmp_path))
     (tmp_path / "edm-cifar10-32x32-cond-vp.pkl").write_bytes(edm_file(small()))
-    assert pretrained.load("edm-cifar10-32x32-cond-vp").config == small().config
+    assert pretrained.load("edm-cifar10-32x32-cond-vp").network.config == small().network.config

@@ -93,8 +93,8 @@ def along_the_rows(x, sigma, noise):
     return x + sigma.unsqueeze(1) * noise
 
 
-def whole_grid(batch, grid, generator=None):
-    return noise.grid_sigma(batch, grid, rng=generator)
+def whole_grid(batch, grid, rng=None):
+    return noise.grid_sigma(batch, grid, rng=rng)
 
 
 def squared_level(x, sigma, noise):

@@ -1,6 +1,9 @@
 """The exercises' framework, and every exercise of every chapter against its wrong answers."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -229,6 +232,15 @@ def test_a_probe_sees_a_missing_stop_gradient():
     assert "loss: yours is" in STOPPED.check(lambda x, y: (x - y.detach()).abs().mean()).message
 
 
+def test_a_leaf_that_no_loss_depends_on_has_a_gradient_of_zero():
+    x, y = torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True)
+    found = exercises.loss_and_gradients((3 * x).sum(), {"by x": x, "by y": y})
+    assert {name: value.tolist() for name, value in found.items()} == {
+        "loss": 6, "by x": [3, 3], "by y": [0, 0, 0]
+    }  # fmt: skip
+    assert exercises.loss_and_gradients(y.detach().sum(), {"by x": x})["by x"].tolist() == [0, 0]
+
+
 def moved(answer, average, new):
     answer(average, new)
     return average
@@ -338,3 +350,19 @@ def test_a_result_is_escaped_for_the_page():
     html = COUNT.check("<b>")._repr_html_()
     assert "&lt;b&gt;" in html
     assert "<b>" not in html
+
+
+def test_check_chooses_no_display_and_loads_no_command_line():
+    command = """if True:
+        import sys
+        import matplotlib
+        from dmd_tutorial.notebook import check
+        assert check("1.1", ...).passed is None
+        assert not isinstance(dict.get(matplotlib.rcParams, "backend"), str), "a backend is chosen"
+        assert not [name for name in sys.modules if name.startswith("dmd_tutorial.runs")]
+        assert "tyro" not in sys.modules"""
+    environment = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "MPLBACKEND")}
+    done = subprocess.run(
+        [sys.executable, "-c", command], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 """The house: which room may import which, what an import loads, how long a docstring may be."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -45,6 +46,19 @@ def test_a_room_imports_only_from_rooms_below_it(path):
     mine = FLOORS.index(room(path))
     above = [name for name in imported(path) if FLOORS.index(name) > mine]
     assert not above, f"{path.name} is on floor {mine} and imports {above}"
+
+
+def test_no_module_needs_itself_in_a_circle():
+    """Within a wing, too; what a wing's `__init__` collects does not count for its own rooms."""
+    modules = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in FILES
+    }
+    needs = {}
+    for name, path in modules.items():
+        found = {node.module for node in ast.walk(ast.parse(path.read_text()))
+                 if isinstance(node, ast.ImportFrom)}  # fmt: skip
+        needs[name] = {module for module in found if module in modules}
+    graphlib.TopologicalSorter(needs).prepare()  # CycleError names the circle
 
 
 LOADS_NOT = {

@@ -18,7 +18,7 @@ import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-from dmd_tutorial.notebook import interrupts
+from dmd_tutorial.notebook import kernel
 
 PATIENCE = 1.0  # seconds that a cell may run before it is interrupted, the first time
 CHAPTER = next(path for path in book_source.chapters() if path.stem.startswith("3-"))
@@ -94,6 +94,7 @@ def test_an_interrupted_cell_leaves_what_stood_before(lab):
 
 # What an interruption must not cut in half
 
+SET_UP_KERNEL = "from dmd_tutorial.notebook import setup\nsetup()"
 MAKES_AN_OPTIMISER = """\
 import os, signal, threading
 threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -114,7 +115,7 @@ def test_the_first_optimiser_may_be_interrupted(lab):
     """PyTorch imports a thousand modules then; cut in half, no optimiser could be made again."""
     cell = copy.deepcopy(lab.nb.cells[0])
     lab.nb.cells = [cell]
-    cell.source = "import sys\nimport torch\nimport dmd_tutorial"
+    cell.source = f"import sys\nimport torch\n{SET_UP_KERNEL}"
     run(lab, 0)
     cell.source = "assert 'torch._dynamo' not in sys.modules\n" + MAKES_AN_OPTIMISER
     with pytest.raises(CellExecutionError, match="KeyboardInterrupt"):
@@ -133,13 +134,60 @@ def test_an_interrupted_cell_does_not_leave_gradients_off(lab):
         cell.source = source
         return run(lab, 0)
 
-    outcome("import torch\nimport dmd_tutorial")
+    outcome(f"import torch\n{SET_UP_KERNEL}\nsetup()")  # a cell that runs twice changes nothing
+    outcome("callbacks = get_ipython().events.callbacks['post_run_cell']")
+    outcome("assert sum('keep_gradients' in str(each) for each in callbacks) == 1")
     with pytest.raises(CellExecutionError, match="KeyboardInterrupt"):
         outcome("torch.no_grad().__enter__()\nraise KeyboardInterrupt")
     outcome("assert torch.is_grad_enabled()\ntorch.set_grad_enabled(False)")
     with pytest.raises(CellExecutionError, match="ZeroDivisionError"):
         outcome("assert not torch.is_grad_enabled()\n1 / 0")  # who wants them off keeps them off
     outcome("assert not torch.is_grad_enabled()")
+
+
+IMPORTS_ALL = """\
+import importlib, pkgutil, signal, sys
+import matplotlib.pyplot
+import torch.utils.data  # other packages' own hooks come with them
+from ipykernel.zmqshell import ZMQInteractiveShell
+
+shell = ZMQInteractiveShell.instance()
+
+def state():
+    hooks = [repr(each) for each in sys.meta_path + sys.path_hooks]
+    handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+    events = {name: list(calls) for name, calls in shell.events.callbacks.items()}
+    looks = dict(dict.items(matplotlib.rcParams))  # as they stand: no backend is chosen
+    return hooks, handlers, events, looks, sys.excepthook, sys.displayhook, torch.is_grad_enabled()
+
+import dmd_tutorial
+before = state()
+names = [module.name for module in pkgutil.walk_packages(dmd_tutorial.__path__, "dmd_tutorial.")]
+for name in names:
+    if not name.endswith("__main__"):
+        importlib.import_module(name)
+assert len(names) > 60
+for old, new in zip(before, state(), strict=True):
+    assert old == new, (old, new)
+"""
+
+
+def test_importing_the_package_changes_nothing_in_a_kernel():
+    done = subprocess.run([sys.executable, "-c", IMPORTS_ALL], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_outside_of_a_kernel_only_the_look_is_set():
+    command = """if True:
+        import sys
+        import matplotlib
+        from dmd_tutorial.notebook import setup
+        finders, colour = list(sys.meta_path), matplotlib.rcParams["lines.linewidth"]
+        setup()
+        assert sys.meta_path == finders
+        assert matplotlib.rcParams["lines.linewidth"] != colour"""
+    done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture
@@ -161,11 +209,11 @@ def import_and_wait(name):
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_an_interrupt_waits_for_an_import_that_must_be_whole(monkeypatch, slow_module, whole):
-    monkeypatch.setattr(interrupts, "UNREPEATABLE", {slow_module} if whole else set())
+    monkeypatch.setattr(kernel, "UNREPEATABLE", {slow_module} if whole else set())
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
-    interrupts.keep_imports_whole()
-    interrupts.keep_imports_whole()  # a second call adds nothing
-    assert sum(isinstance(each, interrupts.WholeImports) for each in sys.meta_path) == 1
+    kernel.keep_imports_whole()
+    kernel.keep_imports_whole()  # a second call adds nothing
+    assert sum(isinstance(each, kernel.WholeImports) for each in sys.meta_path) == 1
     # a shell that starts the tests in the background lets them ignore interrupts
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -180,8 +228,8 @@ def test_an_interrupt_waits_for_an_import_that_must_be_whole(monkeypatch, slow_m
 def test_in_another_thread_an_import_is_as_it_was(monkeypatch, tmp_path):
     (tmp_path / "imported_elsewhere.py").write_text("done = 1")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(interrupts, "UNREPEATABLE", {"imported_elsewhere"})
-    monkeypatch.setattr(sys, "meta_path", [interrupts.WholeImports(), *sys.meta_path])
+    monkeypatch.setattr(kernel, "UNREPEATABLE", {"imported_elsewhere"})
+    monkeypatch.setattr(sys, "meta_path", [kernel.WholeImports(), *sys.meta_path])
     thread = threading.Thread(target=__import__, args=("imported_elsewhere",))
     thread.start()
     thread.join()

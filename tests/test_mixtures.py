@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal
 
+from dmd_tutorial.checks import NO_CLASS
 from dmd_tutorial.data import ring, two_modes
 from dmd_tutorial.mixtures import GaussianMixture
 
@@ -78,6 +79,31 @@ def test_a_label_leaves_one_component():
     drawn = mixture.sample(8000, label=torch.arange(8000) % 8)
     read = mixture.responsibilities(drawn).argmax(1)
     assert (read == torch.arange(8000) % 8).float().mean() > 0.99
+
+
+def test_no_class_means_the_whole_mixture_for_that_sample():
+    mixture, rng = random_mixture(2), torch.Generator().manual_seed(0)
+    x, sigma = torch.randn(2, 6, 2, generator=rng)[0], torch.rand(6, generator=rng)
+    mixed = torch.tensor([NO_CLASS, 0, NO_CLASS, 1, 2, NO_CLASS])
+    hidden = mixed == NO_CLASS
+    for answer in (mixture, mixture.score, mixture.log_prob, mixture.responsibilities):
+        whole, labelled = answer(x, sigma), answer(x, sigma, mixed.clamp_min(0))
+        assert torch.equal(answer(x, sigma, torch.full((6,), NO_CLASS)), whole)
+        expected = torch.where(hidden if whole.ndim == 1 else hidden[:, None], whole, labelled)
+        assert torch.equal(answer(x, sigma, mixed), expected)
+
+
+def test_samples_without_a_class_are_drawn_by_weight():
+    mixture = two_modes(std=0.1)
+    mixture = GaussianMixture(mixture.means, mixture.covariances, torch.tensor([0.8, 0.2]))
+    label = torch.cat([torch.full((4000,), NO_CLASS), torch.full((1000,), 1)])
+    right = mixture.sample(5000, label, torch.Generator().manual_seed(0))[:, 0] > 0
+    assert right[4000:].all()
+    assert right[:4000].double().mean().item() == pytest.approx(0.2, abs=0.02)
+    with pytest.raises(ValueError, match="classes are 0 to 1"):
+        mixture.sample(3, torch.tensor([0, 1, 2]))
+    with pytest.raises(ValueError, match=r"label has shape \(2,\), x has batch 3"):
+        mixture.sample(3, torch.tensor([0, 1]))
 
 
 def test_float32_and_far_points_stay_finite():

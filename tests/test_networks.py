@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from dmd_tutorial.checks import NO_CLASS
 from dmd_tutorial.denoisers import EDMDenoiser
+from dmd_tutorial.edm.networks import DhariwalUNet, SongUNet
 from dmd_tutorial.networks import MLP, UNet
 
 
@@ -82,3 +84,37 @@ def test_class_input_of_the_mlp_is_used():
     x, level = torch.zeros(2, 2), torch.zeros(2)
     out = network(x, level, torch.tensor([0, 1]))
     assert (out[0] - out[1]).abs().max() > 1e-4
+
+
+TOLD = {
+    "MLP": lambda: MLP(2, hidden=16, classes=3),
+    "UNet": lambda: UNet(width=8, classes=3, embedding=16),
+    "SongUNet": lambda: SongUNet(8, 1, 1, 3, model_channels=16, channel_mult=[1], num_blocks=1),
+    "DhariwalUNet": lambda: DhariwalUNet(
+        8, 1, 1, 3, model_channels=16, channel_mult=[1], num_blocks=1
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_a_hidden_class_is_no_class(name):
+    """`NO_CLASS` beside other labels gives that sample the answer of no label at all."""
+    torch.manual_seed(0)
+    network = TOLD[name]().eval()
+    for parameter in network.parameters():
+        parameter.data = torch.randn_like(parameter)
+    x = torch.randn(3, 2) if name == "MLP" else torch.randn(3, 1, 8, 8)
+    c_noise, label = torch.zeros(3), torch.tensor([1, NO_CLASS, 2])
+    mixed, told, untold = (network(x, c_noise, some) for some in (label, label.abs(), None))
+    assert torch.allclose(mixed[1], untold[1], rtol=1e-5)
+    assert torch.allclose(mixed[::2], told[::2], rtol=1e-5)
+    assert not torch.allclose(told[1], untold[1], rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["MLP", "UNet"])
+def test_a_network_of_classes_refuses_other_conditions(name):
+    network = TOLD[name]()
+    x = torch.randn(2, 2) if name == "MLP" else torch.randn(2, 1, 8, 8)
+    for words in (torch.randn(2, 4, 8), torch.randn(2)):
+        with pytest.raises(ValueError, match=r"label (has shape \(2, 4, 8\)|must hold whole)"):
+            network(x, torch.zeros(2), words)

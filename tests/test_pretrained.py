@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from dmd_tutorial import pretrained
 from dmd_tutorial.data import balanced_labels
 from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator, image_shape
-from dmd_tutorial.edm.networks import EDMPrecond
+from dmd_tutorial.edm.networks import SongUNet
 from dmd_tutorial.networks import UNet
 from dmd_tutorial.pretrained import load, load_denoiser, made_by, save_denoiser
 
@@ -94,17 +94,35 @@ def test_the_shipped_student_makes_the_digits_it_is_asked_for():
     assert coverage.as_label > 0.95
 
 
-def test_a_network_of_the_published_architecture_is_kept_like_any_other(tmp_path):
+def small_teacher() -> EDMDenoiser:
     torch.manual_seed(0)
-    network = EDMPrecond(8, 1, label_dim=3, model_type="SongUNet", model_channels=16,
-                         channel_mult=[1], num_blocks=1, attn_resolutions=[])  # fmt: skip
-    path = tmp_path / "student.safetensors"
-    pretrained.save_denoiser(path, OneStepGenerator(network, 80.0), preset="cifar10-cond")
+    shape = {"model_channels": 16, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
+    return EDMDenoiser(SongUNet(8, 1, 1, label_dim=3, **shape))
+
+
+def test_a_network_of_the_published_architecture_is_kept_like_any_other(tmp_path):
+    denoiser, path = small_teacher(), tmp_path / "student.safetensors"
+    pretrained.save_denoiser(path, OneStepGenerator(denoiser, 80.0), preset="cifar10-cond")
     student = pretrained.load(path)
     assert isinstance(student, OneStepGenerator)
-    assert student.denoiser.config == network.config
+    assert isinstance(student.denoiser.network, SongUNet)
+    assert student.denoiser.network.config == denoiser.network.config
     z, label = torch.randn(2, 1, 8, 8), torch.tensor([0, 2])
-    expected = OneStepGenerator(network.eval(), 80.0)(z, label)
+    expected = OneStepGenerator(denoiser.eval(), 80.0)(z, label)
     assert torch.allclose(student(z, label), expected, atol=1e-6)
     assert image_shape(student) == ((1, 8, 8), 3)
     assert pretrained.made_by(path)["preset"] == "cifar10-cond"
+
+
+def test_files_written_before_all_networks_shared_one_form_still_load(tmp_path):
+    """Their names began with `model.`, and their header held the published arguments."""
+    denoiser, path = small_teacher(), tmp_path / "old.safetensors"
+    arguments = {"img_resolution": 8, "img_channels": 1, "label_dim": 3, "use_fp16": False,
+                 "sigma_min": 0, "sigma_data": 0.5, "model_type": "SongUNet",
+                 "model_channels": 16, "channel_mult": [1], "num_blocks": 1,
+                 "attn_resolutions": []}  # fmt: skip
+    header = {"edm": arguments, "sigma_max": 80.0}
+    tensors = {f"model.{n}": t for n, t in denoiser.network.state_dict().items()}
+    save_file(tensors, path, metadata={"model": json.dumps(header), "made_by": "{}"})
+    student, z = load_denoiser(path), torch.randn(2, 1, 8, 8)
+    assert torch.allclose(student(z), OneStepGenerator(denoiser.eval())(z), atol=1e-6)

@@ -187,7 +187,7 @@ def test_ddim(eta, steps):
     scheduler.set_timesteps(steps)
     levels, alphas = discrete(scheduler, 1000 // steps)
     seeds = [torch.Generator().manual_seed(3) for _ in range(2)]
-    theirs = run_discrete(scheduler, levels, alphas, eta=eta, rng=seeds[0])
+    theirs = run_discrete(scheduler, levels, alphas, eta=eta, generator=seeds[0])
     assert_close(ours(samplers.ddim, levels, eta=eta, rng=seeds[1]), theirs)
 
 
@@ -202,7 +202,7 @@ def test_ddpm(steps):
     scheduler.set_timesteps(steps)
     levels, alphas = discrete(scheduler, 1000 // steps)
     seeds = [torch.Generator().manual_seed(3) for _ in range(2)]
-    theirs = run_discrete(scheduler, levels, alphas, rng=seeds[0])
+    theirs = run_discrete(scheduler, levels, alphas, generator=seeds[0])
     assert_close(ours(samplers.ancestral, levels, rng=seeds[1]), theirs)
 
 

@@ -52,6 +52,18 @@ TOO_WIDE = """() => {
     (element) => element.getBoundingClientRect().right > page.clientWidth + 1);
   return wide.map((element) => `${element.tagName}.${element.className}`).slice(0, 5);
 }"""
+# Lines of code that are wider than the box they stand in.
+CUT_OFF = """() => {
+  const folded = [...document.querySelectorAll("details:not([open])")];
+  for (const part of folded) part.open = true;
+  const code = [...document.querySelectorAll(".bd-article div.highlight-ipython3 pre, "
+    + ".bd-article div.cell_output div.highlight-python pre")];
+  const cut = code.filter((box) => box.scrollWidth > box.clientWidth + 1);
+  const lines = cut.map((box) => box.textContent.trim().split("\\n").reduce(
+    (long, line) => line.length > long.length ? line : long));
+  for (const part of folded) part.open = false;
+  return lines;
+}"""
 UNTYPESET = """() => [...document.querySelectorAll("div.math, span.math")].filter(
   (element) => !element.querySelector("mjx-container") || element.querySelector("mjx-merror")
 ).map((element) => element.textContent.slice(0, 80))"""
@@ -227,6 +239,15 @@ def test_folded_parts_open_and_close(visit):
         assert inside.is_visible() != was_open
         summary.press("Enter")
         assert inside.is_visible() == was_open
+
+
+def test_no_line_of_code_is_cut_off(visit):
+    """Folded cells, too; on a phone code scrolls in its own box, and on paper it breaks."""
+    if visit.page.viewport_size["width"] > 1000:
+        assert visit.page.evaluate(CUT_OFF) == []
+    visit.page.emulate_media(media="print")
+    assert visit.page.evaluate(CUT_OFF) == []
+    visit.page.emulate_media(media="screen")
 
 
 def test_a_page_does_not_scroll_sideways(visit):
@@ -437,8 +458,15 @@ def test_a_chapter_opens_with_its_picture(open_page, address, name):
     page = open_page(address + name)
     headings = page.evaluate(HEADINGS_BEFORE_THE_FIRST_PICTURE)
     assert headings[:-1] in ([], ["Objectives"]), headings
+    assert page.evaluate(CODE_BEFORE_THE_FIRST_PICTURE) == []  # all of it is folded
 
 
+CODE_BEFORE_THE_FIRST_PICTURE = """() => {
+  const parts = [...document.querySelectorAll(".bd-article div.cell_input pre, .bd-article img")];
+  const first = parts.findIndex((part) => part.tagName === "IMG");
+  return parts.slice(0, first).filter((part) => part.checkVisibility()).map(
+    (part) => part.textContent.slice(0, 60));
+}"""
 HEADINGS_BEFORE_THE_FIRST_PICTURE = """() => {
   const parts = [...document.querySelectorAll(".bd-article h2, .bd-article h3, .bd-article img")];
   const first = parts.findIndex((part) => part.tagName === "IMG");

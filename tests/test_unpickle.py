@@ -13,11 +13,12 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from edm_files import Pickler, edm_file
+from edm_files import Pickler, edm_file, published_arguments
 from torch import nn
 
-from dmd_tutorial import pretrained
-from dmd_tutorial.edm.networks import EDMPrecond
+from dmd_tutorial.denoisers import EDMDenoiser
+from dmd_tutorial.edm.checkpoint import load_edm
+from dmd_tutorial.edm.networks import published_denoiser
 from dmd_tutorial.edm.unpickle import Inert, Refused, read_pickle, state_dict_of
 
 FAMILIES = {
@@ -29,10 +30,11 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def small(family: str = "DDPM++") -> EDMPrecond:
+def small(family: str = "DDPM++") -> EDMDenoiser:
     torch.manual_seed(0)
-    network = EDMPrecond(8, 3, label_dim=4, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[4],
-                         **FAMILIES[family])  # fmt: skip
+    network = published_denoiser(
+        8, 3, 4, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[4], **FAMILIES[family]
+    )
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)
     return network.eval()
@@ -45,8 +47,9 @@ def test_a_file_in_the_published_layout_gives_the_network_back(family, protocol,
     network = small(family)
     path = tmp_path / "network.pkl"
     path.write_bytes(edm_file(network, protocol))
-    loaded, arguments = pretrained.load_edm(path)
-    assert arguments == network.config == loaded.config
+    loaded, arguments = load_edm(path)
+    assert arguments == published_arguments(network)
+    assert loaded.network.config == network.network.config
     assert not loaded.training
     for name, tensor in network.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
@@ -245,7 +248,7 @@ def test_an_attack_is_refused_and_does_nothing(attack, tmp_path):
     path = tmp_path / "network.pkl"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"not to be trusted|no published EDM checkpoint") as error:
-        pretrained.load_edm(path)
+        load_edm(path)
     assert len(str(error.value).splitlines()) == 1
     assert not mark.exists()
 
@@ -326,10 +329,10 @@ def test_truncated_and_foreign_files_are_one_sentence(tmp_path):
     for content, message in cases.items():
         path.write_bytes(content)
         with pytest.raises(ValueError, match=message) as error:
-            pretrained.load_edm(path)
+            load_edm(path)
         assert str(path) in str(error.value)
     with pytest.raises(FileNotFoundError, match="edm-cifar10-32x32-cond-vp"):
-        pretrained.load_edm("edm-cifar10")
+        load_edm("edm-cifar10")
 
 
 def test_weights_that_do_not_fit_their_network_are_named(tmp_path):
@@ -340,26 +343,28 @@ def test_weights_that_do_not_fit_their_network_are_named(tmp_path):
         change(network)
         path.write_bytes(edm_file(network))
         with pytest.raises(ValueError, match="no published EDM checkpoint") as error:
-            pretrained.load_edm(path)
+            load_edm(path)
         return str(error.value)
 
     layer = "map_layer0"
-    assert "model.map_layer0.bias" in message(
-        lambda n: setattr(getattr(n.model, layer), "bias", None)
+    assert "network.map_layer0.bias" in message(
+        lambda n: setattr(getattr(n.network, layer), "bias", None)
     )
     extra = nn.Parameter(torch.ones(1))
-    assert "has too much: 1 tensors such as model.spare" in message(
-        lambda n: n.model.register_parameter("spare", extra)
+    assert "has too much: 1 tensors such as network.spare" in message(
+        lambda n: n.network.register_parameter("spare", extra)
     )
     assert "shape (3,)" in message(
-        lambda n: setattr(getattr(n.model, layer), "bias", nn.Parameter(torch.ones(3)))
+        lambda n: setattr(getattr(n.network, layer), "bias", nn.Parameter(torch.ones(3)))
     )
-    assert "not finite" in message(lambda n: nn.init.constant_(n.model.map_layer0.bias, torch.nan))
-    assert "'num_blocks'" in message(lambda n: n.config.update(num_blocks=10**9))
-    assert "'num_blocks'" in message(lambda n: n.config.update(num_blocks={"a": 1}))
-    assert "blocks at each" in message(lambda n: n.config.update(num_blocks=[1]))
-    assert "does not take" in message(lambda n: n.config.update(channel_mult=3))
-    assert "arguments" in message(lambda n: n.config.update(wings=2))
+    assert "not finite" in message(
+        lambda n: nn.init.constant_(n.network.map_layer0.bias, torch.nan)
+    )
+    assert "'num_blocks'" in message(lambda n: n.network.config.update(num_blocks=10**9))
+    assert "'num_blocks'" in message(lambda n: n.network.config.update(num_blocks={"a": 1}))
+    assert "blocks at each" in message(lambda n: n.network.config.update(num_blocks=[1]))
+    assert "does not take" in message(lambda n: n.network.config.update(channel_mult=3))
+    assert "arguments" in message(lambda n: n.network.config.update(wings=2))
 
 
 def test_what_a_file_says_is_shown_on_one_line_without_control_characters():

@@ -16,8 +16,9 @@ import importlib.machinery
 import signal
 import sys
 import threading
-from collections.abc import Sequence
-from types import FrameType, ModuleType
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import ModuleType
 from typing import Any
 
 from IPython import get_ipython
@@ -38,38 +39,24 @@ class WholeImports(importlib.abc.MetaPathFinder):
         if fullname not in UNREPEATABLE:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        if spec is not None and spec.loader is not None:
-            spec.loader = _WholeLoader(spec.loader)
+        if spec and spec.loader:
+            whole = partial(_uninterrupted, spec.loader.exec_module)
+            spec.loader.exec_module = whole  # type: ignore[method-assign]
         return spec
 
 
-class _WholeLoader(importlib.abc.Loader):
-    """Loads a module as another loader does; an interrupt waits until that is done."""
-
-    def __init__(self, loader: importlib.abc.Loader) -> None:
-        self.loader = loader
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
-        """Leave it to the other loader."""
-        return self.loader.create_module(spec)
-
-    def exec_module(self, module: ModuleType) -> None:
-        """Execute the module, holding interrupts back if this thread is the one they reach."""
-        if threading.current_thread() is not threading.main_thread():
-            self.loader.exec_module(module)
-            return
-        asked = []
-
-        def remember(number: int, frame: FrameType | None) -> None:
-            asked.append(number)
-
-        before = signal.signal(signal.SIGINT, remember)
-        try:
-            self.loader.exec_module(module)
-        finally:
-            signal.signal(signal.SIGINT, before)
-            if asked:  # not at once: the import statement itself must come to its end
-                threading.Timer(DELAY, _interrupt).start()
+def _uninterrupted(execute: Callable[[ModuleType], None], module: ModuleType) -> None:
+    """Execute a module, holding interrupts back if this thread is the one they reach."""
+    if threading.current_thread() is not threading.main_thread():
+        return execute(module)
+    asked: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
+    try:
+        return execute(module)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if asked:  # not at once: the import statement itself must come to its end
+            threading.Timer(DELAY, _interrupt).start()
 
 
 def _interrupt() -> None:
@@ -86,29 +73,21 @@ def keep_imports_whole() -> None:
         sys.meta_path.insert(0, WholeImports())
 
 
-class GradMode:
-    """Whether PyTorch records gradients, as it was before a cell that failed."""
-
-    def __init__(self) -> None:
-        self.before = True
-
-    def remember(self, _: object = None) -> None:
-        """Before a cell: note whether gradients are recorded."""
-        if torch := sys.modules.get("torch"):
-            self.before = torch.is_grad_enabled()
-
-    def restore(self, result: Any) -> None:
-        """After a cell, given IPython's result, None of a cancelled one: undo what failed."""
-        torch = sys.modules.get("torch")
-        if torch and not (result and result.success):
-            torch.set_grad_enabled(self.before)
-
-
 def keep_gradients(shell: Any) -> None:
     """Let no failed cell leave gradients switched off in an IPython shell, from now on."""
-    mode = GradMode()
-    shell.events.register("pre_run_cell", mode.remember)
-    shell.events.register("post_run_cell", mode.restore)
+    before = [True]  # whether they were recorded before the cell
+
+    def remember(_: object = None) -> None:
+        if torch := sys.modules.get("torch"):
+            before[0] = torch.is_grad_enabled()
+
+    def restore(result: Any) -> None:  # None of a cancelled cell
+        torch = sys.modules.get("torch")
+        if torch and not (result and result.success):
+            torch.set_grad_enabled(before[0])
+
+    shell.events.register("pre_run_cell", remember)
+    shell.events.register("post_run_cell", restore)
 
 
 def setup() -> None:

@@ -8,18 +8,10 @@ from urllib.request import urlopen
 
 
 def recorded(name: str, folder: str | Path = "results") -> dict:
-    """Read a recorded result of the book.
+    """Read a recorded result of the book, ``book/results/<name>.json``, seen from the notebook.
 
-    Args:
-        name: Name of a file in ``book/results``, without ending.
-        folder: That folder, seen from the notebook. Where it is missing (a notebook that was
-            opened alone, in Colab say) the file comes from the book's repository.
-
-    Returns:
-        What the file holds.
-
-    Raises:
-        FileNotFoundError: If it is neither there nor to be had from the repository.
+    Where that folder is missing (a notebook that was opened alone, in Colab say) the file comes
+    from the book's repository; FileNotFoundError if it is not to be had there either.
     """
     path = Path(folder) / f"{name}.json"
     if path.exists():

@@ -2,7 +2,14 @@
 
 A notebook can plot the trajectory, stop early, or count evaluations; `sample` just runs one to
 its end. The state is float64 throughout, because many small steps add up; the denoiser is called
-in the type of the noise that was given.
+in the type of the noise that was given. What their arguments mean, once for all:
+
+    denoiser    the teacher, or any other D(x, sigma, label)
+    z           standard normal noise; the start is levels[0] * z
+    levels      noise levels, which must fall; the last may be 0
+    label       what each sample is made under, or None
+    order       how many answers of the denoiser a step of a fast solver uses: 1, 2 or 3
+    rng         where new noise comes from; torch's own source without one
 """
 
 from dmd_tutorial.samplers.ancestral import ancestral, ddim, ddim_noise, ddpm_levels

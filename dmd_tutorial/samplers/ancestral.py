@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Generator, Tensor
 
+from dmd_tutorial.checks import Condition
 from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.noise import noise_like
 from dmd_tutorial.samplers.step import Counted, Step, start
@@ -22,20 +23,8 @@ def ddpm_levels(
 ) -> Float[Tensor, " steps+1"]:
     """DDPM's noise levels, or an evenly spaced subsequence of them, in the book's form.
 
-    ``sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t)``, where alpha_bar is the running product of
-    ``1 - beta`` and beta rises linearly.
-
-    Args:
-        steps: How many steps to take, at most as many as in training.
-        train_steps: How many noise levels the schedule has.
-        beta_min: Its first beta.
-        beta_max: Its last beta.
-
-    Returns:
-        Falling levels from about 157 to 0, (steps + 1,), float64.
-
-    Raises:
-        ValueError: If there are not between 1 and train_steps steps.
+    They fall from about 157 to 0: ``sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t)``, where
+    alpha_bar is the running product of ``1 - beta`` and beta rises linearly.
 
     Source: Ho et al. 2020 (DDPM), Section 4.
     """
@@ -48,18 +37,7 @@ def ddpm_levels(
 
 
 def ddim_noise(sigma: float, sigma_next: float, eta: float) -> float:
-    """Standard deviation of DDIM's new noise: ``eta`` times the *root* of DDPM's variance.
-
-    Args:
-        sigma: The level before the step.
-        sigma_next: The level after it.
-        eta: 0 for none, 1 for as much as DDPM adds.
-
-    Returns:
-        ``eta sigma_next sqrt(1 - sigma_next^2 / sigma^2)``, in the units of x.
-
-    Source: Song, Meng and Ermon 2021 (DDIM), Eq. 16, divided by the root of alpha.
-    """
+    """Standard deviation of DDIM's new noise: ``eta`` times the *root* of DDPM's variance."""
     return eta * sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
 
 
@@ -68,24 +46,11 @@ def ancestral(
     denoiser: Denoiser,
     z: Float[Tensor, "batch *shape"],
     levels: Float[Tensor, " steps+1"],
-    label: Int[Tensor, " batch"] | None = None,
+    label: Condition | None = None,
     *,
     rng: Generator | None = None,
 ) -> Iterator[Step]:
     """DDPM's sampler: draw from the posterior of the next level, given this one and D's guess.
-
-    Args:
-        denoiser: The teacher.
-        z: Standard normal noise, (batch, *shape); the start is ``levels[0] * z``.
-        levels: Falling noise levels, (steps + 1,), the last may be 0.
-        label: Class of each sample, (batch,), or None.
-        rng: Source of the new noise; torch's own without one.
-
-    Yields:
-        A record after each step.
-
-    Raises:
-        ValueError: If levels do not fall or z is not finite.
 
     Source: Ho et al. 2020 (DDPM), Eq. 6, 7 and Algorithm 2, divided by the root of alpha_bar.
     """
@@ -106,26 +71,15 @@ def ddim(
     denoiser: Denoiser,
     z: Float[Tensor, "batch *shape"],
     levels: Float[Tensor, " steps+1"],
-    label: Int[Tensor, " batch"] | None = None,
+    label: Condition | None = None,
     *,
     eta: float = 0.0,
     rng: Generator | None = None,
 ) -> Iterator[Step]:
     """DDIM: guess the clean sample, put the guessed noise back, and some new noise.
 
-    Args:
-        denoiser: The teacher.
-        z: Standard normal noise, (batch, *shape); the start is ``levels[0] * z``.
-        levels: Falling noise levels, (steps + 1,), the last may be 0: any subsequence will do.
-        label: Class of each sample, (batch,), or None.
-        eta: How much of DDPM's noise is new, from 0 (none: `euler`) to 1 (`ancestral`).
-        rng: Source of the new noise; torch's own without one.
-
-    Yields:
-        A record after each step.
-
-    Raises:
-        ValueError: If levels do not fall, z is not finite, or eta is not in [0, 1].
+    The levels may be any subsequence of those in training. `eta` says how much of DDPM's noise is
+    new, from 0 (none: `euler`) to 1 (`ancestral`).
 
     Source: Song, Meng and Ermon 2021 (DDIM), Eq. 12 and 16, divided by the root of alpha.
     """

@@ -6,9 +6,10 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from dmd_tutorial.checks import Condition
 from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.samplers.step import Counted, Step, start
 
@@ -18,21 +19,9 @@ def euler(
     denoiser: Denoiser,
     z: Float[Tensor, "batch *shape"],
     levels: Float[Tensor, " steps+1"],
-    label: Int[Tensor, " batch"] | None = None,
+    label: Condition | None = None,
 ) -> Iterator[Step]:
     """Euler's method on the probability-flow ODE: one evaluation a step, first order.
-
-    Args:
-        denoiser: The teacher.
-        z: Standard normal noise, (batch, *shape); the start is ``levels[0] * z``.
-        levels: Falling noise levels, (steps + 1,), the last may be 0.
-        label: Class of each sample, (batch,), or None.
-
-    Yields:
-        A record after each step.
-
-    Raises:
-        ValueError: If levels do not fall or z is not finite.
 
     Source: Song et al. 2021, Eq. 13; Karras et al. 2022 (EDM), Eq. 1.
     """
@@ -49,26 +38,12 @@ def heun(
     denoiser: Denoiser,
     z: Float[Tensor, "batch *shape"],
     levels: Float[Tensor, " steps+1"],
-    label: Int[Tensor, " batch"] | None = None,
+    label: Condition | None = None,
 ) -> Iterator[Step]:
     """Heun's method on the probability-flow ODE: two evaluations a step, second order.
 
     The step to noise level 0 is left at Euler's, since the slope there is 0/0: N steps cost
-    2N - 1 evaluations.
-
-    Args:
-        denoiser: The teacher.
-        z: Standard normal noise, (batch, *shape); the start is ``levels[0] * z``.
-        levels: Falling noise levels, (steps + 1,), the last may be 0.
-        label: Class of each sample, (batch,), or None.
-
-    Yields:
-        A record after each step.
-
-    Raises:
-        ValueError: If levels do not fall or z is not finite.
-
-    Source: Karras et al. 2022 (EDM), Algorithm 1.
+    2N - 1 evaluations. Source: Karras et al. 2022 (EDM), Algorithm 1.
     """
     counted = Counted(denoiser, label, z.dtype)
     x = start(z, levels)
@@ -80,17 +55,7 @@ def heun(
 def heun_step(
     counted: Counted, x: Tensor, sigma: float, sigma_next: float
 ) -> tuple[Tensor, Tensor]:
-    """One step of Heun's method; to level 0, of Euler's.
-
-    Args:
-        counted: The denoiser.
-        x: The state, (batch, *shape).
-        sigma: Its noise level.
-        sigma_next: The next one.
-
-    Returns:
-        The next state, and the denoiser's last answer.
-    """
+    """Take one step of Heun's method (to level 0, of Euler's); returns D's last answer, too."""
     denoised, slope = counted.slope(x, sigma)
     x_next = x + (sigma_next - sigma) * slope
     if sigma_next > 0:
@@ -104,29 +69,17 @@ def rk45(
     denoiser: Denoiser,
     z: Float[Tensor, "batch *shape"],
     levels: Float[Tensor, " steps+1"],
-    label: Int[Tensor, " batch"] | None = None,
+    label: Condition | None = None,
     *,
     tolerance: float = 1e-3,
 ) -> Iterator[Step]:
     """Dormand and Prince's method of order 5, which chooses its own steps (scipy's).
 
     It solves the ODE over minus the logarithm of the noise level, ``dx / d(-ln sigma) = D - x``,
-    for the whole batch as one system. Six evaluations a step, and six more for a step refused.
-
-    Args:
-        denoiser: The teacher.
-        z: Standard normal noise, (batch, *shape); the start is ``levels[0] * z``.
-        levels: Falling noise levels, (steps + 1,), of which the first and the last above 0
-            count. If the last is 0, Euler's step to it ends the path.
-        label: Class of each sample, (batch,), or None.
-        tolerance: Error allowed in a step, absolute in the units of x and relative to it.
-
-    Yields:
-        A record after each step.
-
-    Raises:
-        ValueError: If levels do not fall or z is not finite.
-        RuntimeError: If no step is small enough for the tolerance.
+    for the whole batch as one system, with six evaluations a step, and six more for a step refused.
+    Of the levels only the first and the last above 0 count; if the last is 0, Euler's step to it
+    ends the path. The tolerance is the error allowed in a step, absolute and relative. A
+    RuntimeError says that no step is small enough for it.
 
     Source: Dormand and Prince 1980; Song et al. 2021, Section 4.3, use it for the same ODE.
     """
@@ -143,13 +96,11 @@ def rk45(
         state = points(flat)
         return (counted(state, math.exp(-time)) - state).flatten().cpu().numpy()
 
-    ends = -math.log(levels[0].item()), -math.log(low)
-    if ends[0] < ends[1]:
-        solver = RK45(
-            slope, ends[0], x.flatten().cpu().numpy(), ends[1], math.inf, tolerance, tolerance
-        )
-    index = 0
-    while ends[0] < ends[1] and solver.status == "running":
+    first, last = -math.log(levels[0].item()), -math.log(low)
+    flat, index = x.flatten().cpu().numpy(), 0
+    if first < last:
+        solver = RK45(slope, first, flat, last, math.inf, tolerance, tolerance)
+    while first < last and solver.status == "running":
         message = solver.step()
         if solver.status == "failed":
             raise RuntimeError(f"RK45 stopped at noise level {math.exp(-solver.t):g}: {message}")

@@ -11,9 +11,10 @@ from itertools import pairwise
 from typing import Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Generator, Tensor
 
+from dmd_tutorial.checks import Condition
 from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.noise import noise_like
 from dmd_tutorial.samplers.step import Counted, Step, start
@@ -24,19 +25,15 @@ class Process(Protocol):
 
     def time(self, sigma: float) -> float:
         """When the state over alpha has this noise level."""
-        ...
 
     def alpha(self, t: float) -> float:
         """What is left of the clean sample in the state."""
-        ...
 
     def f(self, t: float) -> float:
         """The drift over the state, in one over time."""
-        ...
 
     def g_squared(self, t: float) -> float:
         """Variance of the noise that comes in a unit of time."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -67,15 +64,11 @@ class VarianceExploding:
 class VariancePreserving:
     """``dx = -beta x / 2 dt + sqrt(beta) dw`` with a beta that rises linearly: DDPM's limit.
 
-    Attributes:
-        beta_min: beta at time 0, in one over time.
-        beta_max: beta at time 1.
-
     Source: Song et al. 2021, Eq. 11 and appendix B.
     """
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
+    beta_min: float = 0.1  # at time 0, in one over time
+    beta_max: float = 20.0  # at time 1
 
     def time(self, sigma: float) -> float:
         """Solve ``integral of beta up to t = ln(1 + sigma^2)``, a quadratic equation."""
@@ -104,7 +97,7 @@ def reverse_sde(
     denoiser: Denoiser,
     z: Float[Tensor, "batch *shape"],
     levels: Float[Tensor, " steps+1"],
-    label: Int[Tensor, " batch"] | None = None,
+    label: Condition | None = None,
     *,
     process: Process = VE,
     chance: float = 1.0,
@@ -113,23 +106,9 @@ def reverse_sde(
     """Run a diffusion backwards with the steps of Euler and Maruyama.
 
     ``dx = (f x - (1 + chance^2) / 2 g^2 score) dt + chance g dw``, with time running down. Every
-    value of chance has the same marginals: 1 is the reverse-time SDE, 0 the probability-flow ODE.
-    No noise is added in a step to level 0.
-
-    Args:
-        denoiser: The teacher.
-        z: Standard normal noise, (batch, *shape); the start has noise level ``levels[0]``.
-        levels: Falling noise levels of the state over alpha, (steps + 1,), the last may be 0.
-        label: Class of each sample, (batch,), or None.
-        process: The diffusion, `VE` or `VP`.
-        chance: Strength of the new noise, 0 or above.
-        rng: Source of the new noise; torch's own without one.
-
-    Yields:
-        A record after each step; its x is the state over alpha, in the book's form.
-
-    Raises:
-        ValueError: If levels do not fall, z is not finite, or chance is negative.
+    value of chance, 0 or above, has the same marginals: 1 is the reverse-time SDE, 0 the
+    probability-flow ODE. No noise is added in a step to level 0. The levels, and the x of a record,
+    are those of the state over alpha, in the book's form.
 
     Source: Anderson 1982; Song et al. 2021, Eq. 6 and 13.
     """
@@ -155,21 +134,11 @@ def probability_flow(
     denoiser: Denoiser,
     z: Float[Tensor, "batch *shape"],
     levels: Float[Tensor, " steps+1"],
-    label: Int[Tensor, " batch"] | None = None,
+    label: Condition | None = None,
     *,
     process: Process = VE,
 ) -> Iterator[Step]:
     """Euler's steps on the probability-flow ODE of a diffusion; for `VE` they are `euler`'s.
-
-    Args:
-        denoiser: The teacher.
-        z: Standard normal noise, (batch, *shape); the start has noise level ``levels[0]``.
-        levels: Falling noise levels of the state over alpha, (steps + 1,), the last may be 0.
-        label: Class of each sample, (batch,), or None.
-        process: The diffusion, `VE` or `VP`.
-
-    Returns:
-        An iterator of records, one after each step.
 
     Source: Song et al. 2021, Eq. 13.
     """

@@ -4,10 +4,10 @@ import math
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dmd_tutorial.checks import check_finite
+from dmd_tutorial.checks import Condition, check_finite
 from dmd_tutorial.denoisers import Denoiser, score_from_denoised
 from dmd_tutorial.samplers.step import Counted, Step, start
 
@@ -19,7 +19,7 @@ def langevin(
     sigma: float,
     steps: int,
     step_size: float,
-    label: Int[Tensor, " batch"] | None = None,
+    label: Condition | None = None,
     *,
     rng: Generator | None = None,
 ) -> Iterator[Step]:
@@ -27,22 +27,8 @@ def langevin(
 
     ``x <- x + step_size * score(x) + sqrt(2 step_size) * noise``
 
-    Args:
-        denoiser: Where the score comes from.
-        x: Where the samples start, (batch, *shape).
-        sigma: The noise level whose density is sampled, in the units of x, above 0.
-        steps: How many steps.
-        step_size: Length of a step in Langevin's time, in the units of x squared.
-        label: Class of each sample, (batch,), or None.
-        rng: Source of the noise; torch's own without one.
-
-    Yields:
-        A record after each step.
-
-    Raises:
-        ValueError: If sigma or step_size is not above 0, or x is not finite.
-
-    Source: Song and Ermon 2019, Eq. 4 (their step is twice ours).
+    Here x is where the samples start, and step_size a length of Langevin's time, in the units of x
+    squared. Source: Song and Ermon 2019, Eq. 4 (their step is twice ours).
     """
     check_finite(x=x)
     if sigma <= 0 or step_size <= 0:
@@ -63,30 +49,15 @@ def annealed_langevin(
     denoiser: Denoiser,
     z: Float[Tensor, "batch *shape"],
     levels: Float[Tensor, " levels"],
-    label: Int[Tensor, " batch"] | None = None,
+    label: Condition | None = None,
     *,
     steps_per_level: int = 10,
     step_ratio: float = 0.1,
     rng: Generator | None = None,
 ) -> Iterator[Step]:
-    """Langevin dynamics down a ladder of noise levels, the step shrinking with the level.
+    """Langevin dynamics down a ladder of noise levels, all above 0.
 
-    Args:
-        denoiser: Where the scores come from.
-        z: Standard normal noise, (batch, *shape); the start is ``levels[0] * z``.
-        levels: Falling noise levels, (levels,), all above 0.
-        label: Class of each sample, (batch,), or None.
-        steps_per_level: Langevin steps at each level.
-        step_ratio: ``step_size / sigma^2``, without unit.
-        rng: Source of the noise; torch's own without one.
-
-    Yields:
-        A record after each step.
-
-    Raises:
-        ValueError: If levels do not fall or reach 0.
-
-    Source: Song and Ermon 2019, Algorithm 1.
+    The step shrinks with the level, ``step_ratio * sigma^2``. Source: Song and Ermon 2019, Alg. 1.
     """
     x = start(z, levels)
     index = calls = 0

@@ -16,9 +16,10 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from dmd_tutorial.checks import Condition
 from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.samplers.step import Counted, Step, start
 
@@ -28,14 +29,8 @@ History = Sequence[tuple[float, Tensor]]  # (sigma, answer there), the newest fi
 def polynomial_weights(nodes: Sequence[float], h: float, rate: float) -> list[float]:
     """Weights of the values of a polynomial in ``integral_0^h exp(rate u) polynomial(u) du``.
 
-    Args:
-        nodes: Where the values are; the degree is one less than their number.
-        h: The upper end.
-        rate: Of the exponential.
-
-    Returns:
-        One weight for each node: the integral of its Lagrange polynomial, by Gauss-Legendre
-        quadrature with 20 points, which is exact to rounding here.
+    The values are at the nodes. A weight is the integral of its node's Lagrange polynomial, by
+    Gauss-Legendre quadrature with 20 points, which is exact to rounding here.
 
     Source: Zhang and Chen 2023 (DEIS), Eq. 15.
     """
@@ -52,36 +47,22 @@ def polynomial_weights(nodes: Sequence[float], h: float, rate: float) -> list[fl
 def data_step(
     x: Float[Tensor, "batch *shape"], history: History, sigma: float, sigma_next: float
 ) -> Float[Tensor, "batch *shape"]:
-    """One step with a polynomial through denoised estimates.
+    """One step to a level above 0 with a polynomial through denoised estimates, in any order."""
+    kept = math.exp(-math.log(sigma / sigma_next))
+    return kept * (x + _integral(history, sigma, sigma_next, rate=1.0))
 
-    Args:
-        x: The state at sigma, (batch, *shape).
-        history: The estimates to use, with their levels, in any order.
-        sigma: The level of x.
-        sigma_next: The next level, above 0.
 
-    Returns:
-        The state at sigma_next.
-    """
-    h = math.log(sigma / sigma_next)
+def _integral(history: History, sigma: float, sigma_next: float, rate: float) -> Tensor | float:
+    """Integral over a step of exp(rate u) times the polynomial through the history."""
     nodes = [math.log(sigma / level) for level, _ in history]
-    weights = polynomial_weights(nodes, h, rate=1.0)
-    total = sum(weight * answer for weight, (_, answer) in zip(weights, history, strict=True))
-    return math.exp(-h) * (x + total)
+    weights = polynomial_weights(nodes, math.log(sigma / sigma_next), rate)
+    return sum(weight * answer for weight, (_, answer) in zip(weights, history, strict=True))
 
 
 def linear_step(
     x: Float[Tensor, "batch *shape"], history: History, sigma_next: float
 ) -> Float[Tensor, "batch *shape"]:
     """The step of DPM-Solver++(2M): the line through two estimates counts as its middle value.
-
-    Args:
-        x: The state, (batch, *shape).
-        history: The newest estimate, at the level of x, and the one before.
-        sigma_next: The next level, above 0.
-
-    Returns:
-        The state at sigma_next.
 
     Source: Lu et al. 2022 (DPM-Solver++), Algorithm 2.
     """
@@ -93,29 +74,15 @@ def linear_step(
 
 
 def quadratic_step(
-    x: Float[Tensor, "batch *shape"],
-    history: History,
-    sigma_next: float,
-    share: float = 1.0,
+    x: Float[Tensor, "batch *shape"], history: History, sigma_next: float, share: float = 1.0
 ) -> Float[Tensor, "batch *shape"]:
     """The step of the multistep DPM-Solver++ of order 3: a parabola through three estimates.
 
-    Args:
-        x: The state, (batch, *shape).
-        history: Three estimates, the newest at the level of x.
-        sigma_next: The next level, above 0.
-        share: How much of the quadratic term counts. 1 is the integral of the parabola; with the
-            0.5 of the published code the method is of order 2.
-
-    Returns:
-        The state at sigma_next.
-
-    Source: after Lu et al. 2022 (DPM-Solver++), Eq. 9 with three terms.
+    `share` says how much of the quadratic term counts. 1 is the integral of the parabola; with the
+    0.5 of the published code the method is of order 2. Source: after Lu et al. 2022, Eq. 9.
     """
     (sigma, newest), (before, older), (first, oldest) = history
-    h, h1, h2 = (
-        math.log(a / b) for a, b in ((sigma, sigma_next), (before, sigma), (first, before))
-    )
+    h2, h1, h = (math.log(a / b) for a, b in pairwise((first, before, sigma, sigma_next)))
     slope, slope_before = (newest - older) / h1, (older - oldest) / h2
     bend = (slope - slope_before) / (h1 + h2)  # half of the second derivative
     slope = slope + h1 * bend  # from between the two newest to the newest
@@ -128,18 +95,9 @@ def quadratic_step(
 def predict(
     x: Float[Tensor, "batch *shape"], history: History, sigma_next: float, share: float = 1.0
 ) -> Float[Tensor, "batch *shape"]:
-    """The step of DPM-Solver++ whose order is the length of the history.
+    """The step of DPM-Solver++ whose order is the length of the history; for share see above.
 
-    Args:
-        x: The state, (batch, *shape).
-        history: The newest estimates, the first of them at the level of x.
-        sigma_next: The next level; at 0 the newest estimate is the answer.
-        share: See `quadratic_step`.
-
-    Returns:
-        The state at sigma_next.
-
-    Source: Lu et al. 2022 (DPM-Solver++), Eq. 9 and Algorithm 2.
+    At level 0 the newest estimate is the answer. Source: Lu et al. 2022, Eq. 9 and Algorithm 2.
     """
     sigma, newest = history[0]
     if len(history) == 1 or sigma_next == 0:
@@ -154,29 +112,15 @@ def dpm_solver(
     denoiser: Denoiser,
     z: Float[Tensor, "batch *shape"],
     levels: Float[Tensor, " steps+1"],
-    label: Int[Tensor, " batch"] | None = None,
+    label: Condition | None = None,
     *,
     order: int = 2,
     share: float = 1.0,
 ) -> Iterator[Step]:
     """DPM-Solver++, multistep: one evaluation a step, of order 1 (`euler`), 2 (2M) or 3.
 
-    Args:
-        denoiser: The teacher.
-        z: Standard normal noise, (batch, *shape); the start is ``levels[0] * z``.
-        levels: Falling noise levels, (steps + 1,), the last may be 0.
-        label: Class of each sample, (batch,), or None.
-        order: How many answers a step uses. The first steps have fewer; the last ones, if they
-            lead to level 0, use fewer.
-        share: Of the quadratic term of order 3; see `quadratic_step`.
-
-    Yields:
-        A record after each step.
-
-    Raises:
-        ValueError: If levels do not fall, z is not finite, or order is not 1, 2 or 3.
-
-    Source: Lu et al. 2022 (DPM-Solver++), Algorithm 2 and appendix.
+    The first steps, and the last ones if they lead to level 0, are of lower order. For share see
+    `quadratic_step`. Source: Lu et al. 2022 (DPM-Solver++), Algorithm 2 and appendix.
     """
     counted = Counted(denoiser, label, z.dtype)
     x = start(z, levels)
@@ -193,24 +137,11 @@ def deis(
     denoiser: Denoiser,
     z: Float[Tensor, "batch *shape"],
     levels: Float[Tensor, " steps+1"],
-    label: Int[Tensor, " batch"] | None = None,
+    label: Condition | None = None,
     *,
     order: int = 3,
 ) -> Iterator[Step]:
     """DEIS: the polynomial goes through the noise estimates, which are the slopes dx/dsigma.
-
-    Args:
-        denoiser: The teacher.
-        z: Standard normal noise, (batch, *shape); the start is ``levels[0] * z``.
-        levels: Falling noise levels, (steps + 1,), the last may be 0.
-        label: Class of each sample, (batch,), or None.
-        order: How many answers a step uses, as in `dpm_solver`.
-
-    Yields:
-        A record after each step.
-
-    Raises:
-        ValueError: If levels do not fall, z is not finite, or order is not 1, 2 or 3.
 
     Source: Zhang and Chen 2023 (DEIS), Eq. 14 and 15, polynomials in the logarithm of rho.
     """
@@ -223,12 +154,8 @@ def deis(
         history.insert(0, (sigma, noise))
         if sigma_next == 0:
             x = denoised
-        else:
-            used = history[: orders[index]]
-            nodes = [math.log(sigma / level) for level, _ in used]
-            weights = polynomial_weights(nodes, math.log(sigma / sigma_next), rate=-1.0)
-            total = sum(w * estimate for w, (_, estimate) in zip(weights, used, strict=True))
-            x = x - sigma * total  # dsigma = -sigma exp(-u) du
+        else:  # dsigma = -sigma exp(-u) du
+            x = x - sigma * _integral(history[: orders[index]], sigma, sigma_next, rate=-1.0)
         yield Step(index, x, denoised, sigma_next, counted.calls)
 
 
@@ -237,27 +164,14 @@ def unipc(
     denoiser: Denoiser,
     z: Float[Tensor, "batch *shape"],
     levels: Float[Tensor, " steps+1"],
-    label: Int[Tensor, " batch"] | None = None,
+    label: Condition | None = None,
     *,
     order: int = 2,
 ) -> Iterator[Step]:
     """UniPC: DPM-Solver++'s step, corrected as soon as the denoiser has answered at its end.
 
-    The answer is needed for the next step anyway, so the correction costs no evaluation. It raises
-    the order by one.
-
-    Args:
-        denoiser: The teacher.
-        z: Standard normal noise, (batch, *shape); the start is ``levels[0] * z``.
-        levels: Falling noise levels, (steps + 1,), the last may be 0.
-        label: Class of each sample, (batch,), or None.
-        order: Of the prediction, 1, 2 or 3, as in `dpm_solver`.
-
-    Yields:
-        A record after each step; its x is the prediction, not yet corrected.
-
-    Raises:
-        ValueError: If levels do not fall, z is not finite, or order is not 1, 2 or 3.
+    The answer is needed for the next step anyway, so the correction is free; it raises the order by
+    one. The x of a record is the prediction, not yet corrected.
 
     Source: Zhao et al. 2023 (UniPC), Algorithms 1 and 2, with B(h) = exp(h) - 1.
     """
@@ -278,14 +192,7 @@ def unipc(
 def corrected_step(
     before: Float[Tensor, "batch *shape"], history: History
 ) -> Float[Tensor, "batch *shape"]:
-    """The last step once more, with the answer at its end as a node.
-
-    Args:
-        before: The state at the step's start, (batch, *shape).
-        history: The answer at the step's end, the one at its start, and those before it.
-
-    Returns:
-        The state at the step's end.
+    """The last step once more, with the answer at its end, the history's first, as a node.
 
     Source: Zhao et al. 2023 (UniPC), Algorithm 1.
     """
@@ -300,6 +207,5 @@ def _orders(levels: Tensor, order: int) -> list[int]:
     """How many answers each step uses: few at the start, and before level 0."""
     if order not in (1, 2, 3):
         raise ValueError(f"order must be 1, 2 or 3, not {order}")
-    steps = len(levels) - 1
-    at_end = [steps - index if levels[-1] == 0 else order for index in range(steps)]
-    return [min(order, index + 1, at_end[index]) for index in range(steps)]
+    steps, to_zero = len(levels) - 1, bool(levels[-1] == 0)
+    return [min(order, i + 1, steps - i if to_zero else order) for i in range(steps)]

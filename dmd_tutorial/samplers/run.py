@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterator
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from dmd_tutorial.checks import Condition
 from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.noise import sampling_levels
 from dmd_tutorial.samplers.classical import heun
@@ -15,26 +16,17 @@ from dmd_tutorial.samplers.step import Step
 def sample(
     denoiser: Denoiser,
     z: Float[Tensor, "batch *shape"],
-    label: Int[Tensor, " batch"] | None = None,
+    label: Condition | None = None,
     *,
     steps: int = 18,
     sampler: Callable[..., Iterator[Step]] = heun,
     levels: Float[Tensor, " steps+1"] | None = None,
     batch: int = 1000,
 ) -> Float[Tensor, "batch *shape"]:
-    """Run a sampler to its end, batch by batch.
+    """Run a sampler to its end; without levels it takes `steps` steps on EDM's.
 
-    Args:
-        denoiser: The teacher.
-        z: Standard normal noise, (count, *shape).
-        label: Class of each sample, (count,), or None.
-        steps: How many steps, where no levels are given.
-        sampler: Any of this room that takes levels, with its options bound by `functools.partial`.
-        levels: Falling noise levels, (steps + 1,); EDM's with `steps` steps without them.
-        batch: How many samples are made at a time. It changes the memory, not the samples.
-
-    Returns:
-        Samples, (count, *shape), in the type of z.
+    Options of the sampler are bound by `functools.partial`. The samples come back in the type of z;
+    `batch` is how many are made at a time: a matter of memory.
     """
     if levels is None:
         levels = sampling_levels(steps)
@@ -49,21 +41,11 @@ def sample(
 def one_step(
     generator: nn.Module,
     z: Float[Tensor, "count *shape"],
-    label: Int[Tensor, " count"] | None = None,
+    label: Condition | None = None,
     *,
     batch: int = 1000,
 ) -> Float[Tensor, "count *shape"]:
-    """Run a one-step generator, batch by batch, without gradient.
-
-    Args:
-        generator: The student.
-        z: Standard normal noise, (count, *shape).
-        label: Class of each sample, (count,), or None.
-        batch: How many samples are made at a time.
-
-    Returns:
-        Samples, (count, *shape).
-    """
+    """Run a one-step generator, `batch` samples at a time, without gradient."""
     return torch.cat([generator(*part) for part in _in_batches(z, label, batch)])
 
 

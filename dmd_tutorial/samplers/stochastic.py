@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Generator, Tensor
 
+from dmd_tutorial.checks import Condition
 from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.samplers.classical import heun_step
 from dmd_tutorial.samplers.step import Counted, Step, start
@@ -18,7 +19,7 @@ def stochastic(
     denoiser: Denoiser,
     z: Float[Tensor, "batch *shape"],
     levels: Float[Tensor, " steps+1"],
-    label: Int[Tensor, " batch"] | None = None,
+    label: Condition | None = None,
     *,
     churn: float = 40.0,
     churn_min: float = 0.05,
@@ -28,22 +29,8 @@ def stochastic(
 ) -> Iterator[Step]:
     """EDM's stochastic sampler: a little new noise before each of Heun's steps.
 
-    Args:
-        denoiser: The teacher.
-        z: Standard normal noise, (batch, *shape); the start is ``levels[0] * z``.
-        levels: Falling noise levels, (steps + 1,), the last may be 0.
-        label: Class of each sample, (batch,), or None.
-        churn: How much noise in all (S_churn); 0 gives `heun` exactly.
-        churn_min: Below this level no noise is added (S_min), in the units of x.
-        churn_max: Above this level no noise is added (S_max).
-        noise_scale: Standard deviation of the new noise (S_noise).
-        rng: Source of the new noise; torch's own without one.
-
-    Yields:
-        A record after each step.
-
-    Raises:
-        ValueError: If levels do not fall, z is not finite, or churn is negative.
+    `churn` says how much noise in all (S_churn), 0 gives `heun` exactly. It comes at the levels
+    from churn_min to churn_max (S_min, S_max), with standard deviation `noise_scale` (S_noise).
 
     Source: Karras et al. 2022 (EDM), Algorithm 2 and Table 5.
     """

@@ -1,11 +1,9 @@
 """Exercises that say *what* is wrong.
 
-An exercise knows its right answer and the plausible wrong ones, each with the sentence that helps
-the learner who gave it. `check` runs the learner's answer on the exercise's inputs and compares
-what comes out: with the truth, then with each mistake. It never raises on an answer, so that a
-notebook runs through whether its exercises are solved, wrong, or not attempted.
-
-The exercises stand in `chapter1.py`, `chapter2.py`, ..., each with a list `EXERCISES`.
+`check` runs the learner's answer on an exercise's inputs and compares what comes out: with the
+truth, then with each mistake that the exercise knows. It never raises on an answer, so that a
+notebook runs through whether its exercises are solved, wrong, or not attempted. The exercises stand
+in `chapter1.py`, `chapter2.py`, ..., each with a list `EXERCISES`.
 """
 
 import html
@@ -25,23 +23,16 @@ SIGNS = {True: "✓ right", False: "✗ not yet", None: "… open"}
 
 @dataclass(frozen=True)
 class Result:
-    """What a check found; a notebook shows it as one sentence that starts with a sign.
+    """What a check found; a notebook shows it as one sentence that starts with a sign."""
 
-    Attributes:
-        passed: True or False; None if the exercise was not attempted.
-        message: The sentence.
-    """
-
-    passed: bool | None
+    passed: bool | None  # None if the exercise was not attempted
     message: str
 
     def __repr__(self) -> str:
         return f"{SIGNS[self.passed]}: {self.message}"
 
-    def _repr_html_(self) -> str:
-        return (
-            f"<p style='margin:0'>{html.escape(repr(self))}</p>"  # wraps, as plain output does not
-        )
+    def _repr_html_(self) -> str:  # wraps, as plain output does not
+        return f"<p style='margin:0'>{html.escape(repr(self))}</p>"
 
 
 class NotAttemptedError(Exception):
@@ -56,48 +47,35 @@ class Raised:
     line: str
 
 
-def call(answer: Callable[..., Any], *arguments: Any) -> Any:
-    """The usual probe: what an answer returns is what is compared."""
-    return answer(*arguments)
+def loss_and_gradients(loss: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """For a probe: a loss and its gradients by name, zeros where none arrives."""
+    found: Sequence[Tensor | None] = [None] * len(leaves)
+    if loss.requires_grad:
+        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    pairs = zip(leaves.items(), found, strict=True)
+    gradients = {name: torch.zeros_like(x) if g is None else g for (name, x), g in pairs}
+    return {"loss": loss.detach(), **gradients}
 
 
 @dataclass(frozen=True)
 class Exercise:
-    """An exercise: its right answer, and the wrong ones that it can name.
+    """An exercise: its right answer, and the wrong ones that it can name."""
 
-    Attributes:
-        number: Chapter and place in it, such as "3.2".
-        name: What is asked for, as a noun.
-        truth: The right answer: a function, or a value.
-        mistakes: For each wrong answer (a function or a value, like the truth) the sentence that
-            helps the learner who gave it: {sentence: wrong answer}.
-        inputs: Makes the argument tuples on which functions are compared; called afresh for each
-            answer, because an answer may change its arguments.
-        tolerance: Largest relative difference that counts as none; see `difference`.
-        probe: `probe(answer, *arguments)` says what is compared, where that is more than what the
-            answer returns: gradients, or a module after the call. A dict names the parts.
-        in_place: The answer changes an argument and returns nothing, so that None is no sign of
-            an open answer.
-    """
-
-    number: str
-    name: str
-    truth: Any
-    mistakes: Mapping[str, Any]
+    number: str  # chapter and place in it, such as "3.2"
+    name: str  # what is asked for, as a noun
+    truth: Any  # the right answer: a function, or a value
+    mistakes: Mapping[str, Any]  # {sentence that helps the learner who gave it: wrong answer}
+    # The argument tuples on which functions are compared, made afresh for each answer, which may
+    # change them.
     inputs: Callable[[], Sequence[tuple]] = lambda: [()]
-    tolerance: float = 1e-4
-    probe: Callable[..., Any] = call
-    in_place: bool = False
+    tolerance: float = 1e-4  # largest relative difference that counts as none; see `difference`
+    # What is compared, where that is more than what the answer returns: gradients, or a module
+    # after the call. A dict names the parts.
+    probe: Callable[..., Any] = lambda answer, *arguments: answer(*arguments)
+    in_place: bool = False  # the answer changes an argument: None is no sign of an open answer
 
     def check(self, answer: Any) -> Result:
-        """Say whether an answer is right and, if not, what is wrong with it.
-
-        Args:
-            answer: The learner's function or value; Ellipsis or None if there is none yet.
-
-        Returns:
-            The result; nothing is raised, whatever the answer does.
-        """
+        """Say whether an answer (open: Ellipsis or None) is right and, if not, what is wrong."""
         if callable(self.truth) != callable(answer) and not _is_open(answer):
             asked = "a function" if callable(self.truth) else "a value"
             return self._wrong(f"{asked} is asked for, not {_describe(answer)}")
@@ -105,8 +83,7 @@ class Exercise:
             found = self.outcome(answer)
         except NotAttemptedError:
             return Result(None, f"{self.number} is not attempted yet")
-        trouble = difference(found, self.outcome(self.truth), self.tolerance)
-        if trouble is None:
+        if not (trouble := difference(found, self.outcome(self.truth), self.tolerance)):
             return Result(True, f"{self.number}, {self.name}, agrees with the reference")
         for sentence, mistake in self.mistakes.items():
             if difference(found, self.outcome(mistake), self.tolerance) is None:
@@ -119,14 +96,8 @@ class Exercise:
     def outcome(self, answer: Any) -> Any:
         """Run an answer on the inputs, each answer with the same random numbers.
 
-        Args:
-            answer: A function, or a value.
-
-        Returns:
-            The value; for a function {"input 1 of n": what the probe saw, ...}, or `Raised`.
-
-        Raises:
-            NotAttemptedError: If the answer is open, or returns or raises what stands for that.
+        The result is a value as it is; for a function {"input 1 of n": what the probe saw}, or
+        `Raised`. An answer that is open raises `NotAttemptedError`.
         """
         if _is_open(answer):
             raise NotAttemptedError
@@ -142,14 +113,11 @@ class Exercise:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(0)
             inputs = self.inputs()
-            names = [f"input {i} of {len(inputs)}" for i in range(1, len(inputs) + 1)]
-            if len(inputs) == 1:
-                names = [""]
+            many = len(inputs) > 1
+            names = [f"input {i + 1} of {len(inputs)}" if many else "" for i in range(len(inputs))]
             try:
-                return {
-                    name: self.probe(watched, *arguments)
-                    for name, arguments in zip(names, inputs, strict=True)
-                }
+                seen = [self.probe(watched, *arguments) for arguments in inputs]
+                return dict(zip(names, seen, strict=True))
             except (NotAttemptedError, NotImplementedError) as error:
                 raise NotAttemptedError from error
             except Exception as error:
@@ -157,61 +125,40 @@ class Exercise:
 
 
 def check(number: str, answer: Any) -> Result:
-    """Check an answer to an exercise of the book.
-
-    Args:
-        number: The exercise, such as "1.2".
-        answer: The learner's function or value.
-
-    Returns:
-        The result, which a notebook shows as one sentence.
-
-    Raises:
-        ValueError: If the book has no such exercise.
-    """
+    """Check a function or value given as the answer to an exercise of the book, such as "1.2"."""
     chapter = number.partition(".")[0]
-    numbers = [exercise.number for exercise in chapters().get(chapter, [])]
-    if number not in numbers:
-        raise ValueError(f"there is no exercise {number!r}; chapter {chapter} has {numbers}")
-    return chapters()[chapter][numbers.index(number)].check(answer)
+    exercises = {exercise.number: exercise for exercise in chapters().get(chapter, [])}
+    if number not in exercises:
+        raise ValueError(f"there is no exercise {number!r}; chapter {chapter} has {[*exercises]}")
+    return exercises[number].check(answer)
 
 
 def chapters() -> dict[str, list[Exercise]]:
     """The exercises of each chapter, by the chapter's number as text."""
-    names = [module.name for module in pkgutil.iter_modules(__path__)]
-    return {
-        name.removeprefix("chapter"): importlib.import_module(f"{__name__}.{name}").EXERCISES
-        for name in names
-        if name.startswith("chapter")
-    }
+    numbers = [module.name.removeprefix("chapter") for module in pkgutil.iter_modules(__path__)]
+    return {n: importlib.import_module(f"{__name__}.chapter{n}").EXERCISES for n in numbers}
 
 
 def difference(found: Any, expected: Any, tolerance: float) -> str | None:
-    """Say where and by how much an outcome is not what was expected.
+    """Say where and by how much an outcome is not what was expected; None if it is.
 
-    Args:
-        found: Numbers, arrays, tensors, strings, None, or sequences and dicts of these.
-        expected: The outcome of the right answer.
-        tolerance: Largest relative difference that counts as none. The largest absolute one is
-            the same where results reach one, and down to a thousandth of it where all of them are
-            smaller.
-
-    Returns:
-        A sentence, or None if there is no difference.
+    The tolerance is relative. The largest absolute difference is the same where results reach
+    one, and down to a thousandth of it where all of them are smaller.
     """
     if isinstance(found, Raised):
         same = isinstance(expected, Raised) and found.error == expected.error
         return None if same else f"your code raised {found.error}{found.line}"
     if isinstance(expected, Raised):
         return "your code should have raised an error"
+    other = f"{_describe(expected)} is asked for, not {_describe(found)}"
     if isinstance(expected, Mapping):
         if not isinstance(found, Mapping) or set(found) != set(expected):
-            return f"{_describe(expected)} is asked for, not {_describe(found)}"
+            return other
         return _first_difference([(k, found[k], expected[k]) for k in expected], tolerance)
     if isinstance(expected, list | tuple):
         found = list(found) if isinstance(found, Tensor | np.ndarray) and found.ndim else found
         if not isinstance(found, list | tuple) or len(found) != len(expected):
-            return f"{_describe(expected)} is asked for, not {_describe(found)}"
+            return other
         names = [f"result {i}" for i in range(1, len(expected) + 1)]
         return _first_difference(list(zip(names, found, expected, strict=True)), tolerance)
     if isinstance(expected, str) and isinstance(found, str):
@@ -220,16 +167,14 @@ def difference(found: Any, expected: Any, tolerance: float) -> str | None:
     wanted, got = _numbers(expected), _numbers(found)
     if wanted is not None and got is not None:
         return _numeric_difference(got, wanted, tolerance)
-    if wanted is None and got is None and type(found) is type(expected) and found == expected:
-        return None
-    return f"{_describe(expected)} is asked for, not {_describe(found)}"
+    same = wanted is None and got is None and type(found) is type(expected) and found == expected
+    return None if same else other
 
 
 def _first_difference(parts: list[tuple[str, Any, Any]], tolerance: float) -> str | None:
     """The first difference among named parts, with the name of the part."""
     for name, found, expected in parts:
-        trouble = difference(found, expected, tolerance)
-        if trouble is not None:
+        if trouble := difference(found, expected, tolerance):
             return f"{name}: {trouble}" if name else trouble
     return None
 
@@ -240,24 +185,19 @@ def _numeric_difference(found: Tensor, expected: Tensor, tolerance: float) -> st
         return f"the shape is {tuple(found.shape)}, it should be {tuple(expected.shape)}"
     size = expected[expected.isfinite()].abs().flatten().tolist()
     # never below a thousandth: there only rounding would be compared
-    absolute = tolerance * min(1.0, max(size, default=1.0) + 1e-3)
-    close = torch.isclose(found, expected, rtol=tolerance, atol=absolute, equal_nan=True)
+    limits: Any = {"rtol": tolerance, "atol": tolerance * min(1.0, max(size, default=1.0) + 1e-3)}
+    close = torch.isclose(found, expected, **limits, equal_nan=True)
     if close.all():
         return None
     bad = ~found.isfinite() & expected.isfinite()
     if bad.any():
         return f"{int(bad.sum())} of {bad.numel()} numbers are infinite or not a number"
-    error = (found - expected).abs().masked_fill(close, -1)
-    worst = int(error.argmax())
+    worst = int((found - expected).abs().masked_fill(close, -1).argmax())
     yours, right = found.flatten()[worst].item(), expected.flatten()[worst].item()
     where = [int(index) for index in np.unravel_index(worst, tuple(found.shape))]
-    place = f" at {where}" if where else ""
-    sentence = f"yours is {yours:.5g}{place}, it should be {right:.5g}"
-    if (
-        expected.numel() > 1
-        and right
-        and torch.allclose(found, expected * (yours / right), rtol=tolerance, atol=absolute)
-    ):
+    sentence = f"yours is {yours:.5g}{f' at {where}' if where else ''}, it should be {right:.5g}"
+    many = expected.numel() > 1
+    if many and right and torch.allclose(found, expected * (yours / right), **limits):
         return f"{sentence}; all numbers are off by the factor {yours / right:.5g}"
     return f"{sentence}; {int((~close).sum())} of {close.numel()} numbers differ"
 
@@ -265,9 +205,8 @@ def _numeric_difference(found: Tensor, expected: Tensor, tolerance: float) -> st
 def _numbers(value: Any) -> Tensor | None:
     """A number, an array or a flat list of numbers as a float64 tensor, or None."""
     flat = value if isinstance(value, list | tuple) else [value]
-    if isinstance(value, Tensor | np.ndarray) or all(
-        isinstance(each, int | float | np.number | np.bool_) for each in flat
-    ):
+    numbers = all(isinstance(each, int | float | np.number | np.bool_) for each in flat)
+    if isinstance(value, Tensor | np.ndarray) or numbers:
         return torch.as_tensor(value).detach().cpu().to(torch.float64)
     return None
 
@@ -294,9 +233,7 @@ def _describe(value: Any) -> str:
 
 def _line_of(answer: Callable[..., Any], error: Exception) -> str:
     """The learner's own line that an error came from, or nothing if it came from elsewhere."""
-    code = getattr(answer, "__code__", None) or getattr(
-        getattr(answer, "forward", None), "__code__", None
-    )
+    code = getattr(getattr(answer, "forward", answer), "__code__", None)
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         if code is not None and frame.filename == code.co_filename and frame.line:
             return f" at your line `{frame.line}`"

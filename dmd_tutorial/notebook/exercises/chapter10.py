@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dmd_tutorial.notebook.exercises import Exercise
+from dmd_tutorial.notebook.exercises import Exercise, loss_and_gradients
 
 # 10.1: the target of progressive distillation
 
@@ -34,33 +34,11 @@ def _weighted(weight: Tensor, denoised: Tensor, target: Tensor) -> Tensor:
 def teacher_term(teacher: Callable, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
     """The output against one denoising of its noised self: the answer to 10.3."""
     denoised = teacher(x + sigma[:, None] * noise, sigma).detach()
-    return _weighted((1 + sigma**2).rsqrt(), x, denoised)
+    return _weighted(_c(sigma), x, denoised)
 
 
-def _with_gradient(teacher: Callable, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    return _weighted((1 + sigma**2).rsqrt(), x, teacher(x + sigma[:, None] * noise, sigma))
-
-
-def _without_noise(teacher: Callable, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    return _weighted((1 + sigma**2).rsqrt(), x, teacher(x, sigma).detach())
-
-
-def _from_pure_noise(teacher: Callable, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    answer = teacher(sigma[:, None] * noise, sigma).detach()
-    return _weighted((1 + sigma**2).rsqrt(), x, answer)
-
-
-def _no_weight(teacher: Callable, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    return _weighted(torch.ones_like(sigma), x, teacher(x + sigma[:, None] * noise, sigma).detach())
-
-
-def _detached_output(teacher: Callable, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    denoised = teacher(x + sigma[:, None] * noise, sigma)
-    return _weighted((1 + sigma**2).rsqrt(), x.detach(), denoised)
-
-
-def _summed(teacher: Callable, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    return x.numel() * teacher_term(teacher, x, sigma, noise)
+def _c(sigma: Tensor) -> Tensor:
+    return (1 + sigma**2).rsqrt()
 
 
 def _shrink(x: Tensor, sigma: Tensor) -> Tensor:
@@ -69,15 +47,9 @@ def _shrink(x: Tensor, sigma: Tensor) -> Tensor:
     return 0.3 + share * (x - 0.3)
 
 
-def _loss_and_gradient(
-    answer: Callable[..., Tensor], x: Tensor, sigma: Tensor, noise: Tensor
-) -> dict[str, Tensor]:
+def _probe(answer: Callable, x: Tensor, sigma: Tensor, noise: Tensor) -> dict[str, Tensor]:
     x = x.clone().requires_grad_()
-    loss = answer(_shrink, x, sigma, noise)
-    if not loss.requires_grad:
-        return {"loss": loss, "gradient of the loss": torch.zeros_like(x)}
-    (found,) = torch.autograd.grad(loss, x)
-    return {"loss": loss, "gradient of the loss": found}
+    return loss_and_gradients(answer(_shrink, x, sigma, noise), {"gradient of the loss": x})
 
 
 # 10.4: the hinge losses
@@ -89,115 +61,65 @@ def hinge(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
 
 
 EXERCISES = [
-    Exercise(
-        "10.1",
-        "target of progressive distillation",
-        truth=target,
-        mistakes={
-            "that is where two steps land, x_next; the target is the estimate from which one "
-            "DDIM step lands there": lambda x, x_next, sigma, sigma_next: x_next,
-            "that is a DDIM step from x towards x_next; solve the step for the estimate": (
-                lambda x, x_next, sigma, sigma_next: x_next + sigma_next / sigma * (x - x_next)
+    Exercise("10.1", "target of progressive distillation", target, {
+        "that is where two steps land, x_next; the target is the estimate from which one DDIM "
+        "step lands there": lambda x, x_next, s, t: x_next,
+        "that is a DDIM step from x towards x_next; solve the step for the estimate":
+            lambda x, x_next, s, t: x_next + t / s * (x - x_next),
+        "the ratio is the other way round: r = sigma_next / sigma is below 1":
+            lambda x, x_next, s, t: (t * x_next - s * x) / (t - s),
+        "divide by 1 - r: the estimate has the weight 1 - r in the step":
+            lambda x, x_next, s, t: x_next - t / s * x,
+        "the sign of r x is the other way round":
+            lambda x, x_next, s, t: (x_next + t / s * x) / (1 - t / s),
+    }, inputs=lambda: [(torch.randn(5, 2), torch.randn(5, 2), 2.0, 0.6)]),
+    Exercise("10.2", "loss on v", loss_on_v, {
+        "that is the error on x, with weight 1":
+            lambda denoised, target, s: ((denoised - target) ** 2).mean(),
+        "that is the error on eps, with weight SNR: add 1":
+            lambda denoised, target, s: _weighted(1 / s**2, denoised, target),
+        "that is the truncated SNR, the larger of two errors; v has their sum":
+            lambda denoised, target, s: _weighted((1 / s**2).clamp_min(1), denoised, target),
+        "SNR is 1 / sigma**2, not sigma**2":
+            lambda denoised, target, s: _weighted(s**2 + 1, denoised, target),
+        "the weight of a squared error is squared: 1 / sigma**2 + 1, not its root":
+            lambda denoised, target, s: _weighted((1 / s**2 + 1).sqrt(), denoised, target),
+        "take the mean over samples and values, not the sum over values":
+            lambda denoised, target, s: ((1 / s**2 + 1) * ((denoised - target) ** 2).sum(1)).mean(),
+    }, inputs=lambda: [(torch.randn(4, 3), torch.randn(4, 3), torch.tensor([0.3, 0.9, 2.0, 7.0]))]),
+    Exercise("10.3", "the teacher's term", teacher_term, {
+        "the value is right, but a gradient runs through the teacher: its answer is a constant":
+            lambda D, x, s, noise: _weighted(_c(s), x, D(x + s[:, None] * noise, s)),
+        "the teacher sees the output with noise on it: x + sigma * noise":
+            lambda D, x, s, noise: _weighted(_c(s), x, D(x, s).detach()),
+        "that denoises pure noise: the noise belongs on the student's output":
+            lambda D, x, s, noise: _weighted(_c(s), x, D(s[:, None] * noise, s).detach()),
+        "the weight c(sigma) = 1 / sqrt(1 + sigma**2) is missing":
+            lambda D, x, s, n: _weighted(torch.ones_like(s), x, D(x + s[:, None] * n, s).detach()),
+        "stop the gradient at the teacher's answer, not at x":
+            lambda D, x, s, noise: _weighted(_c(s), x.detach(), D(x + s[:, None] * noise, s)),
+        "take the mean over all values, not the sum":
+            lambda D, x, s, noise: x.numel() * teacher_term(D, x, s, noise),
+    }, inputs=lambda: [(torch.randn(4, 2), torch.tensor([0.2, 0.7, 1.5, 4.0]), torch.randn(4, 2))],
+       probe=_probe),
+    Exercise("10.4", "hinge losses", hinge, {
+        "the roles are exchanged: the discriminator wants high logits for data":
+            lambda real, fake: (
+                torch.relu(1 + real).mean() + torch.relu(1 - fake).mean(),
+                -fake.mean(),
             ),
-            "the ratio is the other way round: r = sigma_next / sigma is below 1": (
-                lambda x, x_next, sigma, sigma_next: (
-                    (sigma_next * x_next - sigma * x) / (sigma_next - sigma)
-                )
+        "the student wants high logits for its samples: its loss is minus their mean":
+            lambda real, fake: (hinge(real, fake)[0], fake.mean()),
+        "the student's loss has no margin":
+            lambda real, fake: (hinge(real, fake)[0], torch.relu(1 - fake).mean()),
+        "without max(0, .) the discriminator gains without end from what it already knows":
+            lambda real, fake: ((1 - real).mean() + (1 + fake).mean(), -fake.mean()),
+        "the margin of 1 is missing":
+            lambda real, fake: (torch.relu(-real).mean() + torch.relu(fake).mean(), -fake.mean()),
+        "take the maximum for each logit, before the mean":
+            lambda real, fake: (
+                torch.relu(1 - real.mean()) + torch.relu(1 + fake.mean()),
+                -fake.mean(),
             ),
-            "divide by 1 - r: the estimate has the weight 1 - r in the step": (
-                lambda x, x_next, sigma, sigma_next: x_next - sigma_next / sigma * x
-            ),
-            "the sign of r x is the other way round": (
-                lambda x, x_next, sigma, sigma_next: (
-                    (x_next + sigma_next / sigma * x) / (1 - sigma_next / sigma)
-                )
-            ),
-        },
-        inputs=lambda: [(torch.randn(5, 2), torch.randn(5, 2), 2.0, 0.6)],
-    ),
-    Exercise(
-        "10.2",
-        "loss on v",
-        truth=loss_on_v,
-        mistakes={
-            "that is the error on x, with weight 1": (
-                lambda denoised, target, sigma: ((denoised - target) ** 2).mean()
-            ),
-            "that is the error on eps, with weight SNR: add 1": (
-                lambda denoised, target, sigma: _weighted(1 / sigma**2, denoised, target)
-            ),
-            "that is the truncated SNR, the larger of two errors; v has their sum": (
-                lambda denoised, target, sigma: _weighted(
-                    (1 / sigma**2).clamp_min(1), denoised, target
-                )
-            ),
-            "SNR is 1 / sigma**2, not sigma**2": (
-                lambda denoised, target, sigma: _weighted(sigma**2 + 1, denoised, target)
-            ),
-            "the weight of a squared error is squared: 1 / sigma**2 + 1, not its root": (
-                lambda denoised, target, sigma: _weighted(
-                    (1 / sigma**2 + 1).sqrt(), denoised, target
-                )
-            ),
-            "take the mean over samples and values, not the sum over values": (
-                lambda denoised, target, sigma: (
-                    (1 / sigma**2 + 1) * ((denoised - target) ** 2).sum(1)
-                ).mean()
-            ),
-        },
-        inputs=lambda: [(torch.randn(4, 3), torch.randn(4, 3), torch.tensor([0.3, 0.9, 2.0, 7.0]))],
-    ),
-    Exercise(
-        "10.3",
-        "the teacher's term",
-        truth=teacher_term,
-        mistakes={
-            "the value is right, but a gradient runs through the teacher: its answer is a "
-            "constant": _with_gradient,
-            "the teacher sees the output with noise on it: x + sigma * noise": _without_noise,
-            "that denoises pure noise: the noise belongs on the student's output": (
-                _from_pure_noise
-            ),
-            "the weight c(sigma) = 1 / sqrt(1 + sigma**2) is missing": _no_weight,
-            "stop the gradient at the teacher's answer, not at x": _detached_output,
-            "take the mean over all values, not the sum": _summed,
-        },
-        inputs=lambda: [(torch.randn(4, 2), torch.tensor([0.2, 0.7, 1.5, 4.0]), torch.randn(4, 2))],
-        probe=_loss_and_gradient,
-    ),
-    Exercise(
-        "10.4",
-        "hinge losses",
-        truth=hinge,
-        mistakes={
-            "the roles are exchanged: the discriminator wants high logits for data": (
-                lambda real, fake: (
-                    torch.relu(1 + real).mean() + torch.relu(1 - fake).mean(),
-                    -fake.mean(),
-                )
-            ),
-            "the student wants high logits for its samples: its loss is minus their mean": (
-                lambda real, fake: (hinge(real, fake)[0], fake.mean())
-            ),
-            "the student's loss has no margin": (
-                lambda real, fake: (hinge(real, fake)[0], torch.relu(1 - fake).mean())
-            ),
-            "without max(0, .) the discriminator gains without end from what it already knows": (
-                lambda real, fake: ((1 - real).mean() + (1 + fake).mean(), -fake.mean())
-            ),
-            "the margin of 1 is missing": (
-                lambda real, fake: (
-                    torch.relu(-real).mean() + torch.relu(fake).mean(),
-                    -fake.mean(),
-                )
-            ),
-            "take the maximum for each logit, before the mean": (
-                lambda real, fake: (
-                    torch.relu(1 - real.mean()) + torch.relu(1 + fake.mean()),
-                    -fake.mean(),
-                )
-            ),
-        },
-        inputs=lambda: [(torch.tensor([2.5, 0.4, -1.0, 3.0]), torch.tensor([-2.0, 0.7, -0.3]))],
-    ),
-]
+    }, inputs=lambda: [(torch.tensor([2.5, 0.4, -1.0, 3.0]), torch.tensor([-2.0, 0.7, -0.3]))]),
+]  # fmt: skip

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dmd_tutorial.notebook.exercises import Exercise
+from dmd_tutorial.notebook.exercises import Exercise, loss_and_gradients
 
 # 11.1: the gradient of SDS
 
@@ -48,20 +48,12 @@ def sid(x: Tensor, denoised_real: Tensor, denoised_fake: Tensor, alpha: float) -
     return (difference * (denoised_real - x - alpha * difference)).mean()
 
 
-def _loss_and_gradient(
+def _probe(
     answer: Callable[..., Tensor], x: Tensor, real: float, fake: float, alpha: float
 ) -> dict[str, Tensor]:
     """Value and derivative for denoisers that shrink towards 0, so that all of them move with x."""
     x = x.clone().requires_grad_()
-    loss = answer(x, real * x, fake * x, alpha)
-    if not loss.requires_grad:
-        return {"loss": loss, "gradient of the loss": torch.zeros_like(x)}
-    (found,) = torch.autograd.grad(loss, x)
-    return {"loss": loss, "gradient of the loss": found}
-
-
-def _sid_detached(x: Tensor, denoised_real: Tensor, denoised_fake: Tensor, alpha: float) -> Tensor:
-    return sid(x, denoised_real.detach(), denoised_fake.detach(), alpha)
+    return loss_and_gradients(answer(x, real * x, fake * x, alpha), {"gradient of the loss": x})
 
 
 # 11.4: what a step of a few-step generator starts from in training
@@ -96,137 +88,73 @@ def _simulated(answer: Callable[..., Tensor], *arguments: object) -> dict[str, o
     }
 
 
-def _with_gradient(
-    denoiser: Callable[[Tensor, float], Tensor], z: Tensor, levels: list[float], noise: Tensor
-) -> Tensor:
-    return denoiser(levels[0] * z, levels[0]) + levels[1] * noise
-
-
 EXERCISES = [
-    Exercise(
-        "11.1",
-        "the gradient of SDS",
-        truth=sds_gradient,
-        mistakes={
-            "the sign is the other way round: where the teacher sees more noise than was added, "
-            "descending must take that noise away": (
-                lambda x, noise, sigma, predicted: -sds_gradient(x, noise, sigma, predicted)
-            ),
-            "subtract the noise that was added: SDS compares the two noises": (
-                lambda x, noise, sigma, predicted: sigma**2 / (1 + sigma**2) * predicted
-            ),
-            "the weight is sigma^2 / (1 + sigma^2), the variance of the noise of a "
-            "variance-preserving sample": (
-                lambda x, noise, sigma, predicted: sigma**2 * (predicted - noise)
-            ),
-            "the weight is a variance, not a standard deviation": (
-                lambda x, noise, sigma, predicted: (
-                    sigma / (1 + sigma**2) ** 0.5 * (predicted - noise)
-                )
-            ),
-            "w_t has one power of sigma more: x - D_real is sigma times the difference of noises": (
-                lambda x, noise, sigma, predicted: sigma**3 / (1 + sigma**2) * (predicted - noise)
-            ),
-            "the weight is missing": lambda x, noise, sigma, predicted: predicted - noise,
-            "compare the teacher's noise with the noise, not with the sample": (
-                lambda x, noise, sigma, predicted: sigma**2 / (1 + sigma**2) * (predicted - x)
-            ),
-        },
-        inputs=_points,
-    ),
-    Exercise(
-        "11.2",
-        "what a perfect head tells the generator",
-        truth=head_gradient,
-        mistakes={
-            "the sign is the other way round: this would lead away from the data": (
-                lambda lr, lf, sr, sf: -head_gradient(lr, lf, sr, sf)
-            ),
-            "the share is the fake density's, p_fake / (p_real + p_fake): where the head is "
-            "already fooled there is little to gain": (
-                lambda lr, lf, sr, sf: torch.sigmoid(lr - lf)[:, None] * (sf - sr)
-            ),
-            "the share is missing: this is the gradient of distribution matching itself": (
-                lambda lr, lf, sr, sf: sf - sr
-            ),
-            "the share takes densities, and you were given their logarithms": (
-                lambda lr, lf, sr, sf: (lf / (lr + lf))[:, None] * (sf - sr)
-            ),
-            "far from the data both densities are 0 in float32: take the difference of their "
-            "logarithms first": (
-                lambda lr, lf, sr, sf: (lf.exp() / (lr.exp() + lf.exp()))[:, None] * (sf - sr)
-            ),
-            "both scores count: the head's logit is a difference of two log-densities": (
-                lambda lr, lf, sr, sf: -torch.sigmoid(lf - lr)[:, None] * sr
-            ),
-        },
-        inputs=_densities,
-    ),
-    Exercise(
-        "11.3",
-        "the loss of score identity distillation",
-        truth=sid,
-        mistakes={
-            "alpha is taken away, not added": (
-                lambda x, real, fake, alpha: sid(x, real, fake, -alpha)
-            ),
-            "this is the bare square: its gradient forgets that the critic follows the "
-            "generator": lambda x, real, fake, alpha: functional.mse_loss(real, fake),
-            "the second factor compares the teacher's answer with the sample x, not the critic's "
-            "answer with it": (
-                lambda x, real, fake, alpha: (
-                    (real - fake) * (fake - x - alpha * (real - fake))
-                ).mean()
-            ),
-            "the difference is teacher minus critic in both places": (
-                lambda x, real, fake, alpha: (
-                    (fake - real) * (real - x - alpha * (real - fake))
-                ).mean()
-            ),
-            "here the gradient has to run through both denoisers: no .detach() on them": (
-                _sid_detached
-            ),
-            "take the mean, not the sum": (
-                lambda x, real, fake, alpha: sid(x, real, fake, alpha) * x.numel()
-            ),
-        },
-        inputs=lambda: [(torch.randn(6, 2), 0.7, 0.4, 1.2)],
-        probe=_loss_and_gradient,
-    ),
-    Exercise(
-        "11.4",
-        "backward simulation",
-        truth=backward_simulation,
-        mistakes={
-            "only the last step is differentiated: make the input under torch.no_grad()": (
-                _with_gradient
-            ),
-            "the answer of the first step has to be noised again, to the second level": (
-                lambda denoiser, z, levels, noise: denoiser(levels[0] * z, levels[0]).detach()
-            ),
-            "the fresh noise has the second level, not the first": (
-                lambda denoiser, z, levels, noise: (
-                    denoiser(levels[0] * z, levels[0]).detach() + levels[0] * noise
-                )
-            ),
-            "the first input is z times the first level": (
-                lambda denoiser, z, levels, noise: (
-                    denoiser(z, levels[0]).detach() + levels[1] * noise
-                )
-            ),
-            "use the fresh noise, not the old: reusing z would be a step of a deterministic "
-            "sampler": (
-                lambda denoiser, z, levels, noise: (
-                    denoiser(levels[0] * z, levels[0]).detach() + levels[1] * z
-                )
-            ),
-            "this stops one step too late: give what the second step starts from, not its answer": (
-                lambda denoiser, z, levels, noise: denoiser(
-                    denoiser(levels[0] * z, levels[0]) + levels[1] * noise, levels[1]
-                ).detach()
-            ),
-        },
-        inputs=lambda: [(_shrink, torch.randn(5, 2), [10.0, 2.0], torch.randn(5, 2))],
-        probe=_simulated,
-    ),
-]
+    Exercise("11.1", "the gradient of SDS", sds_gradient, {
+        "the sign is the other way round: where the teacher sees more noise than was added, "
+        "descending must take that noise away":
+            lambda x, noise, sigma, predicted: -sds_gradient(x, noise, sigma, predicted),
+        "subtract the noise that was added: SDS compares the two noises":
+            lambda x, noise, sigma, predicted: sigma**2 / (1 + sigma**2) * predicted,
+        "the weight is sigma^2 / (1 + sigma^2), the variance of the noise of a "
+        "variance-preserving sample":
+            lambda x, noise, sigma, predicted: sigma**2 * (predicted - noise),
+        "the weight is a variance, not a standard deviation":
+            lambda x, noise, sigma, predicted: sigma / (1 + sigma**2) ** 0.5 * (predicted - noise),
+        "w_t has one power of sigma more: x - D_real is sigma times the difference of noises":
+            lambda x, noise, sigma, predicted: sigma**3 / (1 + sigma**2) * (predicted - noise),
+        "the weight is missing": lambda x, noise, sigma, predicted: predicted - noise,
+        "compare the teacher's noise with the noise, not with the sample":
+            lambda x, noise, sigma, predicted: sigma**2 / (1 + sigma**2) * (predicted - x),
+    }, inputs=_points),
+    Exercise("11.2", "what a perfect head tells the generator", head_gradient, {
+        "the sign is the other way round: this would lead away from the data":
+            lambda lr, lf, sr, sf: -head_gradient(lr, lf, sr, sf),
+        "the share is the fake density's, p_fake / (p_real + p_fake): where the head is already "
+        "fooled there is little to gain":
+            lambda lr, lf, sr, sf: torch.sigmoid(lr - lf)[:, None] * (sf - sr),
+        "the share is missing: this is the gradient of distribution matching itself":
+            lambda lr, lf, sr, sf: sf - sr,
+        "the share takes densities, and you were given their logarithms":
+            lambda lr, lf, sr, sf: (lf / (lr + lf))[:, None] * (sf - sr),
+        "far from the data both densities are 0 in float32: take the difference of their "
+        "logarithms first":
+            lambda lr, lf, sr, sf: (lf.exp() / (lr.exp() + lf.exp()))[:, None] * (sf - sr),
+        "both scores count: the head's logit is a difference of two log-densities":
+            lambda lr, lf, sr, sf: -torch.sigmoid(lf - lr)[:, None] * sr,
+    }, inputs=_densities),
+    Exercise("11.3", "the loss of score identity distillation", sid, {
+        "alpha is taken away, not added": lambda x, real, fake, alpha: sid(x, real, fake, -alpha),
+        "this is the bare square: its gradient forgets that the critic follows the generator":
+            lambda x, real, fake, alpha: functional.mse_loss(real, fake),
+        "the second factor compares the teacher's answer with the sample x, not the critic's "
+        "answer with it":
+            lambda x, real, fake, alpha: (
+                (real - fake) * (fake - x - alpha * (real - fake))
+            ).mean(),
+        "the difference is teacher minus critic in both places":
+            lambda x, real, fake, alpha: (
+                (fake - real) * (real - x - alpha * (real - fake))
+            ).mean(),
+        "here the gradient has to run through both denoisers: no .detach() on them":
+            lambda x, real, fake, alpha: sid(x, real.detach(), fake.detach(), alpha),
+        "take the mean, not the sum":
+            lambda x, real, fake, alpha: sid(x, real, fake, alpha) * x.numel(),
+    }, inputs=lambda: [(torch.randn(6, 2), 0.7, 0.4, 1.2)], probe=_probe),
+    Exercise("11.4", "backward simulation", backward_simulation, {
+        "only the last step is differentiated: make the input under torch.no_grad()":
+            lambda D, z, levels, noise: D(levels[0] * z, levels[0]) + levels[1] * noise,
+        "the answer of the first step has to be noised again, to the second level":
+            lambda D, z, levels, noise: D(levels[0] * z, levels[0]).detach(),
+        "the fresh noise has the second level, not the first":
+            lambda D, z, levels, noise: D(levels[0] * z, levels[0]).detach() + levels[0] * noise,
+        "the first input is z times the first level":
+            lambda D, z, levels, noise: D(z, levels[0]).detach() + levels[1] * noise,
+        "use the fresh noise, not the old: reusing z would be a step of a deterministic sampler":
+            lambda D, z, levels, noise: D(levels[0] * z, levels[0]).detach() + levels[1] * z,
+        "this stops one step too late: give what the second step starts from, not its answer":
+            lambda D, z, levels, noise: D(
+                D(levels[0] * z, levels[0]) + levels[1] * noise, levels[1]
+            ).detach(),
+    }, inputs=lambda: [(_shrink, torch.randn(5, 2), [10.0, 2.0], torch.randn(5, 2))],
+       probe=_simulated),
+]  # fmt: skip

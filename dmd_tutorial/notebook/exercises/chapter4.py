@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from dmd_tutorial.notebook.exercises import Exercise
+from dmd_tutorial.notebook.exercises import Exercise, loss_and_gradients
 
 
 def affine_denoiser(x: Tensor, sigma: float, A: Tensor, b: Tensor) -> Tensor:
@@ -46,30 +46,23 @@ class _Scale(nn.Module):
         return self.scale * x / (1 + sigma[:, None])
 
 
+def _weight(sigma: Tensor) -> Tensor:
+    return 1 / sigma**2 + 1 / 0.5**2
+
+
 def _critic_loss(
-    critic,
-    generator,
-    z,
-    sigma,
-    noise,
-    detach="samples",
-    target="x",
-    weight=None,
-    scale=lambda sigma: sigma,
-    mean=torch.mean,
+    *given, detach="samples", target="x", weight=_weight, scale=torch.clone, mean=torch.mean
 ) -> Tensor:
     """The answer to 4.2, and with other settings its wrong ones."""
+    critic, generator, z, sigma, noise = given
     x = generator(z)
     x = x.detach() if detach == "samples" else x
     x_noisy = x + scale(sigma)[:, None] * noise
     denoised = critic(x_noisy, sigma)
     denoised = denoised.detach() + 0 * x.sum() if detach == "critic" else denoised
     aim = {"x": x, "x_noisy": x_noisy, "noise": noise}[target]
-    if detach == "target":
-        aim = aim.detach()
-    levels = 1 / sigma**2 + 1 / 0.5**2 if weight is None else weight(sigma)
-    squares = levels[:, None] * (denoised - aim) ** 2
-    return mean(squares)
+    aim = aim.detach() if detach == "target" else aim
+    return mean(weight(sigma)[:, None] * (denoised - aim) ** 2)
 
 
 def critic_loss(critic, generator, z, sigma, noise) -> Tensor:
@@ -78,24 +71,16 @@ def critic_loss(critic, generator, z, sigma, noise) -> Tensor:
 
 
 def _with(**settings):
-    return lambda critic, generator, z, sigma, noise: _critic_loss(
-        critic, generator, z, sigma, noise, **settings
-    )
+    return lambda *arguments: _critic_loss(*arguments, **settings)
 
 
 def _loss_and_gradients(answer, z: Tensor, sigma: Tensor, noise: Tensor) -> dict[str, Tensor]:
     generator, critic = _Shift(), _Scale()
-    loss = answer(critic, generator, z, sigma, noise)
-    parameters = [generator.shift, critic.scale]
-    gradients = [torch.zeros_like(p) for p in parameters]
-    if loss.requires_grad:
-        found = torch.autograd.grad(loss, parameters, allow_unused=True)
-        gradients = [zero if g is None else g for g, zero in zip(found, gradients, strict=True)]
-    return {
-        "loss": loss.detach(),
-        "gradient that reaches the generator": gradients[0],
-        "gradient that reaches the critic": gradients[1],
+    leaves = {
+        "gradient that reaches the generator": generator.shift,
+        "gradient that reaches the critic": critic.scale,
     }
+    return loss_and_gradients(answer(critic, generator, z, sigma, noise), leaves)
 
 
 def gradient_bias(z: Tensor, learnt: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
@@ -122,179 +107,111 @@ def _steps_until(speed: float, kappa_1: float) -> int:
 
 def slowest_factor(eta: float, kappa: float, rho: float) -> float:
     """Largest |mu| of the swing with a spring rho on the generator: the answer to 4.5."""
-    return _radius([[1 - rho, -eta], [kappa, 1 - kappa]])
+    return _radius(_swing(eta, kappa, rho))
+
+
+def _swing(eta: float, kappa: float, rho: float) -> list[list[float]]:
+    return [[1 - rho, -eta], [kappa, 1 - kappa]]
+
+
+def _factors(step: list[list[float]]) -> Tensor:
+    return torch.linalg.eigvals(torch.tensor(step, dtype=torch.float64))
 
 
 def _radius(step: list[list[float]]) -> float:
-    return torch.linalg.eigvals(torch.tensor(step, dtype=torch.float64)).abs().max().item()
+    return _factors(step).abs().max().item()
 
 
 EXERCISES = [
-    Exercise(
-        "4.1",
-        "denoiser of an affine generator",
-        truth=affine_denoiser,
-        mistakes={
-            "A is not the covariance: the samples A z + b have the covariance A A^T": (
-                lambda x, sigma, A, b: b + (x - b) @ _shrink(sigma, A).mT
+    Exercise("4.1", "denoiser of an affine generator", affine_denoiser, {
+        "A is not the covariance: the samples A z + b have the covariance A A^T":
+            lambda x, sigma, A, b: b + (x - b) @ _shrink(sigma, A).mT,
+        "the covariance of A z is A A^T, not A^T A":
+            lambda x, sigma, A, b: b + (x - b) @ _shrink(sigma, A.mT @ A).mT,
+        "noise adds the variance sigma**2 to the covariance, not sigma":
+            lambda x, sigma, A, b: b + (x - b) @ _shrink(math.sqrt(sigma), A @ A.mT).mT,
+        "the mean b is missing: shrink x - b, then add b again":
+            lambda x, sigma, A, b: x @ _shrink(sigma, A @ A.mT).mT,
+        "add b again: what is shrunk is x - b, what is wanted is x":
+            lambda x, sigma, A, b: (x - b) @ _shrink(sigma, A @ A.mT).mT,
+        "the shares are exchanged: with much noise the answer must tend to b, not to x":
+            lambda x, sigma, A, b: x - (x - b) @ _shrink(sigma, A @ A.mT).mT,
+        "this is the score; the denoised point is x + sigma**2 times it":
+            lambda x, sigma, A, b: (affine_denoiser(x, sigma, A, b) - x) / sigma**2,
+    }, inputs=_points),
+    Exercise("4.2", "the critic's loss", critic_loss, {
+        "a gradient reaches the generator: it would learn to make samples that are easy to "
+        "denoise; detach the samples": _with(detach=None),
+        "the target is detached, but the generator still gets a gradient through the noisy "
+        "sample: detach where the samples are made": _with(detach="target"),
+        "the critic gets no gradient: detach the samples, not the critic's answer":
+            _with(detach="critic"),
+        "the target is the clean sample, not the noisy one": _with(target="x_noisy"),
+        "the target is the clean sample, not the noise: the critic is a denoiser":
+            _with(target="noise"),
+        "the weight of the noise levels is missing": _with(weight=torch.ones_like),
+        "the weight has 1 / sigma_data**2 in it, too": _with(weight=lambda s: 1 / s**2),
+        "the weight is 1 / sigma**2 + 1 / sigma_data**2, without roots":
+            _with(weight=lambda s: 1 / s + 1 / 0.5),
+        "this is the weight upside down: low noise levels must count more":
+            _with(weight=lambda s: 1 / (1 / s**2 + 1 / 0.5**2)),
+        "take the mean over samples and values, not the sum": _with(mean=torch.sum),
+        "take the mean over the values of a sample, too, not their sum":
+            _with(mean=lambda squares: squares.sum(dim=1).mean()),
+        "there is no factor 1/2 in this loss": _with(mean=lambda squares: squares.mean() / 2),
+        "the noise must be scaled by sigma before it is added": _with(scale=torch.ones_like),
+        "the critic is asked at the noisy samples, not at the clean ones":
+            _with(scale=torch.zeros_like),
+    }, inputs=lambda: [(torch.randn(6, 2), torch.rand(6) + 0.3, torch.randn(6, 2))],
+       probe=_loss_and_gradients),
+    Exercise("4.3", "bias of the gradient", gradient_bias, {
+        "the sign is the other way round: the bias is learnt minus exact":
+            lambda z, learnt, exact: gradient_bias(z, exact, learnt),
+        "bias_A is transposed: its entry i, j is the mean of e_i z_j":
+            lambda *a: (gradient_bias(*a)[0].mT, gradient_bias(*a)[1]),
+        "an expectation is a mean over samples, not a sum":
+            lambda z, *a: tuple(len(z) * part for part in gradient_bias(z, *a)),
+        "e and z belong together sample by sample: the mean of a product is not the product of "
+        "the means":
+            lambda z, *a: (
+                torch.outer(gradient_bias(z, *a)[1], z.mean(dim=0)),
+                gradient_bias(z, *a)[1],
             ),
-            "the covariance of A z is A A^T, not A^T A": (
-                lambda x, sigma, A, b: b + (x - b) @ _shrink(sigma, A.mT @ A).mT
+        "this is the whole gradient of a critic; its bias takes the exact answer off":
+            lambda z, learnt, exact: gradient_bias(z, learnt, torch.zeros_like(exact)),
+    }, inputs=_answers),
+    Exercise("4.4", "fewest critic steps without a swing", enough_critic_steps, {
+        "as fast as the generator is too slow: the border is 4 eta":
+            lambda eta, kappa_1: _steps_until(eta, kappa_1),
+        "k updates close 1 - (1 - kappa_1)**k of the gap, less than k * kappa_1":
+            lambda eta, kappa_1: math.ceil(4 * eta / kappa_1),
+        "one step too few: round up, so that the condition holds":
+            lambda eta, kappa_1: _steps_until(4 * eta, kappa_1) - 1,
+        "a whole number is asked for: round up":
+            lambda eta, kappa_1: math.log(1 - 4 * eta) / math.log(1 - kappa_1),
+        "(1 - kappa_1)**k is the gap that remains; what counts is what was closed":
+            lambda eta, kappa_1: math.ceil(math.log(4 * eta) / math.log(1 - kappa_1)),
+    }, inputs=lambda: [(0.05, 0.03), (0.1, 0.05), (0.2, 0.12), (0.02, 0.03)]),
+    Exercise("4.5", "slowest factor of the swing with a spring", slowest_factor, {
+        "the spring is missing: it takes rho * m off the generator's step":
+            lambda eta, kappa, rho: slowest_factor(eta, kappa, 0.0),
+        "the spring has the wrong sign: it pulls m to 0":
+            lambda eta, kappa, rho: slowest_factor(eta, kappa, -rho),
+        "the spring acts on the generator, not on the critic's belief":
+            lambda eta, kappa, rho: _radius([[1, -eta], [kappa, 1 - kappa - rho]]),
+        "the generator follows the critic's belief, not its own place":
+            lambda eta, kappa, rho: _radius([[1 - rho - eta, 0], [kappa, 1 - kappa]]),
+        "the belief moves towards m: what remains of it is 1 - kappa":
+            lambda eta, kappa, rho: _radius([[1 - rho, -eta], [kappa, 1]]),
+        "the belief follows the samples made before the generator's step: m_i, not m_(i+1)":
+            lambda eta, kappa, rho: _radius(
+                [[1 - rho, -eta], [kappa * (1 - rho), 1 - kappa - kappa * eta]]
             ),
-            "noise adds the variance sigma**2 to the covariance, not sigma": (
-                lambda x, sigma, A, b: b + (x - b) @ _shrink(math.sqrt(sigma), A @ A.mT).mT
-            ),
-            "the mean b is missing: shrink x - b, then add b again": (
-                lambda x, sigma, A, b: x @ _shrink(sigma, A @ A.mT).mT
-            ),
-            "add b again: what is shrunk is x - b, what is wanted is x": (
-                lambda x, sigma, A, b: (x - b) @ _shrink(sigma, A @ A.mT).mT
-            ),
-            "the shares are exchanged: with much noise the answer must tend to b, not to x": (
-                lambda x, sigma, A, b: x - (x - b) @ _shrink(sigma, A @ A.mT).mT
-            ),
-            "this is the score; the denoised point is x + sigma**2 times it": (
-                lambda x, sigma, A, b: (
-                    -(x - b) @ torch.linalg.inv(A @ A.mT + sigma**2 * torch.eye(len(b))).mT
-                )
-            ),
-        },
-        inputs=_points,
-    ),
-    Exercise(
-        "4.2",
-        "the critic's loss",
-        truth=critic_loss,
-        mistakes={
-            "a gradient reaches the generator: it would learn to make samples that are easy to "
-            "denoise; detach the samples": _with(detach=None),
-            "the target is detached, but the generator still gets a gradient through the noisy "
-            "sample: detach where the samples are made": _with(detach="target"),
-            "the critic gets no gradient: detach the samples, not the critic's answer": _with(
-                detach="critic"
-            ),
-            "the target is the clean sample, not the noisy one": _with(target="x_noisy"),
-            "the target is the clean sample, not the noise: the critic is a denoiser": _with(
-                target="noise"
-            ),
-            "the weight of the noise levels is missing": _with(weight=torch.ones_like),
-            "the weight has 1 / sigma_data**2 in it, too": _with(weight=lambda s: 1 / s**2),
-            "the weight is 1 / sigma**2 + 1 / sigma_data**2, without roots": _with(
-                weight=lambda s: 1 / s + 1 / 0.5
-            ),
-            "this is the weight upside down: low noise levels must count more": _with(
-                weight=lambda s: 1 / (1 / s**2 + 1 / 0.5**2)
-            ),
-            "take the mean over samples and values, not the sum": _with(mean=torch.sum),
-            "take the mean over the values of a sample, too, not their sum": _with(
-                mean=lambda squares: squares.sum(dim=1).mean()
-            ),
-            "there is no factor 1/2 in this loss": _with(mean=lambda squares: squares.mean() / 2),
-            "the noise must be scaled by sigma before it is added": _with(scale=torch.ones_like),
-            "the critic is asked at the noisy samples, not at the clean ones": _with(
-                scale=torch.zeros_like
-            ),
-        },
-        inputs=lambda: [(torch.randn(6, 2), torch.rand(6) + 0.3, torch.randn(6, 2))],
-        probe=_loss_and_gradients,
-    ),
-    Exercise(
-        "4.3",
-        "bias of the gradient",
-        truth=gradient_bias,
-        mistakes={
-            "the sign is the other way round: the bias is learnt minus exact": (
-                lambda z, learnt, exact: gradient_bias(z, exact, learnt)
-            ),
-            "bias_A is transposed: its entry i, j is the mean of e_i z_j": (
-                lambda z, learnt, exact: (
-                    gradient_bias(z, learnt, exact)[0].mT, (learnt - exact).mean(dim=0)
-                )
-            ),
-            "an expectation is a mean over samples, not a sum": (
-                lambda z, learnt, exact: tuple(
-                    len(z) * part for part in gradient_bias(z, learnt, exact)
-                )
-            ),
-            "e and z belong together sample by sample: the mean of a product is not the product "
-            "of the means": (
-                lambda z, learnt, exact: (
-                    torch.outer((learnt - exact).mean(dim=0), z.mean(dim=0)),
-                    (learnt - exact).mean(dim=0),
-                )
-            ),
-            "this is the whole gradient of a critic; its bias takes the exact answer off": (
-                lambda z, learnt, exact: gradient_bias(z, learnt, torch.zeros_like(exact))
-            ),
-        },
-        inputs=_answers,
-    ),
-    Exercise(
-        "4.4",
-        "fewest critic steps without a swing",
-        truth=enough_critic_steps,
-        mistakes={
-            "as fast as the generator is too slow: the border is 4 eta": (
-                lambda eta, kappa_1: _steps_until(eta, kappa_1)
-            ),
-            "k updates close 1 - (1 - kappa_1)**k of the gap, less than k * kappa_1": (
-                lambda eta, kappa_1: math.ceil(4 * eta / kappa_1)
-            ),
-            "one step too few: round up, so that the condition holds": (
-                lambda eta, kappa_1: _steps_until(4 * eta, kappa_1) - 1
-            ),
-            "a whole number is asked for: round up": (
-                lambda eta, kappa_1: math.log(1 - 4 * eta) / math.log(1 - kappa_1)
-            ),
-            "(1 - kappa_1)**k is the gap that remains; what counts is what was closed": (
-                lambda eta, kappa_1: math.ceil(math.log(4 * eta) / math.log(1 - kappa_1))
-            ),
-        },
-        inputs=lambda: [(0.05, 0.03), (0.1, 0.05), (0.2, 0.12), (0.02, 0.03)],
-    ),
-    Exercise(
-        "4.5",
-        "slowest factor of the swing with a spring",
-        truth=slowest_factor,
-        mistakes={
-            "the spring is missing: it takes rho * m off the generator's step": (
-                lambda eta, kappa, rho: slowest_factor(eta, kappa, 0.0)
-            ),
-            "the spring has the wrong sign: it pulls m to 0": (
-                lambda eta, kappa, rho: slowest_factor(eta, kappa, -rho)
-            ),
-            "the spring acts on the generator, not on the critic's belief": (
-                lambda eta, kappa, rho: _radius([[1, -eta], [kappa, 1 - kappa - rho]])
-            ),
-            "the generator follows the critic's belief, not its own place": (
-                lambda eta, kappa, rho: _radius([[1 - rho - eta, 0], [kappa, 1 - kappa]])
-            ),
-            "the belief moves towards m: what remains of it is 1 - kappa": (
-                lambda eta, kappa, rho: _radius([[1 - rho, -eta], [kappa, 1]])
-            ),
-            "the belief follows the samples made before the generator's step: m_i, not m_(i+1)": (
-                lambda eta, kappa, rho: _radius(
-                    [[1 - rho, -eta], [kappa * (1 - rho), 1 - kappa - kappa * eta]]
-                )
-            ),
-            "these are the factors less one: the new value is the old one plus the change": (
-                lambda eta, kappa, rho: _radius([[-rho, -eta], [kappa, -kappa]])
-            ),
-            "this is the fastest part: the largest of the two sizes is asked for": (
-                lambda eta, kappa, rho: (
-                    torch.linalg.eigvals(
-                        torch.tensor([[1 - rho, -eta], [kappa, 1 - kappa]], dtype=torch.float64)
-                    ).abs().min().item()
-                )
-            ),
-            "the factor has a sign or an imaginary part: its size is asked for": (
-                lambda eta, kappa, rho: (
-                    torch.linalg.eigvals(
-                        torch.tensor([[1 - rho, -eta], [kappa, 1 - kappa]], dtype=torch.float64)
-                    ).real.max().item()
-                )
-            ),
-        },
-        inputs=lambda: [(0.05, 0.1, 0.02), (0.1, 0.05, 0.2), (0.2, 0.3, 0.05), (0.1, 0.9, 0.1)],
-    ),
+        "these are the factors less one: the new value is the old one plus the change":
+            lambda eta, kappa, rho: _radius([[-rho, -eta], [kappa, -kappa]]),
+        "this is the fastest part: the largest of the two sizes is asked for":
+            lambda *a: _factors(_swing(*a)).abs().min().item(),
+        "the factor has a sign or an imaginary part: its size is asked for":
+            lambda *a: _factors(_swing(*a)).real.max().item(),
+    }, inputs=lambda: [(0.05, 0.1, 0.02), (0.1, 0.05, 0.2), (0.2, 0.3, 0.05), (0.1, 0.9, 0.1)]),
 ]  # fmt: skip

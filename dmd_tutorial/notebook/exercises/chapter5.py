@@ -4,9 +4,9 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+from torch.linalg import vector_norm
 
-from dmd_tutorial.notebook.exercises import Exercise
+from dmd_tutorial.notebook.exercises import Exercise, loss_and_gradients
 
 
 def border_level(distance: float, std: float) -> float:
@@ -19,10 +19,9 @@ def pull(x: Tensor, m1: Tensor, m2: Tensor, std: float, sigma: float) -> Tensor:
     return _pull(x, m1, m2, std**2 + sigma**2)
 
 
-def _pull(x: Tensor, m1: Tensor, m2: Tensor, v: float, odds_v: float | None = None) -> Tensor:
+def _pull(x: Tensor, m1: Tensor, m2: Tensor, v: float, odds: float = 2) -> Tensor:
     squares = ((x - m1) ** 2).sum(dim=1) - ((x - m2) ** 2).sum(dim=1)
-    responsibility = torch.sigmoid(squares / (2 * (odds_v or v)))
-    return responsibility[:, None] * (m2 - m1) / v
+    return torch.sigmoid(squares / (odds * v))[:, None] * (m2 - m1) / v
 
 
 def _points() -> list[tuple]:
@@ -45,17 +44,9 @@ def anchored_loss(
 
 
 def _loss_and_gradients(answer, x, gradient, x_ref, y, lambda_reg) -> dict[str, Tensor]:
-    leaves = [x.clone().requires_grad_(), x_ref.clone().requires_grad_()]
-    loss = answer(leaves[0], gradient, leaves[1], y, lambda_reg)
-    found = [None, None]
-    if loss.requires_grad:
-        found = list(torch.autograd.grad(loss, leaves, allow_unused=True))
-    found = [torch.zeros_like(x) if g is None else g for g, x in zip(found, leaves, strict=True)]
-    return {
-        "loss": loss.detach(),
-        "gradient at x": found[0],
-        "gradient at x_ref": found[1],
-    }
+    x, x_ref = x.clone().requires_grad_(), x_ref.clone().requires_grad_()
+    loss = answer(x, gradient, x_ref, y, lambda_reg)
+    return loss_and_gradients(loss, {"gradient at x": x, "gradient at x_ref": x_ref})
 
 
 def _batches() -> list[tuple]:
@@ -65,11 +56,14 @@ def _batches() -> list[tuple]:
 
 def lpips_layer(features_x: Tensor, features_y: Tensor, omega: Tensor) -> Tensor:
     """One layer of Eq. (5.10): the answer to 5.4."""
-    return _layer(*(functional.normalize(each, dim=1) for each in (features_x, features_y)), omega)
+    return _layer(features_x, features_y, omega, dim=1)
 
 
-def _layer(x: Tensor, y: Tensor, omega: Tensor) -> Tensor:
-    return (omega[:, None, None] * (x - y) ** 2).sum(dim=1).mean(dim=(1, 2))
+def _layer(x, y, omega, dim=(), power=2) -> Tensor:
+    """The answer to 5.4, normalised over other axes, or over none."""
+    if dim:
+        x, y = (each / vector_norm(each, dim=dim, keepdim=True) for each in (x, y))
+    return (omega[:, None, None] * (x - y) ** power).sum(dim=1).mean(dim=(1, 2))
 
 
 def _features() -> list[tuple]:
@@ -82,173 +76,83 @@ def l2_floor(y: Tensor) -> Tensor:
 
 
 EXERCISES = [
-    Exercise(
-        "5.1",
-        "border between one hill and two",
-        truth=border_level,
-        mistakes={
-            "this is the square of the level: take the root": (
-                lambda distance, std: max(0.0, distance**2 / 4 - std**2)
+    Exercise("5.1", "border between one hill and two", border_level, {
+        "this is the square of the level: take the root":
+            lambda distance, std: max(0.0, distance**2 / 4 - std**2),
+        "half of the distance counts: the middle is as far from either mode":
+            lambda distance, std: math.sqrt(max(0.0, distance**2 - std**2)),
+        "the modes' own variance helps to fill the valley: subtract it":
+            lambda distance, std: math.sqrt(distance**2 / 4 + std**2),
+        "the modes have a width of their own: less noise is needed":
+            lambda distance, std: distance / 2,
+        "variances add, standard deviations do not":
+            lambda distance, std: max(0.0, distance / 2 - std),
+        "modes that already are one hill need no noise: 0, not the root of a negative number":
+            lambda distance, std: math.sqrt(distance**2 / 4 - std**2),
+    }, inputs=lambda: [(4.0, 0.4), (3.0, 1.0), (1.0, 0.8)]),
+    Exercise("5.2", "the pull to a lost mode", pull, {
+        "the sign is the other way round: s_real - s_fake points to the lost mode":
+            lambda x, m1, m2, std, sigma: -pull(x, m1, m2, std, sigma),
+        "this is the responsibility of the mode that the generator has; the lost one counts":
+            lambda x, m1, m2, std, sigma: -pull(x, m2, m1, std, sigma),
+        "noise adds its variance to the modes': v = std**2 + sigma**2":
+            lambda x, m1, m2, std, sigma: _pull(x, m1, m2, std**2),
+        "variances add, standard deviations do not: v = std**2 + sigma**2":
+            lambda x, m1, m2, std, sigma: _pull(x, m1, m2, (std + sigma) ** 2),
+        "divide by the variance, not by the standard deviation":
+            lambda x, m1, m2, s, t: pull(x, m1, m2, s, t) * math.sqrt(s**2 + t**2),
+        "the responsibility is missing: the teacher cannot be sure of the lost mode":
+            lambda x, m1, m2, std, sigma: ((m2 - m1) / (std**2 + sigma**2)).expand_as(x),
+        "the exponent of a Gaussian is the squared distance over 2 v, not over v":
+            lambda x, m1, m2, std, sigma: _pull(x, m1, m2, std**2 + sigma**2, odds=1),
+        "this is s_real alone; subtract the score of what the generator makes":
+            lambda x, m1, m2, s, t: pull(x, m1, m2, s, t) + (m1 - x) / (s**2 + t**2),
+    }, inputs=_points),
+    Exercise("5.3", "the generator's loss", anchored_loss, {
+        "the stop-gradient is missing: without it the gradient does not reach x":
+            lambda *a: _loss(*a, detach=False),
+        "take means over all values, not sums": lambda *a: _loss(*a, reduce=torch.sum),
+        "the factor one half of the matching loss is missing, so its gradient is doubled":
+            lambda *a: _loss(*a, half=1.0),
+        "the sign is the other way round: the target is x - gradient":
+            lambda x, gradient, *rest: _loss(x, -gradient, *rest),
+        "the anchor is missing":
+            lambda x, gradient, x_ref, y, lam: _loss(x, gradient, x_ref, y, 0.0),
+        "lambda_reg weighs the anchor, not the matching loss":
+            lambda x, gradient, x_ref, y, lam: lam * _loss(x, gradient, x_ref, y, 1 / lam),
+        "the anchor has no factor one half":
+            lambda x, gradient, x_ref, y, lam: _loss(x, gradient, x_ref, y, lam / 2),
+        "the anchor is the mean square, not its root":
+            lambda x, gradient, x_ref, y, lam: (
+                _loss(x, gradient, x_ref, y, 0.0) + lam * ((x_ref - y) ** 2).mean().sqrt()
             ),
-            "half of the distance counts: the middle is as far from either mode": (
-                lambda distance, std: math.sqrt(max(0.0, distance**2 - std**2))
-            ),
-            "the modes' own variance helps to fill the valley: subtract it": (
-                lambda distance, std: math.sqrt(distance**2 / 4 + std**2)
-            ),
-            "the modes have a width of their own: less noise is needed": (
-                lambda distance, std: distance / 2
-            ),
-            "variances add, standard deviations do not": (
-                lambda distance, std: max(0.0, distance / 2 - std)
-            ),
-            "modes that already are one hill need no noise: 0, not the root of a negative number": (
-                lambda distance, std: math.sqrt(distance**2 / 4 - std**2)
-            ),
-        },
-        inputs=lambda: [(4.0, 0.4), (3.0, 1.0), (1.0, 0.8)],
-    ),
-    Exercise(
-        "5.2",
-        "the pull to a lost mode",
-        truth=pull,
-        mistakes={
-            "the sign is the other way round: s_real - s_fake points to the lost mode": (
-                lambda x, m1, m2, std, sigma: -pull(x, m1, m2, std, sigma)
-            ),
-            "this is the responsibility of the mode that the generator has; the lost one counts": (
-                lambda x, m1, m2, std, sigma: -pull(x, m2, m1, std, sigma)
-            ),
-            "noise adds its variance to the modes': v = std**2 + sigma**2": (
-                lambda x, m1, m2, std, sigma: _pull(x, m1, m2, std**2)
-            ),
-            "variances add, standard deviations do not: v = std**2 + sigma**2": (
-                lambda x, m1, m2, std, sigma: _pull(x, m1, m2, (std + sigma) ** 2)
-            ),
-            "divide by the variance, not by the standard deviation": (
-                lambda x, m1, m2, std, sigma: (
-                    pull(x, m1, m2, std, sigma) * math.sqrt(std**2 + sigma**2)
-                )
-            ),
-            "the responsibility is missing: the teacher cannot be sure of the lost mode": (
-                lambda x, m1, m2, std, sigma: (
-                    ((m2 - m1) / (std**2 + sigma**2)).expand_as(x)
-                )
-            ),
-            "the exponent of a Gaussian is the squared distance over 2 v, not over v": (
-                lambda x, m1, m2, std, sigma: _pull(
-                    x, m1, m2, std**2 + sigma**2, (std**2 + sigma**2) / 2
-                )
-            ),
-            "this is s_real alone; subtract the score of what the generator makes": (
-                lambda x, m1, m2, std, sigma: (
-                    pull(x, m1, m2, std, sigma) + (m1 - x) / (std**2 + sigma**2)
-                )
-            ),
-        },
-        inputs=_points,
-    ),
-    Exercise(
-        "5.3",
-        "the generator's loss",
-        truth=anchored_loss,
-        mistakes={
-            "the stop-gradient is missing: without it the gradient does not reach x": (
-                lambda *arguments: _loss(*arguments, detach=False)
-            ),
-            "take means over all values, not sums": (
-                lambda *arguments: _loss(*arguments, reduce=torch.sum)
-            ),
-            "the factor one half of the matching loss is missing, so its gradient is doubled": (
-                lambda *arguments: _loss(*arguments, half=1.0)
-            ),
-            "the sign is the other way round: the target is x - gradient": (
-                lambda x, gradient, *rest: _loss(x, -gradient, *rest)
-            ),
-            "the anchor is missing": (
-                lambda x, gradient, x_ref, y, lambda_reg: _loss(x, gradient, x_ref, y, 0.0)
-            ),
-            "lambda_reg weighs the anchor, not the matching loss": (
-                lambda x, gradient, x_ref, y, lambda_reg: (
-                    lambda_reg * _loss(x, gradient, x_ref, y, 1 / lambda_reg)
-                )
-            ),
-            "the anchor has no factor one half": (
-                lambda x, gradient, x_ref, y, lambda_reg: _loss(
-                    x, gradient, x_ref, y, lambda_reg / 2
-                )
-            ),
-            "the anchor is the mean square, not its root": (
-                lambda x, gradient, x_ref, y, lambda_reg: (
-                    _loss(x, gradient, x_ref, y, 0.0)
-                    + lambda_reg * ((x_ref - y) ** 2).mean().sqrt()
-                )
-            ),
-        },
-        inputs=_batches,
-        probe=_loss_and_gradients,
-    ),
-    Exercise(
-        "5.4",
-        "one layer of LPIPS",
-        truth=lpips_layer,
-        mistakes={
-            "divide the vector of channels at each place by its length first": _layer,
-            "normalise over the channels, not over the places": (
-                lambda x, y, omega: _layer(
-                    *(each / each.flatten(2).norm(dim=2)[..., None, None] for each in (x, y)), omega
-                )
-            ),
-            "normalise each place by itself, not the image as a whole": (
-                lambda x, y, omega: _layer(
-                    *(each / each.flatten(1).norm(dim=1)[:, None, None, None] for each in (x, y)),
-                    omega,
-                )
-            ),
-            "the weights of the channels are missing": (
-                lambda x, y, omega: lpips_layer(x, y, torch.ones_like(omega))
-            ),
-            "the weights stand outside of the square": (
-                lambda x, y, omega: lpips_layer(x, y, omega**2)
-            ),
-            "sum over the channels, not the mean": (
-                lambda x, y, omega: lpips_layer(x, y, omega) / x.shape[1]
-            ),
-            "the mean over the places, not the sum": (
-                lambda x, y, omega: lpips_layer(x, y, omega) * x[0, 0].numel()
-            ),
-            "square the differences: without it they cancel": (
-                lambda x, y, omega: (
-                    omega[:, None, None]
-                    * (functional.normalize(x, dim=1) - functional.normalize(y, dim=1))
-                ).sum(dim=1).mean(dim=(1, 2))
-            ),
-            "one number for each image: do not average over the batch": (
-                lambda x, y, omega: lpips_layer(x, y, omega).mean()
-            ),
-        },
-        inputs=_features,
-    ),
-    Exercise(
-        "5.5",
-        "the floor under regression",
-        truth=l2_floor,
-        mistakes={
-            "the mean belongs to one noise: a generator may answer each noise differently": (
-                lambda y: ((y - y.mean(dim=(0, 1))) ** 2).mean()
-            ),
-            "no correction for small samples: these answers are all there is": (
-                lambda y: y.var(dim=1).mean()
-            ),
-            "the loss is the mean square, not its root": lambda y: l2_floor(y).sqrt(),
-            "the loss is a mean over values, not a sum over the dimensions": (
-                lambda y: l2_floor(y) * y.shape[2]
-            ),
-            "with several answers to one noise no generator reaches 0": lambda y: 0.0,
-            "answers to one noise are the second axis, noises the first": (
-                lambda y: ((y - y.mean(dim=0, keepdim=True)) ** 2).mean()
-            ),
-        },
-        inputs=lambda: [(torch.randn(4, 3, 2) + torch.arange(4.0)[:, None, None],)],
-    ),
+    }, inputs=_batches, probe=_loss_and_gradients),
+    Exercise("5.4", "one layer of LPIPS", lpips_layer, {
+        "divide the vector of channels at each place by its length first": _layer,
+        "normalise over the channels, not over the places": lambda *a: _layer(*a, dim=(2, 3)),
+        "normalise each place by itself, not the image as a whole":
+            lambda *a: _layer(*a, dim=(1, 2, 3)),
+        "the weights of the channels are missing":
+            lambda x, y, omega: lpips_layer(x, y, torch.ones_like(omega)),
+        "the weights stand outside of the square": lambda x, y, omega: lpips_layer(x, y, omega**2),
+        "sum over the channels, not the mean":
+            lambda x, y, omega: lpips_layer(x, y, omega) / x.shape[1],
+        "the mean over the places, not the sum":
+            lambda x, y, omega: lpips_layer(x, y, omega) * x[0, 0].numel(),
+        "square the differences: without it they cancel": lambda *a: _layer(*a, dim=1, power=1),
+        "one number for each image: do not average over the batch":
+            lambda x, y, omega: lpips_layer(x, y, omega).mean(),
+    }, inputs=_features),
+    Exercise("5.5", "the floor under regression", l2_floor, {
+        "the mean belongs to one noise: a generator may answer each noise differently":
+            lambda y: ((y - y.mean(dim=(0, 1))) ** 2).mean(),
+        "no correction for small samples: these answers are all there is":
+            lambda y: y.var(dim=1).mean(),
+        "the loss is the mean square, not its root": lambda y: l2_floor(y).sqrt(),
+        "the loss is a mean over values, not a sum over the dimensions":
+            lambda y: l2_floor(y) * y.shape[2],
+        "with several answers to one noise no generator reaches 0": lambda y: 0.0,
+        "answers to one noise are the second axis, noises the first":
+            lambda y: ((y - y.mean(dim=0, keepdim=True)) ** 2).mean(),
+    }, inputs=lambda: [(torch.randn(4, 3, 2) + torch.arange(4.0)[:, None, None],)]),
 ]  # fmt: skip

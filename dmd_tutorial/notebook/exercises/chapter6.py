@@ -7,31 +7,18 @@ from torch.nn import functional
 from dmd_tutorial.data import two_modes
 from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.noise import karras_grid
-from dmd_tutorial.notebook.exercises import Exercise
+from dmd_tutorial.notebook.exercises import Exercise, loss_and_gradients
 
-# --- 6.1: the generator -----------------------------------------------------------------------
+# 6.1: the generator
 
 
 def generate(denoiser: Denoiser, z: Tensor, sigma_max: float) -> Tensor:
     """A denoiser held at sigma_max: the answer to 6.1."""
-    return denoiser(sigma_max * z, torch.full((len(z),), sigma_max, dtype=z.dtype))
+    return _ask(denoiser, sigma_max * z, sigma_max)
 
 
-def _second_level(denoiser: Denoiser, z: Tensor, sigma_max: float) -> Tensor:
-    level = karras_grid(100, sigma_max=sigma_max)[-2].item()
-    return denoiser(sigma_max * z, torch.full((len(z),), level, dtype=z.dtype))
-
-
-def _unscaled(denoiser: Denoiser, z: Tensor, sigma_max: float) -> Tensor:
-    return denoiser(z, torch.full((len(z),), sigma_max, dtype=z.dtype))
-
-
-def _no_level(denoiser: Denoiser, z: Tensor, sigma_max: float) -> Tensor:
-    return denoiser(sigma_max * z, torch.ones(len(z), dtype=z.dtype))
-
-
-def _input_back(denoiser: Denoiser, z: Tensor, sigma_max: float) -> Tensor:
-    return generate(denoiser, z, sigma_max) / sigma_max
+def _ask(denoiser: Denoiser, x: Tensor, level: float) -> Tensor:
+    return denoiser(x, torch.full((len(x),), level, dtype=x.dtype))
 
 
 def _denoiser_and_noise() -> list[tuple]:
@@ -39,7 +26,7 @@ def _denoiser_and_noise() -> list[tuple]:
     return [(two_modes(), z, 5.0), (two_modes(), z, 2.0)]
 
 
-# --- 6.2: the average -------------------------------------------------------------------------
+# 6.2: the average
 
 
 def ema(average: Tensor, new: Tensor, decay: float) -> Tensor:
@@ -47,47 +34,26 @@ def ema(average: Tensor, new: Tensor, decay: float) -> Tensor:
     return decay * average + (1 - decay) * new
 
 
-# --- 6.3: the whole loss ----------------------------------------------------------------------
+# 6.3: the whole loss
 
 
 def total_loss(x: Tensor, gradient: Tensor, x_ref: Tensor, y_ref: Tensor, lam: float) -> Tensor:
     """Matching loss and anchor, both means: the answer to 6.3."""
-    matching = 0.5 * functional.mse_loss(x, (x - gradient).detach())
+    return _total(x, (x - gradient).detach(), x_ref, y_ref, lam)
+
+
+def _total(x, aim, x_ref, y_ref, lam, half=0.5, reduction="mean") -> Tensor:
+    """The answer to 6.3 where x is drawn to an aim, and with other settings its wrong ones."""
+    matching = half * functional.mse_loss(x, aim, reduction=reduction)
     return matching + lam * functional.mse_loss(x_ref, y_ref)
-
-
-def _summed(x: Tensor, gradient: Tensor, x_ref: Tensor, y_ref: Tensor, lam: float) -> Tensor:
-    matching = 0.5 * functional.mse_loss(x, (x - gradient).detach(), reduction="sum")
-    return matching + lam * functional.mse_loss(x_ref, y_ref)
-
-
-def _doubled(x: Tensor, gradient: Tensor, x_ref: Tensor, y_ref: Tensor, lam: float) -> Tensor:
-    matching = functional.mse_loss(x, (x - gradient).detach())
-    return matching + lam * functional.mse_loss(x_ref, y_ref)
-
-
-def _uphill(x: Tensor, gradient: Tensor, x_ref: Tensor, y_ref: Tensor, lam: float) -> Tensor:
-    matching = 0.5 * functional.mse_loss(x, (x + gradient).detach())
-    return matching + lam * functional.mse_loss(x_ref, y_ref)
-
-
-def _no_stop(x: Tensor, gradient: Tensor, x_ref: Tensor, y_ref: Tensor, lam: float) -> Tensor:
-    matching = 0.5 * functional.mse_loss(x, x - gradient)
-    return matching + lam * functional.mse_loss(x_ref, y_ref)
-
-
-def _wrong_lambda(x: Tensor, gradient: Tensor, x_ref: Tensor, y_ref: Tensor, lam: float) -> Tensor:
-    matching = 0.5 * functional.mse_loss(x, (x - gradient).detach())
-    return lam * matching + functional.mse_loss(x_ref, y_ref)
 
 
 def _slopes(answer, x: Tensor, gradient: Tensor, x_ref: Tensor, y_ref: Tensor, lam: float) -> dict:
     """What training sees of a loss: its derivatives."""
     x, x_ref = x.clone().requires_grad_(), x_ref.clone().requires_grad_()
-    loss = answer(x, gradient, x_ref, y_ref, lam)
-    slopes = torch.autograd.grad(loss, [x, x_ref], allow_unused=True)
-    zero = [torch.zeros_like(x) if s is None else s for s in slopes]
-    return {"derivative by x": zero[0], "derivative by x_ref": zero[1]}
+    leaves = {"derivative by x": x, "derivative by x_ref": x_ref}
+    found = loss_and_gradients(answer(x, gradient, x_ref, y_ref, lam), leaves)
+    return {name: found[name] for name in leaves}
 
 
 def _loss_inputs() -> list[tuple]:
@@ -96,7 +62,7 @@ def _loss_inputs() -> list[tuple]:
     return [(x, gradient, x_ref, y_ref, 0.25)]
 
 
-# --- 6.4: what an iteration costs -------------------------------------------------------------
+# 6.4: what an iteration costs
 
 
 def forward_equivalents(critic_steps: int) -> int:
@@ -109,69 +75,45 @@ def forward_equivalents(critic_steps: int) -> int:
 
 
 EXERCISES = [
-    Exercise(
-        "6.1",
-        "a denoiser as one-step generator",
-        truth=generate,
-        mistakes={
-            "the noise must be scaled: the denoiser expects an input of size sigma_max": _unscaled,
-            "the noise level is not sigma_max itself but the second-highest level of a grid": (
-                _second_level
+    Exercise("6.1", "a denoiser as one-step generator", generate, {
+        "the noise must be scaled: the denoiser expects an input of size sigma_max":
+            lambda denoiser, z, sigma_max: _ask(denoiser, z, sigma_max),
+        "the noise level is not sigma_max itself but the second-highest level of a grid":
+            lambda denoiser, z, sigma_max: _ask(
+                denoiser, sigma_max * z, karras_grid(100, sigma_max=sigma_max)[-2].item()
             ),
-            "the denoiser must be told the level sigma_max, not 1": _no_level,
-            "the answer is an image already: do not divide it by sigma_max": _input_back,
-        },
-        inputs=_denoiser_and_noise,
-    ),
-    Exercise(
-        "6.2",
-        "one step of the average",
-        truth=ema,
-        mistakes={
-            "the wrong way round: a decay near 1 keeps almost all of the *average*": (
-                lambda average, new, decay: (1 - decay) * average + decay * new
-            ),
-            "the new weights must count 1 - decay, or the average grows without bound": (
-                lambda average, new, decay: decay * average + new
-            ),
-            "this is the new value alone: nothing is averaged": lambda average, new, decay: new,
-        },
-        inputs=lambda: [(torch.tensor([1.0, 2.0]), torch.tensor([3.0, -1.0]), 0.9)],
-    ),
-    Exercise(
-        "6.3",
-        "the whole loss of the generator",
-        truth=total_loss,
-        mistakes={
-            "a sum over pixels and batch where a mean belongs: lambda_reg is then far too small": (
-                _summed
-            ),
-            "the factor 1/2 is missing: the derivative of a square brings a 2": _doubled,
-            "the sign is wrong: this climbs the KL divergence instead of descending it": _uphill,
-            "the stop-gradient is missing: x cancels, and no gradient is left": _no_stop,
-            "lambda_reg multiplies the wrong term: it belongs to the anchor": _wrong_lambda,
-        },
-        inputs=_loss_inputs,
-        probe=_slopes,
-    ),
-    Exercise(
-        "6.4",
-        "what an iteration costs",
-        truth=forward_equivalents,
-        mistakes={
-            "the anchor is missing: the generator also runs, forward and backward, on z_ref": (
-                lambda critic_steps: 3 + 2 + 3 * critic_steps + critic_steps - 1
-            ),
-            "the two scores are made without gradient: they cost a forward each, not three": (
-                lambda critic_steps: 6 + 6 + 3 * critic_steps + critic_steps - 1
-            ),
-            "further critic steps need fresh images: a generator forward each": (
-                lambda critic_steps: 6 + 2 + 3 * critic_steps
-            ),
-            "the first critic step reuses the images that are there: no forward for it": (
-                lambda critic_steps: 6 + 2 + 4 * critic_steps
-            ),
-        },
-        inputs=lambda: [(1,), (2,), (5,)],
-    ),
-]
+        "the denoiser must be told the level sigma_max, not 1":
+            lambda denoiser, z, sigma_max: _ask(denoiser, sigma_max * z, 1.0),
+        "the answer is an image already: do not divide it by sigma_max":
+            lambda denoiser, z, sigma_max: generate(denoiser, z, sigma_max) / sigma_max,
+    }, inputs=_denoiser_and_noise),
+    Exercise("6.2", "one step of the average", ema, {
+        "the wrong way round: a decay near 1 keeps almost all of the *average*":
+            lambda average, new, decay: (1 - decay) * average + decay * new,
+        "the new weights must count 1 - decay, or the average grows without bound":
+            lambda average, new, decay: decay * average + new,
+        "this is the new value alone: nothing is averaged": lambda average, new, decay: new,
+    }, inputs=lambda: [(torch.tensor([1.0, 2.0]), torch.tensor([3.0, -1.0]), 0.9)]),
+    Exercise("6.3", "the whole loss of the generator", total_loss, {
+        "a sum over pixels and batch where a mean belongs: lambda_reg is then far too small":
+            lambda x, gradient, *a: _total(x, (x - gradient).detach(), *a, reduction="sum"),
+        "the factor 1/2 is missing: the derivative of a square brings a 2":
+            lambda x, gradient, *a: _total(x, (x - gradient).detach(), *a, half=1),
+        "the sign is wrong: this climbs the KL divergence instead of descending it":
+            lambda x, gradient, *a: _total(x, (x + gradient).detach(), *a),
+        "the stop-gradient is missing: x cancels, and no gradient is left":
+            lambda x, gradient, *a: _total(x, x - gradient, *a),
+        "lambda_reg multiplies the wrong term: it belongs to the anchor":
+            lambda x, g, x_ref, y_ref, lam: lam * total_loss(x, g, x_ref, y_ref, 1 / lam),
+    }, inputs=_loss_inputs, probe=_slopes),
+    Exercise("6.4", "what an iteration costs", forward_equivalents, {
+        "the anchor is missing: the generator also runs, forward and backward, on z_ref":
+            lambda critic_steps: 3 + 2 + 3 * critic_steps + critic_steps - 1,
+        "the two scores are made without gradient: they cost a forward each, not three":
+            lambda critic_steps: 6 + 6 + 3 * critic_steps + critic_steps - 1,
+        "further critic steps need fresh images: a generator forward each":
+            lambda critic_steps: 6 + 2 + 3 * critic_steps,
+        "the first critic step reuses the images that are there: no forward for it":
+            lambda critic_steps: 6 + 2 + 4 * critic_steps,
+    }, inputs=lambda: [(1,), (2,), (5,)]),
+]  # fmt: skip

@@ -9,17 +9,14 @@ from torch import Tensor
 from dmd_tutorial.notebook.exercises import Exercise
 
 Energy = Callable[[Tensor], Tensor]
+Levels = tuple[float, float, float]
 
 
 def score_of_energy_model(f: Energy, x: Tensor) -> Tensor:
     """Score of the density exp(f) / Z: the answer to 7.1."""
-    return _gradient(f, x)
-
-
-def _gradient(function: Energy, x: Tensor) -> Tensor:
     with torch.enable_grad():
         x = x.detach().requires_grad_()
-        return torch.autograd.grad(function(x).sum(), x)[0]
+        return torch.autograd.grad(f(x).sum(), x)[0]
 
 
 def _energy(x: Tensor) -> Tensor:
@@ -32,14 +29,11 @@ def _energy(x: Tensor) -> Tensor:
 def posterior(x: Tensor, clean: Tensor, sigma: float, sigma_next: float) -> tuple[Tensor, float]:
     """Mean and standard deviation of the less noisy sample: the answer to 7.2."""
     kept = (sigma_next / sigma) ** 2
-    return kept * x + (1 - kept) * clean, sigma_next * math.sqrt(1 - kept)
+    return kept * x + (1 - kept) * clean, _posterior_std(sigma, sigma_next)
 
 
-def _posterior_with_root(
-    x: Tensor, clean: Tensor, sigma: float, sigma_next: float
-) -> tuple[Tensor, float]:
-    kept = sigma_next / sigma
-    return kept * x + (1 - kept) * clean, sigma_next * math.sqrt(1 - kept**2)
+def _posterior_std(sigma: float, sigma_next: float) -> float:
+    return sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
 
 
 # 7.3: DDIM
@@ -49,45 +43,21 @@ def ddim_step(
     x: Tensor, denoised: Tensor, sigma: float, sigma_next: float, eta: float, fresh: Tensor
 ) -> Tensor:
     """One step of DDIM with some new noise: the answer to 7.3."""
-    return _ddim(x, denoised, sigma, sigma_next, fresh, eta * _posterior_std(sigma, sigma_next))
-
-
-def _posterior_std(sigma: float, sigma_next: float) -> float:
-    return sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
+    return _ddim(x, denoised, sigma, sigma_next, eta * _posterior_std(sigma, sigma_next), fresh)
 
 
 def _ddim(
-    x: Tensor, denoised: Tensor, sigma: float, sigma_next: float, fresh: Tensor, new: float
+    x: Tensor, denoised: Tensor, sigma: float, sigma_next: float, new: float, fresh: Tensor
 ) -> Tensor:
     old = math.sqrt(sigma_next**2 - new**2)
     return denoised + old * (x - denoised) / sigma + new * fresh
 
 
-def _ddim_variance(
-    x: Tensor, denoised: Tensor, sigma: float, sigma_next: float, eta: float, fresh: Tensor
-) -> Tensor:
-    new = eta * _posterior_std(sigma, sigma_next) ** 2
-    return _ddim(x, denoised, sigma, sigma_next, fresh, new)
-
-
-def _ddim_too_loud(
-    x: Tensor, denoised: Tensor, sigma: float, sigma_next: float, eta: float, fresh: Tensor
-) -> Tensor:
-    new = eta * _posterior_std(sigma, sigma_next)
-    return denoised + sigma_next * (x - denoised) / sigma + new * fresh
-
-
-def _ddim_deterministic(
-    x: Tensor, denoised: Tensor, sigma: float, sigma_next: float, eta: float, fresh: Tensor
-) -> Tensor:
-    return _ddim(x, denoised, sigma, sigma_next, fresh, 0.0)
-
-
-def _ddim_eta_inside(
-    x: Tensor, denoised: Tensor, sigma: float, sigma_next: float, eta: float, fresh: Tensor
-) -> Tensor:
-    new = math.sqrt(eta) * _posterior_std(sigma, sigma_next)
-    return _ddim(x, denoised, sigma, sigma_next, fresh, new)
+def _levels_and_noise() -> list[tuple]:
+    return [
+        (torch.randn(4, 2), torch.randn(4, 2), 1.7, 0.6, eta, torch.randn(4, 2))
+        for eta in (0.3, 1.0)
+    ]
 
 
 # 7.4: backwards in time
@@ -98,164 +68,85 @@ def reverse_drift(x: Tensor, score: Tensor, f: float, g: float, chance: float) -
     return f * x - (1 + chance**2) / 2 * g**2 * score
 
 
+def _chances() -> list[tuple]:
+    return [(torch.randn(4, 2), torch.randn(4, 2), -0.7, 1.6, chance) for chance in (0.0, 0.5, 1.0)]
+
+
 # 7.5: DPM-Solver++(2M)
 
 
-def dpm_step(
-    x: Tensor, newest: Tensor, older: Tensor, levels: tuple[float, float, float]
-) -> Tensor:
+def dpm_step(x: Tensor, newest: Tensor, older: Tensor, levels: Levels) -> Tensor:
     """One step of DPM-Solver++(2M): the answer to 7.5."""
+    return _dpm(x, newest, older, levels, _ratio(levels))
+
+
+def _ratio(levels: Levels) -> float:
     before, sigma, sigma_next = levels
-    return _dpm(x, newest, older, levels, math.log(sigma / sigma_next) / math.log(before / sigma))
+    return math.log(sigma / sigma_next) / math.log(before / sigma)
 
 
-def _dpm(
-    x: Tensor, newest: Tensor, older: Tensor, levels: tuple[float, float, float], ratio: float
-) -> Tensor:
+def _dpm(x: Tensor, newest: Tensor, older: Tensor, levels: Levels, ratio: float) -> Tensor:
     _, sigma, sigma_next = levels
     kept = sigma_next / sigma
     return kept * x + (1 - kept) * (newest + ratio / 2 * (newest - older))
 
 
-def _dpm_in_sigma(
-    x: Tensor, newest: Tensor, older: Tensor, levels: tuple[float, float, float]
-) -> Tensor:
-    before, sigma, sigma_next = levels
-    return _dpm(x, newest, older, levels, (sigma - sigma_next) / (before - sigma))
-
-
-def _dpm_upside_down(
-    x: Tensor, newest: Tensor, older: Tensor, levels: tuple[float, float, float]
-) -> Tensor:
-    before, sigma, sigma_next = levels
-    return _dpm(x, newest, older, levels, math.log(before / sigma) / math.log(sigma / sigma_next))
-
-
-def _dpm_to_the_end(
-    x: Tensor, newest: Tensor, older: Tensor, levels: tuple[float, float, float]
-) -> Tensor:
-    before, sigma, sigma_next = levels
-    ratio = math.log(sigma / sigma_next) / math.log(before / sigma)
-    return _dpm(x, newest, older, levels, 2 * ratio)
-
-
-def _dpm_backwards(
-    x: Tensor, newest: Tensor, older: Tensor, levels: tuple[float, float, float]
-) -> Tensor:
-    before, sigma, sigma_next = levels
-    ratio = math.log(sigma / sigma_next) / math.log(before / sigma)
-    return _dpm(x, newest, older, levels, -ratio)
-
-
-def _dpm_first_order(
-    x: Tensor, newest: Tensor, older: Tensor, levels: tuple[float, float, float]
-) -> Tensor:
-    return _dpm(x, newest, older, levels, 0.0)
-
-
 EXERCISES = [
-    Exercise(
-        "7.1",
-        "score of an energy model",
-        truth=score_of_energy_model,
-        mistakes={
-            "log exp(f) is f itself: its gradient is that of f, not of log f": (
-                lambda f, x: _gradient(lambda y: f(y).log(), x)
-            ),
-            "that is the gradient of exp(f), the density before its logarithm": (
-                lambda f, x: _gradient(lambda y: f(y).exp(), x)
-            ),
-            "the sign is the other way round: here f is high where the density is high": (
-                lambda f, x: -_gradient(f, x)
-            ),
-        },
-        inputs=lambda: [(_energy, torch.randn(6, 2))],
-    ),
-    Exercise(
-        "7.2",
-        "posterior of the less noisy sample",
-        truth=posterior,
-        mistakes={
-            "x counts by the ratio of the variances, (sigma_next / sigma)**2, not of the standard "
-            "deviations": _posterior_with_root,
-            "the standard deviation is asked for: that is the variance": (
-                lambda x, clean, sigma, after: (
-                    posterior(x, clean, sigma, after)[0],
-                    posterior(x, clean, sigma, after)[1] ** 2,
-                )
-            ),
-            "that is the noise between the two levels; knowing the clean sample narrows it by "
-            "another factor sigma_next / sigma": (
-                lambda x, clean, sigma, after: (
-                    posterior(x, clean, sigma, after)[0],
-                    math.sqrt(sigma**2 - after**2),
-                )
-            ),
-            "x and the clean sample have changed places: for sigma_next near sigma the mean is x": (
-                lambda x, clean, sigma, after: posterior(clean, x, sigma, after)
-            ),
-        },
-        inputs=lambda: [(torch.randn(4, 2), torch.randn(4, 2), 1.7, 0.6)],
-    ),
-    Exercise(
-        "7.3",
-        "a step of DDIM",
-        truth=ddim_step,
-        mistakes={
-            "eta multiplies the standard deviation of DDPM's step, the root of its variance": (
-                _ddim_variance
-            ),
-            "the noise that is kept must make room for the new: sqrt(sigma_next**2 - new**2), so "
-            "that both together have the level sigma_next": _ddim_too_loud,
-            "the new noise is missing": _ddim_deterministic,
-            "eta scales the standard deviation itself, not the variance": _ddim_eta_inside,
-        },
-        inputs=lambda: [
-            (torch.randn(4, 2), torch.randn(4, 2), 1.7, 0.6, eta, torch.randn(4, 2))
-            for eta in (0.3, 1.0)
-        ],
-    ),
-    Exercise(
-        "7.4",
-        "drift backwards in time",
-        truth=reverse_drift,
-        mistakes={
-            "the score's sign is the other way round: with time running down, minus the score "
-            "times a negative dt moves up the density": (
-                lambda x, score, f, g, chance: f * x + (1 + chance**2) / 2 * g**2 * score
-            ),
-            "that is right for the SDE only: with less chance the score counts less, down to a "
-            "half in the ODE": lambda x, score, f, g, chance: f * x - g**2 * score,
-            "that is right for the ODE only: noise that is added must be drifted away again": (
-                lambda x, score, f, g, chance: f * x - g**2 * score / 2
-            ),
-            "the noise has the variance (chance g)**2 per unit of time: chance counts squared": (
-                lambda x, score, f, g, chance: f * x - (1 + chance) / 2 * g**2 * score
-            ),
-            "g counts squared: it is a standard deviation": (
-                lambda x, score, f, g, chance: f * x - (1 + chance**2) / 2 * g * score
-            ),
-        },
-        inputs=lambda: [
-            (torch.randn(4, 2), torch.randn(4, 2), -0.7, 1.6, chance) for chance in (0.0, 0.5, 1.0)
-        ],
-    ),
-    Exercise(
-        "7.5",
-        "a step of DPM-Solver++(2M)",
-        truth=dpm_step,
-        mistakes={
-            "distances are measured in the logarithm of the level, not in the level": _dpm_in_sigma,
-            "the two steps are not equally long: the slope is a difference over h1": (
-                lambda x, newest, older, levels: _dpm(x, newest, older, levels, 1.0)
-            ),
-            "the ratio is upside down: a long step must extrapolate far": _dpm_upside_down,
-            "extrapolate to the middle of the step, not to its end": _dpm_to_the_end,
-            "the line goes on in its direction: add newest - older, do not subtract it": (
-                _dpm_backwards
-            ),
-            "that is Euler's step: the older estimate is not used": _dpm_first_order,
-        },
-        inputs=lambda: [(torch.randn(4, 2), torch.randn(4, 2), torch.randn(4, 2), (3.0, 1.5, 0.4))],
-    ),
-]
+    Exercise("7.1", "score of an energy model", score_of_energy_model, {
+        "log exp(f) is f itself: its gradient is that of f, not of log f":
+            lambda f, x: score_of_energy_model(lambda y: f(y).log(), x),
+        "that is the gradient of exp(f), the density before its logarithm":
+            lambda f, x: score_of_energy_model(lambda y: f(y).exp(), x),
+        "the sign is the other way round: here f is high where the density is high":
+            lambda f, x: -score_of_energy_model(f, x),
+    }, inputs=lambda: [(_energy, torch.randn(6, 2))]),
+    Exercise("7.2", "posterior of the less noisy sample", posterior, {
+        "x counts by the ratio of the variances, (sigma_next / sigma)**2, not of the standard "
+        "deviations":
+            lambda x, clean, s, t: (t / s * x + (1 - t / s) * clean, _posterior_std(s, t)),
+        "the standard deviation is asked for: that is the variance":
+            lambda *a: (posterior(*a)[0], posterior(*a)[1] ** 2),
+        "that is the noise between the two levels; knowing the clean sample narrows it by another "
+        "factor sigma_next / sigma":
+            lambda x, clean, s, t: (posterior(x, clean, s, t)[0], math.sqrt(s**2 - t**2)),
+        "x and the clean sample have changed places: for sigma_next near sigma the mean is x":
+            lambda x, clean, *levels: posterior(clean, x, *levels),
+    }, inputs=lambda: [(torch.randn(4, 2), torch.randn(4, 2), 1.7, 0.6)]),
+    Exercise("7.3", "a step of DDIM", ddim_step, {
+        "eta multiplies the standard deviation of DDPM's step, the root of its variance":
+            lambda x, D, s, t, eta, new: _ddim(x, D, s, t, eta * _posterior_std(s, t) ** 2, new),
+        "the noise that is kept must make room for the new: sqrt(sigma_next**2 - new**2), so that "
+        "both together have the level sigma_next":
+            lambda x, D, s, t, eta, new: D + t * (x - D) / s + eta * _posterior_std(s, t) * new,
+        "the new noise is missing": lambda x, D, s, t, eta, new: _ddim(x, D, s, t, 0.0, new),
+        "eta scales the standard deviation itself, not the variance":
+            lambda x, D, s, t, eta, new: ddim_step(x, D, s, t, math.sqrt(eta), new),
+    }, inputs=_levels_and_noise),
+    Exercise("7.4", "drift backwards in time", reverse_drift, {
+        "the score's sign is the other way round: with time running down, minus the score times a "
+        "negative dt moves up the density":
+            lambda x, score, f, g, chance: f * x + (1 + chance**2) / 2 * g**2 * score,
+        "that is right for the SDE only: with less chance the score counts less, down to a half "
+        "in the ODE": lambda x, score, f, g, chance: f * x - g**2 * score,
+        "that is right for the ODE only: noise that is added must be drifted away again":
+            lambda x, score, f, g, chance: f * x - g**2 * score / 2,
+        "the noise has the variance (chance g)**2 per unit of time: chance counts squared":
+            lambda x, score, f, g, chance: f * x - (1 + chance) / 2 * g**2 * score,
+        "g counts squared: it is a standard deviation":
+            lambda x, score, f, g, chance: f * x - (1 + chance**2) / 2 * g * score,
+    }, inputs=_chances),
+    Exercise("7.5", "a step of DPM-Solver++(2M)", dpm_step, {
+        "distances are measured in the logarithm of the level, not in the level":
+            lambda x, new, old, s: _dpm(x, new, old, s, (s[1] - s[2]) / (s[0] - s[1])),
+        "the two steps are not equally long: the slope is a difference over h1":
+            lambda x, newest, older, levels: _dpm(x, newest, older, levels, 1.0),
+        "the ratio is upside down: a long step must extrapolate far":
+            lambda x, new, old, levels: _dpm(x, new, old, levels, 1 / _ratio(levels)),
+        "extrapolate to the middle of the step, not to its end":
+            lambda x, new, old, levels: _dpm(x, new, old, levels, 2 * _ratio(levels)),
+        "the line goes on in its direction: add newest - older, do not subtract it":
+            lambda x, new, old, levels: _dpm(x, new, old, levels, -_ratio(levels)),
+        "that is Euler's step: the older estimate is not used":
+            lambda x, newest, older, levels: _dpm(x, newest, older, levels, 0.0),
+    }, inputs=lambda: [(torch.randn(4, 2), torch.randn(4, 2), torch.randn(4, 2), (3.0, 1.5, 0.4))]),
+]  # fmt: skip

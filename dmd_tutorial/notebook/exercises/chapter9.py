@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dmd_tutorial.notebook.exercises import Exercise
+from dmd_tutorial.notebook.exercises import Exercise, loss_and_gradients
 
 # 9.1: two points of nearly one path
 
@@ -18,23 +18,9 @@ def training_pair(
     return x + sigma[:, None] * noise, x + sigma_next[:, None] * noise
 
 
-def _pair_at_one_level(
-    x: Tensor, noise: Tensor, sigma: Tensor, sigma_next: Tensor
-) -> tuple[Tensor, Tensor]:
-    return training_pair(x, noise, sigma, sigma)
-
-
-def _pair_of_two_noises(
-    x: Tensor, noise: Tensor, sigma: Tensor, sigma_next: Tensor
-) -> tuple[Tensor, Tensor]:
-    return x + sigma[:, None] * noise, x + sigma_next[:, None] * torch.randn_like(noise)
-
-
-def _pair_with_more_noise(
-    x: Tensor, noise: Tensor, sigma: Tensor, sigma_next: Tensor
-) -> tuple[Tensor, Tensor]:
-    x_noisy, _ = training_pair(x, noise, sigma, sigma_next)
-    return x_noisy, x_noisy + sigma_next[:, None] * noise
+def _noise_and_levels() -> list[tuple]:
+    levels = torch.tensor([0.5, 1.0, 2.0]), torch.tensor([0.3, 0.8, 1.5])
+    return [(torch.randn(3, 2), torch.randn(3, 2), *levels)]
 
 
 # 9.2: the factors of the boundary condition
@@ -45,21 +31,6 @@ def factors(sigma: Tensor, sigma_data: float, sigma_min: float) -> tuple[Tensor,
     above = sigma - sigma_min
     c_skip = sigma_data**2 / (above**2 + sigma_data**2)
     return c_skip, sigma_data * above / (sigma**2 + sigma_data**2).sqrt()
-
-
-def _with_root(sigma: Tensor, sigma_data: float, sigma_min: float) -> tuple[Tensor, Tensor]:
-    c_skip, c_out = factors(sigma, sigma_data, sigma_min)
-    return c_skip.sqrt(), c_out
-
-
-def _with_shifted_root(sigma: Tensor, sigma_data: float, sigma_min: float) -> tuple[Tensor, Tensor]:
-    c_skip, _ = factors(sigma, sigma_data, sigma_min)
-    return c_skip, factors(sigma - sigma_min, sigma_data, 0.0)[1]
-
-
-def _without_data(sigma: Tensor, sigma_data: float, sigma_min: float) -> tuple[Tensor, Tensor]:
-    c_skip, c_out = factors(sigma, sigma_data, sigma_min)
-    return c_skip, c_out / sigma_data
 
 
 # 9.3: the spread that the grid costs
@@ -74,39 +45,25 @@ def spread(levels: Tensor, std: float) -> Tensor:
 
 
 def consistency_loss(
-    f: Callable[[Tensor, Tensor], Tensor],
-    x: Tensor,
-    sigma: Tensor,
-    x_next: Tensor,
-    sigma_next: Tensor,
+    f: Callable, x: Tensor, sigma: Tensor, x_next: Tensor, sigma_next: Tensor
 ) -> Tensor:
     """Mean square distance of f at two points, the lower one held: the answer to 9.4."""
     return (f(x, sigma) - f(x_next, sigma_next).detach()).square().mean()
 
 
-def _loss_and_gradient(
-    answer: Callable[..., Tensor],
-    weight: Tensor,
-    x: Tensor,
-    sigma: Tensor,
-    x_next: Tensor,
-    sigma_next: Tensor,
-) -> dict[str, Tensor]:
-    weight = weight.clone().requires_grad_()
+def _probe(answer: Callable[..., Tensor], *points: Tensor) -> dict[str, Tensor]:
+    weight = torch.tensor(1.3, requires_grad=True)
 
     def f(x: Tensor, sigma: Tensor) -> Tensor:
         return weight * x / (1 + sigma[:, None])
 
-    loss = answer(f, x, sigma, x_next, sigma_next)
-    if not loss.requires_grad:
-        return {"loss": loss, "gradient of the loss": torch.zeros_like(weight)}
-    (gradient,) = torch.autograd.grad(loss, weight)
-    return {"loss": loss, "gradient of the loss": gradient}
+    return loss_and_gradients(answer(f, *points), {"gradient of the loss": weight})
 
 
-def _drawn() -> list[tuple[Tensor, ...]]:
+def _two_points() -> list[tuple]:
     sigma = torch.tensor([0.5, 1.0, 3.0, 8.0])
-    return [(torch.randn(4, 2), torch.randn(4, 2), sigma, 0.7 * sigma)]
+    x, x_next = torch.randn(4, 2), torch.randn(4, 2)
+    return [(x, sigma, x_next, 0.7 * sigma)]
 
 
 # 9.5: noise for the next evaluation
@@ -118,116 +75,62 @@ def renoise(x: Tensor, noise: Tensor, tau: float, sigma_min: float) -> Tensor:
 
 
 EXERCISES = [
-    Exercise(
-        "9.1",
-        "pair of consistency training",
-        truth=training_pair,
-        mistakes={
-            "both points have the level sigma: the lower one is x + sigma_next * noise": (
-                _pair_at_one_level
-            ),
-            "both points need the same noise: with fresh noise they are not near one path": (
-                _pair_of_two_noises
-            ),
-            "the lower point starts from the clean x, not from the noisy one": (
-                _pair_with_more_noise
-            ),
-            "the order is the other way round: the higher level comes first": (
-                lambda x, noise, sigma, sigma_next: training_pair(x, noise, sigma_next, sigma)
-            ),
-        },
-        inputs=lambda: [
-            (
-                torch.randn(3, 2),
-                torch.randn(3, 2),
-                torch.tensor([0.5, 1.0, 2.0]),
-                torch.tensor([0.3, 0.8, 1.5]),
-            ),
-        ],
-    ),
-    Exercise(
-        "9.2",
-        "factors with a boundary condition",
-        truth=factors,
-        mistakes={
-            "these are EDM's factors: at sigma_min they leave a part of the network; put "
-            "sigma - sigma_min where they have sigma": lambda s, d, low: factors(s, d, 0.0),
-            "only the numerator of c_out is shifted, the root keeps sigma": _with_shifted_root,
-            "c_skip must be 1 at sigma_min: shift its sigma, too": (
-                lambda s, d, low: (factors(s, d, 0.0)[0], factors(s, d, low)[1])
-            ),
-            "c_skip has squares, and no root": _with_root,
-            "c_out has the factor sigma_data: the network's output has unit variance": (
-                _without_data
-            ),
-            "the order is c_skip, c_out": lambda s, d, low: factors(s, d, low)[::-1],
-        },
-        inputs=lambda: [(torch.tensor([0.1, 0.4, 1.5, 20.0]), 0.7, 0.1)],
-    ),
-    Exercise(
-        "9.3",
-        "spread that the grid costs",
-        truth=spread,
-        mistakes={
-            "the losses multiply along the grid: take the product of the cosines, not the sum": (
-                lambda levels, std: torch.atan(levels / std).diff().cos().sum()
-            ),
-            "the angle is that of level over standard deviation, arctan(sigma / std)": (
-                lambda levels, std: torch.atan(levels).diff().cos().prod()
-            ),
-            "that is what is left of the variance; the spread is its root": (
-                lambda levels, std: spread(levels, std) ** 2
-            ),
-            "the sine of the angle is what is lost; the cosine is what is left": (
-                lambda levels, std: torch.atan(levels / std).diff().sin().prod()
-            ),
-            "the student goes from level to level: one angle for each pair of neighbours, not "
-            "one from the first to the last": (lambda levels, std: spread(levels[[0, -1]], std)),
-        },
-        inputs=lambda: [(torch.tensor([0.01, 0.2, 0.9, 2.5, 9.0]), 0.6)],
-    ),
-    Exercise(
-        "9.4",
-        "consistency loss",
-        truth=consistency_loss,
-        mistakes={
-            "without .detach() on the lower point both answers move, and may meet anywhere": (
-                lambda f, x, s, y, t: (f(x, s) - f(y, t)).square().mean()
-            ),
-            "the higher point learns from the lower one, which is nearer to the data: .detach() "
-            "belongs on f(x_next, sigma_next)": (
-                lambda f, x, s, y, t: (f(x, s).detach() - f(y, t)).square().mean()
-            ),
-            "take the mean over the batch, not the sum": (
-                lambda f, x, s, y, t: (f(x, s) - f(y, t).detach()).square().sum()
-            ),
-            "compare the two answers of f, not the answer with the lower point itself": (
-                lambda f, x, s, y, t: (f(x, s) - y).square().mean()
-            ),
-            "each point is asked at its own level: f(x_next, sigma_next)": (
-                lambda f, x, s, y, t: (f(x, s) - f(y, s).detach()).square().mean()
-            ),
-        },
-        inputs=lambda: [(torch.tensor(1.3), x, sigma, y, lower) for x, y, sigma, lower in _drawn()],
-        probe=_loss_and_gradient,
-    ),
-    Exercise(
-        "9.5",
-        "noise for the next evaluation",
-        truth=renoise,
-        mistakes={
-            "variances add, and the sample has sigma_min already: the new noise has the variance "
-            "tau^2 - sigma_min^2": lambda x, noise, tau, low: x + tau * noise,
-            "variances add, not standard deviations": (
-                lambda x, noise, tau, low: x + (tau - low) * noise
-            ),
-            "that is a variance; noise is multiplied by a standard deviation": (
-                lambda x, noise, tau, low: x + (tau**2 - low**2) * noise
-            ),
-            "the new noise is added to the sample; without it the step starts anywhere": (
-                lambda x, noise, tau, low: math.sqrt(tau**2 - low**2) * noise
-            ),
-        },
-        inputs=lambda: [(torch.randn(5, 2), torch.randn(5, 2), 0.8, 0.5)],
-    ),
-]
+    Exercise("9.1", "pair of consistency training", training_pair, {
+        "both points have the level sigma: the lower one is x + sigma_next * noise":
+            lambda x, noise, s, t: training_pair(x, noise, s, s),
+        "both points need the same noise: with fresh noise they are not near one path":
+            lambda x, n, s, t: (x + s[:, None] * n, x + t[:, None] * torch.randn_like(n)),
+        "the lower point starts from the clean x, not from the noisy one":
+            lambda x, n, s, t: (x + s[:, None] * n, x + s[:, None] * n + t[:, None] * n),
+        "the order is the other way round: the higher level comes first":
+            lambda x, noise, s, t: training_pair(x, noise, t, s),
+    }, inputs=_noise_and_levels),
+    Exercise("9.2", "factors with a boundary condition", factors, {
+        "these are EDM's factors: at sigma_min they leave a part of the network; put sigma - "
+        "sigma_min where they have sigma": lambda s, d, low: factors(s, d, 0.0),
+        "only the numerator of c_out is shifted, the root keeps sigma":
+            lambda s, d, low: (factors(s, d, low)[0], factors(s - low, d, 0.0)[1]),
+        "c_skip must be 1 at sigma_min: shift its sigma, too":
+            lambda s, d, low: (factors(s, d, 0.0)[0], factors(s, d, low)[1]),
+        "c_skip has squares, and no root":
+            lambda s, d, low: (factors(s, d, low)[0].sqrt(), factors(s, d, low)[1]),
+        "c_out has the factor sigma_data: the network's output has unit variance":
+            lambda s, d, low: (factors(s, d, low)[0], factors(s, d, low)[1] / d),
+        "the order is c_skip, c_out": lambda s, d, low: factors(s, d, low)[::-1],
+    }, inputs=lambda: [(torch.tensor([0.1, 0.4, 1.5, 20.0]), 0.7, 0.1)]),
+    Exercise("9.3", "spread that the grid costs", spread, {
+        "the losses multiply along the grid: take the product of the cosines, not the sum":
+            lambda levels, std: torch.atan(levels / std).diff().cos().sum(),
+        "the angle is that of level over standard deviation, arctan(sigma / std)":
+            lambda levels, std: torch.atan(levels).diff().cos().prod(),
+        "that is what is left of the variance; the spread is its root":
+            lambda levels, std: spread(levels, std) ** 2,
+        "the sine of the angle is what is lost; the cosine is what is left":
+            lambda levels, std: torch.atan(levels / std).diff().sin().prod(),
+        "the student goes from level to level: one angle for each pair of neighbours, not one "
+        "from the first to the last": lambda levels, std: spread(levels[[0, -1]], std),
+    }, inputs=lambda: [(torch.tensor([0.01, 0.2, 0.9, 2.5, 9.0]), 0.6)]),
+    Exercise("9.4", "consistency loss", consistency_loss, {
+        "without .detach() on the lower point both answers move, and may meet anywhere":
+            lambda f, x, s, y, t: (f(x, s) - f(y, t)).square().mean(),
+        "the higher point learns from the lower one, which is nearer to the data: .detach() "
+        "belongs on f(x_next, sigma_next)":
+            lambda f, x, s, y, t: (f(x, s).detach() - f(y, t)).square().mean(),
+        "take the mean over the batch, not the sum":
+            lambda f, x, s, y, t: (f(x, s) - f(y, t).detach()).square().sum(),
+        "compare the two answers of f, not the answer with the lower point itself":
+            lambda f, x, s, y, t: (f(x, s) - y).square().mean(),
+        "each point is asked at its own level: f(x_next, sigma_next)":
+            lambda f, x, s, y, t: (f(x, s) - f(y, s).detach()).square().mean(),
+    }, inputs=_two_points, probe=_probe),
+    Exercise("9.5", "noise for the next evaluation", renoise, {
+        "variances add, and the sample has sigma_min already: the new noise has the variance "
+        "tau^2 - sigma_min^2": lambda x, noise, tau, low: x + tau * noise,
+        "variances add, not standard deviations":
+            lambda x, noise, tau, low: x + (tau - low) * noise,
+        "that is a variance; noise is multiplied by a standard deviation":
+            lambda x, noise, tau, low: x + (tau**2 - low**2) * noise,
+        "the new noise is added to the sample; without it the step starts anywhere":
+            lambda x, noise, tau, low: math.sqrt(tau**2 - low**2) * noise,
+    }, inputs=lambda: [(torch.randn(5, 2), torch.randn(5, 2), 0.8, 0.5)]),
+]  # fmt: skip

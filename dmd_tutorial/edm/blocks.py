@@ -1,0 +1,238 @@
+"""What the published networks are built of: blocks, embeddings of a number, resampling."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+Direction = Literal["up", "down"]
+Taps = Sequence[float]  # of a filter along one axis, even in number
+
+
+@dataclass(frozen=True)
+class Style:
+    """What all blocks of a network share."""
+
+    embedding: int  # size of the embedding
+    dropout: float  # share of activations dropped in training
+    eps: float  # of the norms
+    skip_scale: float  # factor on each sum with a short cut
+    adaptive_scale: bool  # the embedding scales and shifts the second norm; else it is added before
+    project_short_cut: bool  # the short cut past a resampling has a 1x1 convolution
+    channels_per_head: int | None  # width of an attention head; None for one head
+    attend_in_every_block: bool  # of the decoder, where a level has attention; else in the last
+    taps: tuple[float, ...]  # of the resampling filter
+
+    def heads(self, width: int) -> int:
+        """How many heads attention over so many channels has. Too few channels: no attention."""
+        return 1 if self.channels_per_head is None else width // self.channels_per_head
+
+
+class UNetBlock(nn.Module):
+    """Two convolutions with a short cut, told the noise level; then, in places, self-attention.
+
+    With `resample` height and width are halved ("down") or doubled ("up") on the way.
+    Source: Karras et al. 2022 (EDM), appendix F.
+    """
+
+    recompute = False  # in the backward pass, instead of keeping what is inside
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        style: Style,
+        resample: Direction | None = None,
+        attention: bool = False,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.dropout, self.skip_scale = style.dropout, style.skip_scale
+        self.adaptive_scale = style.adaptive_scale
+        self.num_heads = style.heads(out_channels) if attention else 0
+        self.norm0 = norm(in_channels, style.eps)
+        self.conv0 = _resampling_conv(in_channels, out_channels, 3, resample, style.taps)
+        self.affine = nn.Linear(style.embedding, out_channels * (2 if self.adaptive_scale else 1))
+        self.norm1 = norm(out_channels, style.eps)
+        self.conv1 = conv(out_channels, out_channels)
+        self.skip: nn.Module
+        if in_channels != out_channels or (resample and style.project_short_cut):
+            self.skip = _resampling_conv(in_channels, out_channels, 1, resample, style.taps)
+        else:
+            self.skip = Resample(resample, style.taps) if resample else nn.Identity()
+        if self.num_heads:
+            self.norm2 = norm(out_channels, style.eps)
+            self.qkv = conv(out_channels, 3 * out_channels, kernel=1)
+            self.proj = conv(out_channels, out_channels, kernel=1)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch in_channels height width"],
+        embedding: Float[Tensor, "batch embedding"],
+    ) -> Float[Tensor, "batch out_channels new_height new_width"]:
+        """Map feature maps to feature maps, resampled where the block resamples."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._map, x, embedding, use_reentrant=False)
+        return self._map(x, embedding)
+
+    def _map(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv0(functional.silu(self.norm0(x)))
+        told = self.affine(embedding)[:, :, None, None].to(h.dtype)
+        if self.adaptive_scale:
+            scale, shift = told.chunk(2, dim=1)
+            h = self.norm1(h) * (1 + scale) + shift
+        else:
+            h = self.norm1(h + told)
+        h = self.conv1(functional.dropout(functional.silu(h), self.dropout, self.training))
+        x = (self.skip(x) + h) * self.skip_scale
+        return (x + self._attend(x)) * self.skip_scale if self.num_heads else x
+
+    def _attend(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        # the channels of a head come in threes: query, key, value
+        qkv = self.qkv(self.norm2(x)).reshape(b, self.num_heads, c // self.num_heads, 3, h * w)
+        query, key, value = (part.mT for part in qkv.unbind(dim=3))  # (b, heads, h w, c / heads)
+        mixed = functional.scaled_dot_product_attention(query, key, value)
+        return self.proj(mixed.mT.reshape(b, c, h, w))
+
+
+class PositionalEmbedding(nn.Module):
+    """Waves of a number, at fixed frequencies from 1 down to 1e-4: cosines, then sines.
+
+    They are evenly spaced in the logarithm; 1e-4 is the last one with `endpoint`, else it would be
+    the next. Source: Vaswani et al. 2017, Section 3.5.
+    """
+
+    def __init__(self, channels: int, endpoint: bool) -> None:
+        super().__init__()
+        self.channels, self.endpoint = channels, endpoint
+
+    def forward(self, number: Float[Tensor, " batch"]) -> Float[Tensor, "batch channels"]:
+        """Map (batch,) to (batch, channels)."""
+        count = self.channels // 2
+        steps = torch.arange(count, dtype=number.dtype, device=number.device)
+        frequencies = 1e-4 ** (steps / (count - self.endpoint))
+        return _waves(number, frequencies)
+
+
+class FourierEmbedding(nn.Module):
+    """Waves of a number, at frequencies drawn once, in cycles: cosines, then sines.
+
+    Source: Tancik et al. 2020; Song et al. 2021 (score SDE), appendix H.
+    """
+
+    freqs: Tensor
+
+    def __init__(self, channels: int, scale: float = 16) -> None:
+        super().__init__()
+        self.register_buffer("freqs", scale * torch.randn(channels // 2))
+
+    def forward(self, number: Float[Tensor, " batch"]) -> Float[Tensor, "batch channels"]:
+        """Map (batch,) to (batch, channels)."""
+        return _waves(number, 2 * math.pi * self.freqs.to(number.dtype))
+
+
+class Resample(nn.Module):
+    """Halve or double height and width, with a separable filter that keeps a constant image."""
+
+    resample_filter: Tensor
+
+    def __init__(self, direction: Direction, taps: Taps) -> None:
+        super().__init__()
+        self.direction = direction
+        self.register_buffer("resample_filter", _filter(taps))
+
+    def forward(
+        self, x: Float[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch channels new_height new_width"]:
+        """Map (batch, channels, height, width) to half or twice the height and width."""
+        return _resample(x, self.resample_filter, self.direction)
+
+
+class ResampleThenConv(nn.Conv2d):
+    """A convolution at the new resolution: filter and resample, then convolve."""
+
+    resample_filter: Tensor
+
+    def __init__(
+        self, before: int, after: int, kernel: int, direction: Direction, taps: Taps
+    ) -> None:
+        super().__init__(before, after, kernel, padding=kernel // 2)
+        self.direction = direction
+        self.register_buffer("resample_filter", _filter(taps))
+
+    def forward(
+        self, x: Float[Tensor, "batch before height width"]
+    ) -> Float[Tensor, "batch after new_height new_width"]:
+        """Map (batch, before, height, width) to (batch, after, ...)."""
+        return super().forward(_resample(x, self.resample_filter, self.direction))
+
+
+class ConvThenDown(nn.Conv2d):
+    """A 3x3 convolution at the old resolution, then filter and halve.
+
+    It differs from the other order at the border only through the padding: here the convolution
+    makes the pixels that the filter needs beyond the border.
+    """
+
+    resample_filter: Tensor
+
+    def __init__(self, before: int, after: int, taps: Taps) -> None:
+        super().__init__(before, after, 3, padding=1 + (len(taps) - 1) // 2)
+        self.register_buffer("resample_filter", _filter(taps))
+
+    def forward(
+        self, x: Float[Tensor, "batch before height width"]
+    ) -> Float[Tensor, "batch after new_height new_width"]:
+        """Map (batch, before, height, width) to (batch, after, height / 2, width / 2)."""
+        return _resample(super().forward(x), self.resample_filter, "down", padded=True)
+
+
+def norm(width: int, eps: float) -> nn.GroupNorm:
+    """A group norm over at most 32 groups, of at least 4 channels each."""
+    groups = min(32, width // 4)
+    if groups == 0 or width % groups:
+        raise ValueError(f"{width} channels do not fall into {groups} equal groups")
+    return nn.GroupNorm(groups, width, eps)
+
+
+def conv(before: int, after: int, kernel: int = 3) -> nn.Conv2d:
+    """A convolution that keeps height and width."""
+    return nn.Conv2d(before, after, kernel, padding=kernel // 2)
+
+
+def _resampling_conv(
+    before: int, after: int, kernel: int, resample: Direction | None, taps: Taps
+) -> nn.Conv2d:
+    if resample is None:
+        return conv(before, after, kernel)
+    return ResampleThenConv(before, after, kernel, resample, taps)
+
+
+def _filter(taps: Taps) -> Float[Tensor, "1 1 taps taps"]:
+    if len(taps) % 2:
+        raise ValueError(f"the resampling filter has {len(taps)} taps, their number must be even")
+    line = torch.tensor(taps, dtype=torch.float32)
+    return torch.outer(line, line)[None, None] / line.sum() ** 2
+
+
+def _resample(x: Tensor, kernel: Tensor, direction: Direction, padded: bool = False) -> Tensor:
+    """Filter each channel by itself and halve or double its height and width."""
+    channels = x.shape[1]
+    each = kernel.to(x.dtype).expand(channels, -1, -1, -1)
+    pad = 0 if padded else (kernel.shape[-1] - 1) // 2
+    if direction == "down":
+        return functional.conv2d(x, each, stride=2, padding=pad, groups=channels)
+    # twice the height and width: each input pixel makes four
+    return functional.conv_transpose2d(x, 4 * each, stride=2, padding=pad, groups=channels)
+
+
+def _waves(number: Tensor, frequencies: Tensor) -> Tensor:
+    phase = torch.outer(number, frequencies)
+    return torch.cat([phase.cos(), phase.sin()], dim=1)
