@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
+from dmd_tutorial.runs.colab import runs_folder
 
 from dmd_tutorial import features, metrics, pretrained
 from dmd_tutorial.anchor import load_pairs, make_pairs
@@ -34,7 +35,6 @@ from dmd_tutorial.networks.image_classifier import accuracy, train_image_classif
 from dmd_tutorial.notebook import plots
 from dmd_tutorial.runs import monitor
 from dmd_tutorial.runs.checkpoints import newest, replace_file
-from dmd_tutorial.runs.colab import runs_folder
 from dmd_tutorial.runs.compute import Compute
 from dmd_tutorial.runs.images import load_images
 from dmd_tutorial.runs.presets import CIFAR10_SMALL, Preset

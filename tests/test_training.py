@@ -186,7 +186,7 @@ def test_average_is_the_average_of_the_weights_it_has_seen():
 
 
 def test_average_is_the_written_out_formula_to_the_bit():
-    """average += (1 - keep) (weights - average), and keep rises from 1/10 to the decay."""
+    """Average += (1 - keep) (weights - average), and keep rises from 1/10 to the decay."""
     run, loop = teacher_run()
     expected = {name: p.clone() for name, p in run.network.named_parameters()}
     for metric in loop:

@@ -170,9 +170,7 @@ class MakePairs(Placed):
     def run(self, command: str) -> None:
         """Make those that are not there yet."""
         teacher = self.load(self.teacher)
-        pipeline.make_pairs_in(
-            self.pairs, teacher, self.count, self.steps, self.seed, self.batch
-        )
+        pipeline.make_pairs_in(self.pairs, teacher, self.count, self.steps, self.seed, self.batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,9 +239,7 @@ class Drawing(Placed):
     seed: int = 0
     batch: int = 500
 
-    def drawn(
-        self, model: nn.Module, z: Tensor, label: Tensor | None
-    ) -> tuple[Tensor, float]:
+    def drawn(self, model: nn.Module, z: Tensor, label: Tensor | None) -> tuple[Tensor, float]:
         """Samples, and the seconds that they took."""
         started = time.monotonic()
         return pipeline.draw(model, z, label, self.steps, self.batch), time.monotonic() - started

@@ -71,7 +71,7 @@ def make_teacher(
     settings: TeacherSettings,
     compute: Compute = Compute(),  # noqa: B008
     checkpoint: Path | None = None,
-    control: Control = Control(),  # noqa: B008
+    control: Control = Control(),
 ) -> Trained | None:
     """Train a teacher; None where the time was up. Without a checkpoint nothing is written."""
     run = FitRun(network, settings)
@@ -87,7 +87,7 @@ def make_student(
     start: nn.Module | None = None,
     compute: Compute = Compute(),  # noqa: B008
     checkpoint: Path | None = None,
-    control: Control = Control(),  # noqa: B008
+    control: Control = Control(),
 ) -> Trained | None:
     """Distil a teacher, from `start` where that is given; None where the time was up."""
     run = DistillationRun(teacher, settings, start)
@@ -110,7 +110,7 @@ def make_student_in(
     pairs: Pairs | None,
     start: nn.Module | None = None,
     compute: Compute = Compute(),  # noqa: B008
-    control: Control = Control(),  # noqa: B008
+    control: Control = Control(),
     notes: Mapping[str, Any] = MappingProxyType({}),
 ) -> Trained | None:
     """Regression on the pairs, where a warm start is given, then the distillation; both kept."""
