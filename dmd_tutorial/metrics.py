@@ -89,10 +89,11 @@ def evaluate(
                 f"{counts[least]}; draw them with data.balanced_labels"
             )
     ours, theirs = extract_features(samples, features), _features_of(reference, features)
-    coverage = class_coverage(ours, label) if features == "digits" else (None, None)
-    counts = len(ours), len(theirs), nearest
-    near = precision_recall(ours, theirs, nearest)
-    return Evaluation(frechet(ours, theirs), *near, *coverage, *counts, features)
+    share, as_label = class_coverage(ours, label) if features == "digits" else (None, None)
+    return Evaluation(
+        frechet(ours, theirs), *precision_recall(ours, theirs, nearest), share, as_label,
+        len(ours), len(theirs), nearest, features,
+    )  # fmt: skip
 
 
 def _features_of(images_or_features: Tensor, features: str) -> Tensor:
