@@ -1,10 +1,7 @@
 """How good samples are: Frechet distance, precision and recall, coverage, sliced Wasserstein.
 
-Images are compared in the features of a network, see `dmd_tutorial.features`. Only a Frechet
-distance in Inception's features may be called FID.
-
-None of these numbers is ideal even for perfect samples, because samples are finite.
-`sampling_floor` and `evaluation_floor` measure what perfect samples get.
+Images are compared in the features of a network, see `dmd_tutorial.features`. None of these numbers
+is ideal even for perfect samples, because samples are finite; the floors measure what these get.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -61,11 +58,8 @@ def evaluate(
     samples: Float[Tensor, "count channels h w"],
     reference: Float[Tensor, "reference_count *image_or_features"],
     label: Int[Tensor, " count"] | None = None,
-    features: str = "digits",
-    minimum: int = 10_000,
-    balanced: bool = True,
-    nearest: int = 10_000,
-) -> Evaluation:
+    features: str = "digits", minimum: int = 10_000, balanced: bool = True, nearest: int = 10_000,
+) -> Evaluation:  # fmt: skip
     """Compare samples with reference images, or with their features; images are rounded to 8 bits.
 
     Fewer samples than `minimum` are refused, and unless `balanced` is off labels whose classes are
@@ -137,10 +131,8 @@ def precision_recall(
     """Share of the samples in the manifold of the reference, and the reverse.
 
     The manifold of a set is the union of balls around its members, each of which reaches to the
-    third nearest other member. Both numbers depend on both counts: compare like with like. At most
-    `nearest` of each set count, a random choice that is the same in every call.
-
-    Source: Kynkäänniemi et al. 2019; the computation is torch-fidelity's, in blocks.
+    third nearest other member; at most `nearest` of each set count, in every call the same. Both
+    numbers depend on both counts. Source: Kynkäänniemi et al. 2019, computed by torch-fidelity.
     """
     _check_sets(samples, reference, least=4)
     chosen = []
@@ -262,8 +254,8 @@ def sampling_floor(
     """What a metric gives for two independent sets of samples of the same distribution.
 
     Each repeat draws two disjoint sets from the pool, without rng always the same. A value within a
-    few standard deviations of the mean is no evidence of a difference. Repeats overlap unless the
-    pool is many times larger than both sets together, and then the spread comes out too small.
+    few standard deviations of the mean is no evidence of a difference. Repeats overlap, and their
+    spread comes out too small, unless the pool is many times larger than both sets together.
     """
     sets = _disjoint_sets(pool, count, reference_count, repeats, rng)
     return _floor([metric(first, second) for first, second in sets], count, reference_count)
