@@ -26,12 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dmd_tutorial.runs.colab import runs_folder
 
 from dmd_tutorial import features, metrics, pretrained
 from dmd_tutorial.anchor import load_pairs
 from dmd_tutorial.data import Images, balanced_labels
-from dmd_tutorial.networks.image_classifier import accuracy, train_image_classifier
 from dmd_tutorial.runs import pipeline
 from dmd_tutorial.runs.checkpoints import replace_file
 from dmd_tutorial.runs.compute import Compute
@@ -148,17 +146,14 @@ class Results:
         path = self.work / "classifier.safetensors"
         if path.exists():
             return True
-        count = len(self.images.x)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-        held_out = max(1, count // 10)
-        parts = [Images(self.images.x[i], self.images.label[i], self.images.classes)
-                 for i in (order[held_out:], order[:held_out])]  # fmt: skip
+        held_out = max(1, len(self.images.x) // 10)
+        train, test = self.images.split(held_out)
         started = time.monotonic()
-        classifier = train_image_classifier(
-            parts[0], self.plan.classifier_steps, width=self.plan.classifier_width,
-            device=self.options.device, batch=min(512, len(parts[0].x)),
+        classifier = features.train_classifier(
+            train, self.plan.classifier_steps, batch=min(512, len(train.x)), noise=0.0,
+            augment=True, width=self.plan.classifier_width, deep=True, device=self.options.device,
         )  # fmt: skip
-        correct = accuracy(classifier, parts[1])
+        correct = features.accuracy(classifier, test)
         features.save_classifier(path, classifier, held_out=held_out, correct=correct)
         self.note(classifier={"held_out": held_out, "correct": correct,
                               "seconds": round(time.monotonic() - started, 1)})  # fmt: skip

@@ -34,7 +34,8 @@ class Pairs(NamedTuple):
     def draw(self, count: int, rng: Generator) -> "Pairs":
         """Some of them, each equally likely, with replacement."""
         index = torch.randint(len(self.z), (count,), generator=rng)
-        return Pairs(*(None if column is None else column[index] for column in self))
+        label = None if self.label is None else self.label[index]
+        return Pairs(self.z[index], self.y[index], label)
 
 
 def fingerprint(module: nn.Module) -> str:
