@@ -1,6 +1,7 @@
 """The score distillation family: its parts against closed forms, and its recipes."""
 
 import copy
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -286,6 +287,24 @@ def test_a_step_with_data_draws_it_after_the_batch_and_hands_on_all_else():
     assert seen[5].label_ref.tolist() == [0, 1, 2, 3, 4]
     assert seen[5].z is batch.z
     assert seen[5].label is batch.label
+
+
+@pytest.mark.parametrize("member", [m for m in FAMILY if m.name in ("VSD", "DMD2", "SiD")])
+def test_a_step_judges_at_the_batchs_own_levels(member):
+    torch.manual_seed(0)
+    teacher, critic = (EDMDenoiser(MLP(hidden=8)) for _ in range(2))
+    generator = OneStepGenerator(EDMDenoiser(MLP(hidden=8)))
+    optimizer = torch.optim.SGD(generator.parameters(), lr=0.0)
+    sigma, (z, y, given) = torch.linspace(0.1, 2, 6), torch.randn(3, 6, 2)
+    seen = []
+    teacher.register_forward_hook(lambda module, inputs, answer: seen.append(inputs[:2]))
+    batch = Batch(z, y_ref=y, sigma=sigma, noise=given)
+    objective = replace(member.objective(5.0), critic_steps=0)
+    networks = generator, Judge(critic), teacher
+    record = member.step(*networks, optimizer, optimizer, batch, objective, torch.Generator())
+    ((x_noisy, level),) = seen
+    assert torch.equal(level, sigma)
+    assert torch.equal(x_noisy, record.x + sigma[:, None] * given)
 
 
 @pytest.mark.parametrize("member", FAMILY, ids=lambda member: member.name)

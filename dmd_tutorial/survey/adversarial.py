@@ -145,13 +145,10 @@ class Batch(NamedTuple):
 
 
 def generator_loss(
-    x: Float[Tensor, "batch *shape"],
-    teacher: Denoiser,
-    judge: Callable[[Tensor, Condition | None], Tensor],
-    label: Condition | None,
-    objective: Objective,
-    rng: Generator | None = None,
-) -> Float[Tensor, ""]:
+    x: Float[Tensor, "batch *shape"], teacher: Denoiser,
+    judge: Callable[[Tensor, Condition | None], Tensor], label: Condition | None,
+    objective: Objective, rng: Generator | None = None,
+) -> Float[Tensor, ""]:  # fmt: skip
     """The generator's loss: fool the judge, and stay where the teacher denoises to (ADD, Eq. 1).
 
     x is the generator's output with its history; the judge makes logits of samples and classes.

@@ -9,7 +9,7 @@ only the teacher stops, to t_{n-2} (sigma_next), which may be 0.
 import copy
 from collections.abc import Callable, Iterator
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -42,13 +42,10 @@ def ddim_step(
 
 @torch.no_grad()
 def two_steps(
-    teacher: Denoiser,
-    x: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-    sigma_between: Float[Tensor, " batch"],
-    sigma_next: Float[Tensor, " batch"],
+    teacher: Denoiser, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
+    sigma_between: Float[Tensor, " batch"], sigma_next: Float[Tensor, " batch"],
     label: Condition | None = None,
-) -> Float[Tensor, "batch *shape"]:
+) -> Float[Tensor, "batch *shape"]:  # fmt: skip
     """Where two DDIM steps of the teacher land, without gradient history (Algorithm 2)."""
     x = ddim_step(x, teacher(x, sigma, label), sigma, sigma_between)
     return ddim_step(x, teacher(x, sigma_between, label), sigma_between, sigma_next)
@@ -130,15 +127,11 @@ class ReadAs(nn.Module):
 
 
 def progressive_loss(
-    student: Denoiser,
-    teacher: Denoiser,
-    x: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-    sigma_between: Float[Tensor, " batch"],
-    sigma_next: Float[Tensor, " batch"],
-    label: Condition | None = None,
-    weighting: Weighting = Weighting.SNR_PLUS_ONE,
-) -> Float[Tensor, ""]:
+    student: Denoiser, teacher: Denoiser,
+    x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
+    sigma_between: Float[Tensor, " batch"], sigma_next: Float[Tensor, " batch"],
+    label: Condition | None = None, weighting: Weighting = Weighting.SNR_PLUS_ONE,
+) -> Float[Tensor, ""]:  # fmt: skip
     """How far the student's estimate is from the one that does two of the teacher's steps."""
     x_next = two_steps(teacher, x, sigma, sigma_between, sigma_next, label)
     error = student(x, sigma, label) - target(x, x_next, sigma, sigma_next)
@@ -166,12 +159,9 @@ def draw_double_step(
 
 
 def halving(
-    run: FitRun,
-    teacher: Denoiser,
-    draw: Draw,
-    levels: Float[Tensor, " steps+1"],
+    run: FitRun, teacher: Denoiser, draw: Draw, levels: Float[Tensor, " steps+1"],
     weighting: Weighting = Weighting.SNR_PLUS_ONE,
-) -> Iterator[Metrics]:
+) -> Iterator[Metrics]:  # fmt: skip
     """`fit` a student that needs half of its teacher's steps, whose levels are given."""
 
     def batch(rng: Generator) -> tuple[Tensor | None, ...]:
@@ -179,8 +169,8 @@ def halving(
         sigma, between, after = draw_double_step(len(x), levels, rng)
         return add_noise(x, sigma, noise_like(x, rng)), sigma, between, after, label
 
-    def loss(student: Denoiser, *drawn: Tensor) -> Tensor:
-        return progressive_loss(student, teacher, *drawn, weighting=weighting)
+    def loss(student: Denoiser, *drawn: Any) -> Tensor:
+        return progressive_loss(student, teacher, *drawn, weighting=weighting)  # type: ignore[misc]
 
     return fit(run, batch, loss)
 
@@ -202,13 +192,9 @@ class Halved(NamedTuple):
 
 
 def progressive(
-    teacher: Denoiser,
-    student: nn.Module,
-    draw: Draw,
-    levels: Float[Tensor, " steps+1"],
-    settings: Callable[[int], FitSettings],
-    weighting: Weighting = Weighting.SNR_PLUS_ONE,
-) -> Iterator[Halved]:
+    teacher: Denoiser, student: nn.Module, draw: Draw, levels: Float[Tensor, " steps+1"],
+    settings: Callable[[int], FitSettings], weighting: Weighting = Weighting.SNR_PLUS_ONE,
+) -> Iterator[Halved]:  # fmt: skip
     """Halve a sampler's steps, a power of two, until one is left; each student teaches the next.
 
     The first starts as a copy of the given one; ``settings(steps)`` say how the one of so many

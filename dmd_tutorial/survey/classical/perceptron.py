@@ -3,35 +3,25 @@
 import itertools
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dmd_tutorial.checks import check_label
+from dmd_tutorial.checks import Condition, check_label
 from dmd_tutorial.networks.mlp import Linears
 
 
 class Perceptron(nn.Module):
-    """Linear layers with SiLU between them; the class is told as a one-hot row.
+    """Linear layers with SiLU between them; the class is told as a one-hot row, or zeros.
 
-    Args:
-        inputs: Width of the input.
-        outputs: Width of the output.
-        hidden: Width of the hidden layers.
-        layers: Number of hidden layers; 0 makes an affine map.
-        classes: Number of classes, 0 for none.
-        copies: Number of independent networks side by side, see `networks.MLP`.
+    Without hidden layers it is an affine map. `copies` networks side by side are independent, each
+    for its block of the batch, see `networks.MLP`.
     """
 
     def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        hidden: int = 128,
-        layers: int = 3,
-        classes: int = 0,
+        self, inputs: int, outputs: int, hidden: int = 128, layers: int = 3, classes: int = 0,
         copies: int = 1,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.classes, self.copies = classes, copies
         widths = [inputs + classes, *[hidden] * layers, outputs]
@@ -42,21 +32,9 @@ class Perceptron(nn.Module):
             parameter.data *= 0.1  # answers start small
 
     def forward(
-        self, x: Float[Tensor, "batch *shape"], label: Int[Tensor, " batch"] | None = None
+        self, x: Float[Tensor, "batch *shape"], label: Condition | None = None
     ) -> Float[Tensor, "batch outputs"]:
-        """Map points.
-
-        Args:
-            x: Points, or images that are then flattened, (batch, *shape); batch is a multiple of
-                `copies`.
-            label: Class of each; without it the class input is zero.
-
-        Returns:
-            Answers, (batch, outputs).
-
-        Raises:
-            ValueError: If labels do not fit.
-        """
+        """Map points, or images that are then flattened."""
         check_label(x, label, self.classes)
         x = x.flatten(1)
         if self.classes:

@@ -1,46 +1,28 @@
 """Normalising flow: an invertible network, whose samples have an exact log-density."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Normal
 
+from dmd_tutorial.checks import Condition
 from dmd_tutorial.survey.classical.perceptron import Perceptron
 
 
 class RealNVP(nn.Module):
     """A chain of affine couplings: invertible, with a Jacobian determinant that is a product.
 
-    A coupling keeps some coordinates, and scales and shifts the others by amounts that a network
-    reads off those that were kept. Which are kept changes from one coupling to the next.
-
-    Args:
-        dim: Dimensions of a point, at least 2.
-        classes: Number of classes, 0 for none.
-        hidden: Width of the hidden layers in each coupling.
-        layers: Number of hidden layers in each coupling.
-        couplings: How many.
-        bound: Largest logarithm of a coupling's scale.
-        copies: Number of independent flows side by side.
-
-    Raises:
-        ValueError: If dim is below 2: nothing would be kept.
-
-    Source: Dinh et al. 2017.
+    A coupling keeps some coordinates, and scales and shifts the others by amounts that a
+    `Perceptron` reads off those that were kept. Which are kept changes from one coupling to the
+    next. `bound` is the largest logarithm of a coupling's scale. Source: Dinh et al. 2017.
     """
 
     keeps: Tensor
 
     def __init__(
-        self,
-        dim: int = 2,
-        classes: int = 0,
-        hidden: int = 64,
-        layers: int = 2,
-        couplings: int = 8,
-        bound: float = 2.0,
-        copies: int = 1,
-    ) -> None:
+        self, dim: int = 2, classes: int = 0, hidden: int = 64, layers: int = 2,
+        couplings: int = 8, bound: float = 2.0, copies: int = 1,
+    ) -> None:  # fmt: skip
         super().__init__()
         if dim < 2:
             raise ValueError(f"a coupling needs at least 2 dimensions, not {dim}")
@@ -54,17 +36,9 @@ class RealNVP(nn.Module):
         )
 
     def forward(
-        self, x: Float[Tensor, "batch *shape"], label: Int[Tensor, " batch"] | None = None
+        self, x: Float[Tensor, "batch *shape"], label: Condition | None = None
     ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, " batch"]]:
-        """From data to noise.
-
-        Args:
-            x: Points, (batch, dim), or images.
-            label: Class of each, or None.
-
-        Returns:
-            z, (batch, dim), and ``log |det dz/dx|``, (batch,).
-        """
+        """From data, points or images, to noise z and ``log |det dz/dx|``."""
         x, log_det = x.flatten(1), x.new_zeros(len(x))
         for keep, coupling in zip(self.keeps, self.couplings, strict=True):
             log_scale, shift = self._amounts(coupling, keep, x, label)
@@ -73,7 +47,7 @@ class RealNVP(nn.Module):
         return x, log_det
 
     def sample(
-        self, z: Float[Tensor, "batch dim"], label: Int[Tensor, " batch"] | None = None
+        self, z: Float[Tensor, "batch dim"], label: Condition | None = None
     ) -> Float[Tensor, "batch dim"]:
         """From noise to data: the couplings undone, the last one first."""
         for keep, coupling in zip(self.keeps.flip(0), reversed(self.couplings), strict=True):
@@ -92,19 +66,11 @@ class RealNVP(nn.Module):
 
 
 def flow_log_prob(
-    flow: RealNVP, x: Float[Tensor, "batch dim"], label: Int[Tensor, " batch"] | None = None
+    flow: RealNVP, x: Float[Tensor, "batch dim"], label: Condition | None = None
 ) -> Float[Tensor, " batch"]:
-    """Exact log-density of a flow: that of z, plus the logarithm of how much z is stretched.
+    """Exact log-density of a flow, in nats: that of z, plus the log of how much z is stretched.
 
-    Args:
-        flow: The flow.
-        x: Points, (batch, dim).
-        label: Class of each, or None.
-
-    Returns:
-        Log-densities, (batch,), in nats. A flow is trained by maximising their mean.
-
-    Source: Dinh et al. 2017, Eq. 2 and 3.
+    A flow is trained by maximising its mean. Source: Dinh et al. 2017, Eq. 2 and 3.
     """
     z, log_det = flow(x, label)
     return Normal(torch.zeros_like(z), torch.ones_like(z)).log_prob(z).sum(1) + log_det

@@ -3,10 +3,11 @@
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
+from dmd_tutorial.checks import Condition
 from dmd_tutorial.survey.classical.perceptron import Perceptron
 
 
@@ -22,26 +23,13 @@ class Coded(NamedTuple):
 class VAE(nn.Module):
     """An encoder to a Gaussian over z, a decoder to a Gaussian over x of one learned width.
 
-    Args:
-        dim: Dimensions of a point.
-        latent: Dimensions of z.
-        classes: Number of classes, 0 for none.
-        hidden: Width of the hidden layers.
-        layers: Number of hidden layers in each half; 0 makes both affine.
-        copies: Number of independent networks side by side.
-
-    Source: Kingma and Welling 2014.
+    Each half is a `Perceptron`. Source: Kingma and Welling 2014.
     """
 
     def __init__(
-        self,
-        dim: int = 2,
-        latent: int = 2,
-        classes: int = 0,
-        hidden: int = 128,
-        layers: int = 3,
+        self, dim: int = 2, latent: int = 2, classes: int = 0, hidden: int = 128, layers: int = 3,
         copies: int = 1,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.latent, self.copies = latent, copies
         self.encoder = Perceptron(dim, 2 * latent, hidden, layers, classes, copies)
@@ -52,24 +40,15 @@ class VAE(nn.Module):
         self,
         x: Float[Tensor, "batch *shape"],
         noise: Float[Tensor, "batch latent"],
-        label: Int[Tensor, " batch"] | None = None,
+        label: Condition | None = None,
     ) -> Coded:
-        """Encode points, draw a z for each, and decode it.
-
-        Args:
-            x: Points, (batch, dim), or images.
-            noise: Standard normal noise from which z is made, (batch, latent).
-            label: Class of each point, or None.
-
-        Returns:
-            Both Gaussians.
-        """
+        """Encode points, or images, make a z for each of standard normal noise, and decode it."""
         mean, log_std = self.encoder(x, label).chunk(2, dim=1)
         std = log_std.exp()
         return Coded(mean, std, *self.decode(mean + std * noise, label))
 
     def decode(
-        self, z: Float[Tensor, "batch latent"], label: Int[Tensor, " batch"] | None = None
+        self, z: Float[Tensor, "batch latent"], label: Condition | None = None
     ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch 1"]]:
         """Mean and standard deviation of x for given z, the latter the same along all axes."""
         std = self.log_std.exp().repeat_interleave(len(z) // self.copies)
@@ -80,7 +59,7 @@ class VAE(nn.Module):
         self,
         z: Float[Tensor, "batch latent"],
         noise: Float[Tensor, "batch dim"],
-        label: Int[Tensor, " batch"] | None = None,
+        label: Condition | None = None,
     ) -> Float[Tensor, "batch dim"]:
         """Draw from the model: its mean for z, plus the decoder's own noise."""
         mean, std = self.decode(z, label)
@@ -91,20 +70,11 @@ def elbo(
     vae: VAE,
     x: Float[Tensor, "batch dim"],
     noise: Float[Tensor, "batch latent"],
-    label: Int[Tensor, " batch"] | None = None,
+    label: Condition | None = None,
 ) -> Float[Tensor, " batch"]:
-    """A lower bound of each point's log-density, estimated with one z.
+    """``log p(x | z) - KL(q(z | x) || p(z))``: a bound of each log-density, in nats, by one z.
 
-    Args:
-        vae: The model.
-        x: Points, (batch, dim).
-        noise: Standard normal noise, (batch, latent).
-        label: Class of each point, or None.
-
-    Returns:
-        ``log p(x | z) - KL(q(z | x) || p(z))``, (batch,), in nats.
-
-    Source: Kingma and Welling 2014, Eq. 3 and 10.
+    The noise makes z. Source: Kingma and Welling 2014, Eq. 3 and 10.
     """
     coded = vae(x, noise, label)
     reconstruction = Normal(coded.mean, coded.std).log_prob(x).sum(1)

@@ -2,7 +2,7 @@
 
 The teacher's paths stand in `paths`, two points of one path in `pairs` and their noise levels in
 `levels`; `model` learns with `loss` to send both to one end. `trajectory` goes to any lower level
-instead, and `recipes` trains all of them for the survey's table.
+instead.
 """
 
 from dmd_tutorial.survey.consistency.levels import (
@@ -25,21 +25,8 @@ from dmd_tutorial.survey.consistency.trajectory import (
 )
 
 __all__ = [
-    "ConsistencyModel",
-    "Pair",
-    "TrajectoryModel",
-    "consistency_loss",
-    "consistency_preconditioning",
-    "distillation_pair",
-    "doubling_bins",
-    "guided_denoised",
-    "lognormal_probability",
-    "multistep",
-    "neighbour_levels",
-    "pseudo_huber",
-    "solve",
-    "squared",
-    "training_pair",
-    "trajectory_loss",
-    "trajectory_sampler",
-]
+    "ConsistencyModel", "Pair", "TrajectoryModel", "consistency_loss",
+    "consistency_preconditioning", "distillation_pair", "doubling_bins", "guided_denoised",
+    "lognormal_probability", "multistep", "neighbour_levels", "pseudo_huber", "solve", "squared",
+    "training_pair", "trajectory_loss", "trajectory_sampler",
+]  # fmt: skip

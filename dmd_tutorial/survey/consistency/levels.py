@@ -1,4 +1,7 @@
-"""The two noise levels of a pair: neighbours of a grid, how likely each, and how fine the grid."""
+"""The two noise levels of a pair: neighbours of a grid, how likely each, and how fine the grid.
+
+A grid is ascending noise levels, at least 2.
+"""
 
 import math
 
@@ -15,18 +18,9 @@ def neighbour_levels(
     skip: int = 1,
     probability: Float[Tensor, " bins-1"] | None = None,
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-    """Draw a level of the grid and the one below it.
+    """Draw a level of the grid and the one `skip` places below it, or the lowest; float32.
 
-    Args:
-        batch: How many.
-        grid: Ascending noise levels, (bins,), at least 2.
-        rng: Source of randomness; torch's own without one.
-        skip: How many places below; the lowest level where there are not so many.
-        probability: Of each level but the lowest, (bins - 1,), up to a factor; equal without it.
-
-    Returns:
-        The higher and the lower levels, (batch,) each, float32.
-
+    `probability`, of each level but the lowest, is up to a factor; without it all are equal.
     Source: Song et al. 2023, Algorithm 2; `skip` is that of latent consistency (Luo et al. 2023).
     """
     if probability is None:
@@ -38,33 +32,14 @@ def neighbour_levels(
 def lognormal_probability(
     grid: Float[Tensor, " bins"], mean: float = -1.1, std: float = 2.0
 ) -> Float[Tensor, " bins-1"]:
-    """How likely ``ln(sigma) ~ N(mean, std^2)`` falls between neighbours of the grid.
+    """How likely ``ln(sigma) ~ N(mean, std^2)`` falls between neighbours, up to a factor.
 
-    Args:
-        grid: Ascending noise levels, (bins,).
-        mean: Mean of ln(sigma).
-        std: Standard deviation of ln(sigma).
-
-    Returns:
-        Probabilities, (bins - 1,), up to a factor.
-
-    Source: Song and Dhariwal 2024, Section 3.5.
+    Source: Song and Dhariwal 2024, Section 3.5, for data of width 0.5.
     """
     return torch.special.ndtr((grid.log() - mean) / std).diff()
 
 
 def doubling_bins(progress: float, first: int = 10, last: int = 1280) -> int:
-    """How many levels the grid has during consistency training: 11, 21, ..., 1281.
-
-    Args:
-        progress: Share of the training that is done, in [0, 1).
-        first: Intervals of the grid at first.
-        last: Intervals at last.
-
-    Returns:
-        A number of levels.
-
-    Source: Song and Dhariwal 2024, Section 3.4.
-    """
+    """Levels of the grid at a share of the training: 11 to 1281 (Song and Dhariwal 2024, 3.4)."""
     stages = int(math.log2(last / first)) + 1
     return min(first * 2 ** int(progress * stages), last) + 1

@@ -4,9 +4,10 @@ import math
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from dmd_tutorial.checks import Condition
 from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.survey.consistency.pairs import Pair
 
@@ -28,23 +29,13 @@ def consistency_loss(
     model: Denoiser,
     target: Denoiser,
     pair: Pair,
-    label: Int[Tensor, " batch"] | None = None,
+    label: Condition | None = None,
     distance: Distance = squared,
     weight: Float[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, ""]:
     """How far two points of one path are sent apart: ``d(f(x, sigma), sg[f(x_next, sigma_next)])``.
 
-    Args:
-        model: The consistency model in training, f.
-        target: What answers at the lower level, without gradient: f itself, or its average.
-        pair: Two points of a path.
-        label: Class of each, (batch,), or None.
-        distance: Two batches of samples to their distances, (batch,).
-        weight: Weight of each pair, (batch,); 1 without it.
-
-    Returns:
-        The mean over the batch, a scalar.
-
+    The target answers at the lower level, without gradient: f itself, or its average.
     Source: Song et al. 2023, Eq. 7 (distillation) and Eq. 10 (training).
     """
     with torch.no_grad():

@@ -7,10 +7,10 @@ import math
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from dmd_tutorial.checks import check_sigma, expand
+from dmd_tutorial.checks import Condition, check_sigma, expand
 from dmd_tutorial.denoisers import Denoiser, EDMDenoiser, Preconditioning, edm_preconditioning
 from dmd_tutorial.noise import SIGMA_MIN, noise_like
 from dmd_tutorial.samplers import Step
@@ -19,18 +19,7 @@ from dmd_tutorial.samplers import Step
 def consistency_preconditioning(
     sigma: Float[Tensor, " batch"], sigma_data: float, sigma_min: float = SIGMA_MIN
 ) -> Preconditioning:
-    """EDM's factors, shifted so that ``c_skip = 1`` and ``c_out = 0`` at sigma_min.
-
-    Args:
-        sigma: Noise levels, (batch,), in the units of x, from sigma_min.
-        sigma_data: Standard deviation of the data.
-        sigma_min: Where paths end.
-
-    Returns:
-        c_skip, c_out, c_in and c_noise, (batch,) each.
-
-    Source: Song et al. 2023, appendix C.
-    """
+    """EDM's factors, shifted: ``c_skip = 1``, ``c_out = 0`` at sigma_min (Song et al. 2023, C)."""
     above, total = sigma - sigma_min, sigma**2 + sigma_data**2
     return edm_preconditioning(sigma, sigma_data)._replace(
         c_skip=sigma_data**2 / (above**2 + sigma_data**2),
@@ -41,12 +30,7 @@ def consistency_preconditioning(
 class ConsistencyModel(nn.Module):
     """A denoiser's network F as ``f = c_skip x + c_out F``, where ``f(x, sigma_min) = x``.
 
-    It is called as a denoiser is, and starts as the denoiser that is given, nearly.
-
-    Args:
-        denoiser: Whose network is used, and trained.
-        sigma_min: Where paths end, in the units of x.
-
+    It is called as a denoiser is, and starts as the one whose network it uses and trains, nearly.
     Source: Song et al. 2023, Eq. 5 and appendix C.
     """
 
@@ -59,21 +43,9 @@ class ConsistencyModel(nn.Module):
         self,
         x: Float[Tensor, "batch *shape"],
         sigma: Float[Tensor, " batch"],
-        label: Int[Tensor, " batch"] | None = None,
+        label: Condition | None = None,
     ) -> Float[Tensor, "batch *shape"]:
-        """Send points to the ends of their paths.
-
-        Args:
-            x: Noisy samples, (batch, *shape).
-            sigma: Noise level of each, (batch,), in the units of x, from sigma_min.
-            label: Class of each, (batch,), or None.
-
-        Returns:
-            Samples at level sigma_min, (batch, *shape).
-
-        Raises:
-            ValueError: If a level is below sigma_min, or shapes do not fit.
-        """
+        """Send points to the ends of their paths."""
         check_sigma(x, sigma)
         if (sigma < self.sigma_min * (1 - 1e-5)).any():
             raise ValueError(f"sigma is {sigma.min().item():g}, paths end at {self.sigma_min:g}")
@@ -84,27 +56,13 @@ class ConsistencyModel(nn.Module):
 
 @torch.no_grad()
 def multistep(
-    model: Denoiser,
-    z: Float[Tensor, "batch *shape"],
-    levels: Float[Tensor, " evaluations"],
-    label: Int[Tensor, " batch"] | None = None,
-    *,
-    sigma_min: float = SIGMA_MIN,
-    rng: Generator | None = None,
-) -> Iterator[Step]:
+    model: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " evaluations"],
+    label: Condition | None = None, *,
+    sigma_min: float = SIGMA_MIN, rng: Generator | None = None,
+) -> Iterator[Step]:  # fmt: skip
     """Sample with a consistency model: to the end of the path, noise again, to the end, ...
 
-    Args:
-        model: The consistency model.
-        z: Standard normal noise, (batch, *shape); the start is ``levels[0] * z``.
-        levels: Falling noise levels, one for each evaluation, above sigma_min.
-        label: Class of each sample, (batch,), or None.
-        sigma_min: Where the model's paths end.
-        rng: Source of the new noise; torch's own without one.
-
-    Yields:
-        A record after each evaluation; its x is at level sigma_min.
-
+    It starts at ``levels[0] * z``; the levels fall, one for each evaluation.
     Source: Song et al. 2023, Algorithm 1.
     """
     for index, sigma in enumerate(levels.tolist()):

@@ -2,9 +2,10 @@
 
 from typing import NamedTuple
 
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from dmd_tutorial.checks import Condition
 from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.noise import add_noise
 from dmd_tutorial.survey.consistency.paths import solve
@@ -20,25 +21,11 @@ class Pair(NamedTuple):
 
 
 def distillation_pair(
-    teacher: Denoiser,
-    x: Float[Tensor, "batch *shape"],
-    noise: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-    sigma_next: Float[Tensor, " batch"],
-    label: Int[Tensor, " batch"] | None = None,
-) -> Pair:
+    teacher: Denoiser, x: Float[Tensor, "batch *shape"], noise: Float[Tensor, "batch *shape"],
+    sigma: Float[Tensor, " batch"], sigma_next: Float[Tensor, " batch"],
+    label: Condition | None = None,
+) -> Pair:  # fmt: skip
     """The pair of consistency distillation: noise the data, then let the teacher take one step.
-
-    Args:
-        teacher: Whose paths are learnt.
-        x: Data, (batch, *shape).
-        noise: Standard normal noise, (batch, *shape).
-        sigma: The higher levels, (batch,).
-        sigma_next: The lower levels, (batch,), above 0.
-        label: Class of each, (batch,), or None.
-
-    Returns:
-        The pair, without gradient history.
 
     Source: Song et al. 2023, Algorithm 2 with Heun's solver.
     """
@@ -52,17 +39,5 @@ def training_pair(
     sigma: Float[Tensor, " batch"],
     sigma_next: Float[Tensor, " batch"],
 ) -> Pair:
-    """The pair of consistency training: the same data and the same noise at two levels.
-
-    Args:
-        x: Data, (batch, *shape).
-        noise: Standard normal noise, (batch, *shape).
-        sigma: The higher levels, (batch,).
-        sigma_next: The lower levels, (batch,).
-
-    Returns:
-        The pair.
-
-    Source: Song et al. 2023, Algorithm 3.
-    """
+    """The pair of consistency training: the same data and noise (Song et al. 2023, Alg. 3)."""
     return Pair(add_noise(x, sigma, noise), sigma, add_noise(x, sigma_next, noise), sigma_next)

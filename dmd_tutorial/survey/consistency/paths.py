@@ -4,38 +4,24 @@ A path ends at sigma_min. Latent consistency follows the paths of a guided denoi
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from dmd_tutorial.checks import expand
+from dmd_tutorial.checks import Condition, expand
 from dmd_tutorial.denoisers import Denoiser, noise_from_denoised
 from dmd_tutorial.noise import RHO
 
 
 @torch.no_grad()
 def solve(
-    denoiser: Denoiser,
-    x: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-    sigma_next: Float[Tensor, " batch"],
-    label: Int[Tensor, " batch"] | None = None,
-    *,
-    steps: int = 1,
-) -> Float[Tensor, "batch *shape"]:
+    denoiser: Denoiser, x: Float[Tensor, "batch *shape"],
+    sigma: Float[Tensor, " batch"], sigma_next: Float[Tensor, " batch"],
+    label: Condition | None = None, *, steps: int = 1,
+) -> Float[Tensor, "batch *shape"]:  # fmt: skip
     """Follow the probability-flow ODE from a level to another, each sample between its own two.
 
-    Args:
-        denoiser: The teacher.
-        x: Noisy samples, (batch, *shape).
-        sigma: Their levels, (batch,).
-        sigma_next: The levels to go to, (batch,), above 0.
-        label: Class of each, (batch,), or None.
-        steps: Steps of Heun's method, two evaluations each, spaced as EDM's.
-
-    Returns:
-        The samples at sigma_next, (batch, *shape), without gradient history.
-
-    Source: Karras et al. 2022 (EDM), Algorithm 1.
+    The steps, of Heun's method, take two evaluations each and are spaced as EDM's; sigma_next is
+    above 0. Source: Karras et al. 2022 (EDM), Algorithm 1.
     """
     start, end = sigma ** (1 / RHO), sigma_next ** (1 / RHO)
     for step in range(steps):
@@ -52,21 +38,12 @@ def guided_denoised(
     denoiser: Denoiser,
     x: Float[Tensor, "batch *shape"],
     sigma: Float[Tensor, " batch"],
-    label: Int[Tensor, " batch"],
+    label: Condition,
     guidance: Float[Tensor, " batch"],
 ) -> Float[Tensor, "batch *shape"]:
     """The denoised estimate of the guidance-augmented ODE: ``(1 + w) D(x, c) - w D(x)``.
 
-    Args:
-        denoiser: A teacher that was trained with and without labels.
-        x: Noisy samples, (batch, *shape).
-        sigma: Their levels, (batch,).
-        label: Class of each, (batch,).
-        guidance: Strength w of each, (batch,); 0 is no guidance.
-
-    Returns:
-        Denoised estimates, (batch, *shape).
-
+    The teacher was trained with and without labels; `guidance` is w, 0 for none.
     Source: Luo et al. 2023 (LCM), Section 4.2, for denoised estimates; Ho and Salimans 2022.
     """
     w = expand(guidance, x)

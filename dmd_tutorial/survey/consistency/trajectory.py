@@ -5,13 +5,12 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from dmd_tutorial.checks import check_same_shape, check_sigma, expand
+from dmd_tutorial.checks import Condition, check_same_shape, check_sigma, expand
 from dmd_tutorial.denoisers import EDMDenoiser, edm_preconditioning
-from dmd_tutorial.networks.mlp import MLP
-from dmd_tutorial.networks.unet import UNet
+from dmd_tutorial.networks import MLP, UNet
 from dmd_tutorial.noise import SIGMA_MIN, noise_like
 from dmd_tutorial.samplers import Step
 from dmd_tutorial.survey.consistency.loss import Distance, squared
@@ -23,15 +22,8 @@ class TrajectoryModel(nn.Module):
     """A network that goes from any level to any lower one: ``G = s/t x + (1 - s/t) g(x, t, s)``.
 
     g is a denoiser with one more input, the level s to go to: a constant channel of ``ln(s) / 4``.
-    At first the channel counts for nothing, and g is the denoiser that is given.
-
-    Args:
-        denoiser: Whose network is copied.
-
-    Raises:
-        ValueError: If the network is neither an MLP nor the book's U-Net.
-
-    Source: Kim et al. 2024 (CTM), Section 3.
+    At first the channel counts for nothing, and g is the denoiser that is given, around an MLP or
+    the book's U-Net, which is copied. Source: Kim et al. 2024 (CTM), Section 3.
     """
 
     def __init__(self, denoiser: EDMDenoiser) -> None:
@@ -43,21 +35,13 @@ class TrajectoryModel(nn.Module):
         x: Float[Tensor, "batch *shape"],
         sigma: Float[Tensor, " batch"],
         sigma_next: Float[Tensor, " batch"],
-        label: Int[Tensor, " batch"] | None = None,
+        label: Condition | None = None,
         aim: bool = False,
     ) -> Float[Tensor, "batch *shape"]:
-        """Go along the path from sigma to sigma_next.
+        """Go along the path from sigma to sigma_next, above 0 and at most sigma.
 
-        Args:
-            x: Noisy samples, (batch, *shape).
-            sigma: Their levels, (batch,), above 0.
-            sigma_next: The levels to go to, (batch,), above 0 and at most sigma.
-            label: Class of each, (batch,), or None.
-            aim: Return g instead: where the straight line from x to the landing point meets
-                level 0. Where sigma_next is sigma, g is a denoiser.
-
-        Returns:
-            Samples at sigma_next, (batch, *shape).
+        With `aim` it is g: where the straight line from x to the landing point meets level 0.
+        Where sigma_next is sigma, g is a denoiser.
         """
         check_sigma(x, sigma)
         check_sigma(x, sigma_next)
@@ -93,39 +77,19 @@ def _with_channel(network: nn.Module) -> nn.Module:
 
 
 def trajectory_loss(
-    model: Jump,
-    target: Jump,
-    x_noisy: Float[Tensor, "batch *shape"],
-    x_between: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-    sigma_between: Float[Tensor, " batch"],
-    sigma_next: Float[Tensor, " batch"],
-    label: Int[Tensor, " batch"] | None = None,
-    distance: Distance = squared,
-    sigma_min: float | None = SIGMA_MIN,
-) -> Float[Tensor, ""]:
+    model: Jump, target: Jump,
+    x_noisy: Float[Tensor, "batch *shape"], x_between: Float[Tensor, "batch *shape"],
+    sigma: Float[Tensor, " batch"], sigma_between: Float[Tensor, " batch"],
+    sigma_next: Float[Tensor, " batch"], label: Condition | None = None,
+    distance: Distance = squared, sigma_min: float | None = SIGMA_MIN,
+) -> Float[Tensor, ""]:  # fmt: skip
     """Whether one jump lands where the teacher's part of the way and a second jump land.
 
     Both landing points at sigma_next are sent on to sigma_min by the target, and compared there.
-    That costs two more passes, one with a backward pass; without sigma_min they are left out.
-
-    Args:
-        model: G in training.
-        target: G with frozen parameters, such as the model's average. Gradients pass through it
-            to the model's landing point.
-        x_noisy: Samples at sigma, (batch, *shape).
-        x_between: Where the teacher takes them, at sigma_between, (batch, *shape).
-        sigma: Levels t, (batch,).
-        sigma_between: Levels u, (batch,), below t.
-        sigma_next: Levels s, (batch,), at most u.
-        label: Class of each, (batch,), or None.
-        distance: Two batches of samples to their distances, (batch,).
-        sigma_min: Where the samples are compared; None: where they land.
-
-    Returns:
-        The mean over the batch, a scalar.
-
-    Source: Kim et al. 2024 (CTM), Section 3.
+    That costs two more passes, one with a backward pass; with None they are left out. The target
+    is G with frozen parameters, such as the model's average; gradients pass through it to the
+    model's landing point. The teacher took x_noisy to x_between. Levels are t, u and s of Kim et
+    al. 2024 (CTM), Section 3.
     """
     check_same_shape(x_noisy=x_noisy, x_between=x_between)
     jumped = model(x_noisy, sigma, sigma_next, label)
@@ -141,28 +105,13 @@ def trajectory_loss(
 
 @torch.no_grad()
 def trajectory_sampler(
-    model: Jump,
-    z: Float[Tensor, "batch *shape"],
-    levels: Float[Tensor, " steps+1"],
-    label: Int[Tensor, " batch"] | None = None,
-    *,
-    gamma: float = 0.0,
-    rng: Generator | None = None,
-) -> Iterator[Step]:
-    """Jump from level to level: below the next one, and up to it with new noise.
+    model: Jump, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
+    label: Condition | None = None, *, gamma: float = 0.0, rng: Generator | None = None,
+) -> Iterator[Step]:  # fmt: skip
+    """Jump down falling levels, all above 0: below the next one, and up to it with new noise.
 
-    Args:
-        model: A consistency trajectory model.
-        z: Standard normal noise, (batch, *shape); the start is ``levels[0] * z``.
-        levels: Falling noise levels, (steps + 1,), all above 0.
-        label: Class of each sample, (batch,), or None.
-        gamma: From 0, no new noise, to 1, where every jump goes to the end: `multistep`.
-        rng: Source of the new noise; torch's own without one.
-
-    Yields:
-        A record after each jump.
-
-    Source: Kim et al. 2024 (CTM), gamma-sampling.
+    It starts at ``levels[0] * z``. gamma goes from 0, no new noise, to 1, where every jump goes to
+    the end, as in `multistep`. Source: Kim et al. 2024 (CTM), gamma-sampling.
     """
     x, end = levels[0].item() * z, levels[-1].item()
     ones = z.new_ones(len(z))

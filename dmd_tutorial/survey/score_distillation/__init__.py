@@ -23,19 +23,7 @@ from dmd_tutorial.survey.score_distillation.levels import (
 )
 
 __all__ = [
-    "FAMILY",
-    "FewStepGenerator",
-    "Judge",
-    "Member",
-    "adversarial_step",
-    "dmd_levels",
-    "few_step_levels",
-    "known_noise",
-    "noise_prediction",
-    "point_step",
-    "schedule_levels",
-    "sid_loss",
-    "sid_step",
-    "teacher_levels",
-    "with_data",
-]
+    "FAMILY", "FewStepGenerator", "Judge", "Member", "adversarial_step", "dmd_levels",
+    "few_step_levels", "known_noise", "noise_prediction", "point_step", "schedule_levels",
+    "sid_loss", "sid_step", "teacher_levels", "with_data",
+]  # fmt: skip

@@ -47,12 +47,7 @@ class Judge(nn.Module):
     def _see(self, module: nn.Module, inputs: tuple, answer: Tensor) -> None:
         self._seen = answer
 
-    def forward(
-        self,
-        x: Float[Tensor, "batch *shape"],
-        sigma: Float[Tensor, " batch"],
-        label: Condition | None = None,
-    ) -> Float[Tensor, "batch *shape"]:
+    def forward(self, x: Tensor, sigma: Tensor, label: Condition | None = None) -> Tensor:
         """Denoise, as any critic does."""
         return self.critic(x, sigma, label)
 

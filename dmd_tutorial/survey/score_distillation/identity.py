@@ -15,7 +15,7 @@ def sid_loss(
     denoised_real: Float[Tensor, "batch *shape"],
     denoised_fake: Float[Tensor, "batch *shape"],
     alpha: float = 1.0,
-    weighting: Weighting | dmd.WeightFunction = Weighting.EQ8,
+    weighting: Weighting | str | dmd.WeightFunction = Weighting.EQ8,
 ) -> Float[Tensor, ""]:
     """Score identity distillation: a loss, maybe negative, that descends the Fisher divergence.
 

@@ -77,8 +77,9 @@ def sid_step(
 ) -> Record:  # fmt: skip
     """SiD (Zhou et al. 2024, Algorithm 1): the gradient runs through both denoisers, too."""
     x = generator(batch.z, batch.label)
-    sigma = dmd_sigma(len(x), objective.grid, rng).to(x)
-    x_noisy = add_noise(x, sigma, noise_like(x, rng))
+    batch = dmd.judged(batch, dmd_sigma(len(x), objective.grid, rng), rng)
+    sigma: Tensor = batch.sigma  # type: ignore[assignment]
+    x_noisy = add_noise(x, sigma, batch.noise)  # type: ignore[arg-type]
     real, fake = (D(x_noisy, sigma, batch.label) for D in (teacher, critic))
     loss = sid_loss(x, sigma, real, fake, alpha, objective.weighting)
     norm = dmd.update(generator_optimizer, loss, objective.clip)
