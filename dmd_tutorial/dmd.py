@@ -195,14 +195,14 @@ def iteration(
     """
     _check(batch, objective, critic_optimizer)
     if objective.matching:
-        batch = judged(batch, dmd_sigma(len(batch.z), objective.grid, rng), rng)
+        sigma = dmd_sigma(len(batch.z), objective.grid, rng) if batch.sigma is None else batch.sigma
+        batch = judged(batch, sigma, rng)
     loss = partial(generator_loss, generator, critic, teacher, objective=objective)
     record, norm = updater(generator_optimizer, loss, batch, objective.clip)
     record = record._replace(norm_generator=norm)
     if not objective.matching:
         return record
-    networks = generator, critic, critic_optimizer
-    return train_critic(*networks, batch, objective, record, rng, updater)
+    return train_critic(generator, critic, critic_optimizer, batch, objective, record, rng, updater)
 
 
 def train_critic(
