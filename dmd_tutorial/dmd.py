@@ -211,7 +211,7 @@ def train_critic(
     batch: Batch, objective: Objective, record: Record, rng: Generator | None = None,
     updater: Updater = update_whole, loss: Callable[..., Tensor] = critic_loss,
 ) -> Record:  # fmt: skip
-    """The critic's updates by a loss like `critic_loss`: on the record's samples, then fresh ones."""
+    """The critic's updates by a loss like `critic_loss`: on the record's samples, then on fresh."""
 
     def of_batch(part: Batch) -> tuple[Tensor, Record]:
         with torch.no_grad():
