@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dmd_tutorial.runs.colab import runs_folder
 
 from dmd_tutorial import features, metrics, pretrained
 from dmd_tutorial.anchor import load_pairs
