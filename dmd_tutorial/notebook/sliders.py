@@ -13,9 +13,11 @@ import itertools
 import json
 import math
 import os
+import re
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from numbers import Integral
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ipywidgets
@@ -96,14 +98,12 @@ def slider(
 
 def frames(draw: Draw, values: Sequence[Value], second: Sequence[Value] = ()) -> list[Frame]:
     """Draw every state of a slider, the second one's values fastest, all in one size."""
-    states = itertools.product(values, *([second] if second else []))
+    states = itertools.product(values, *([second] if len(second) else []))
     drawn = [_frame(draw, state) for state in states]
     first = drawn[0].size
-    for frame in drawn:
-        if frame.size != first:
-            raise ValueError(
-                f"the picture for {frame.values} is {frame.size}, the first is {first}"
-            )
+    for state, _, size in drawn:
+        if size != first:
+            raise ValueError(f"the picture for {state} is {size}, the first is {first}")
     return drawn
 
 
@@ -208,45 +208,7 @@ CONTROL = """\
 CARD = "margin:0;position:relative;text-align:left;background:#fff;color:#222;color-scheme:light"
 UNSEEN = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)"
 
-# The script of one slider. It finds its parts by the figure's id, runs once, and asks nothing of
-# the page. JupyterLab takes the arrow keys for itself, unless they are stopped at the window.
-SCRIPT = """\
-(() => {
-  const root = document.getElementById("%s");
-  if (!root || root.dataset.ready) return;
-  root.dataset.ready = "yes";
-  const axes = JSON.parse(root.querySelector("script[type='application/json']").textContent);
-  const picture = root.querySelector("img");
-  const spoken = root.querySelector("[role=status]");
-  const inputs = [...root.querySelectorAll("input")];
-  const outputs = [...root.querySelectorAll("output")];
-  const update = (event) => {
-    let state = 0;
-    inputs.forEach((input, i) => {
-      const text = axes.texts[i][input.value];
-      input.setAttribute("aria-valuetext", text);
-      outputs[i].textContent = text;
-      state = state * axes.texts[i].length + Number(input.value);
-    });
-    const frame = axes.frames[state];
-    picture.src = "data:image/png;base64," + frame.png;
-    picture.alt = frame.alt;
-    root.dataset.digest = frame.digest;
-    if (event) spoken.textContent = frame.alt;
-  };
-  for (const input of inputs) {
-    input.hidden = false;
-    input.addEventListener("input", update);
-  }
-  update();
-  if (window.dmdSliderKeys) return;
-  window.dmdSliderKeys = true;
-  window.addEventListener("keydown", (event) => {
-    const ours = event.target.closest && event.target.closest(".dmd-slider input");
-    if (ours && /^(Arrow|Home|End|Page)/.test(event.key)) event.stopImmediatePropagation();
-  }, true);
-})();
-"""
+SCRIPT = re.sub(r"^//.*\n", "", Path(__file__).with_name("slider.js").read_text("utf8"), flags=re.M)
 
 
 def page(draw: Draw, axes: list[Axis], alt: Alt, start: State) -> str:
@@ -290,5 +252,5 @@ def page(draw: Draw, axes: list[Axis], alt: Alt, start: State) -> str:
         f"{image_tag(first.picture, alt(*start), *first.size)}\n"
         f'{"".join(controls)}<span role="status" style="{UNSEEN}"></span>\n'
         f'<script type="application/json">{stored}</script>\n'
-        f"<script>\n{SCRIPT % name}</script>\n</figure>"
+        f"<script>\n{SCRIPT.replace('%s', name)}</script>\n</figure>"
     )
