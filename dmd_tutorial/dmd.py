@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -117,8 +117,8 @@ class Batch(NamedTuple):
     z_ref: Tensor | None = None
     y_ref: Tensor | None = None
     label_ref: Condition | None = None
-    sigma: Tensor | None = None  # levels (batch,) at which x is judged; drawn if None
-    noise: Tensor | None = None  # the noise there, in the shape of x; drawn like z if None
+    sigma: Tensor | Any = None  # levels (batch,) at which x is judged; drawn if None
+    noise: Tensor | Any = None  # the noise there, in the shape of x; drawn like z if None
     x: Tensor | None = None  # G(z), where it was made before (a critic's first update)
 
 
@@ -144,11 +144,11 @@ def generator_loss(
     if objective.matching:
         x = generator(batch.z, batch.label)
         check_finite(**{"the generator's output": x})
-        check_same_shape(x=x, noise=batch.noise)  # type: ignore[arg-type]
+        check_same_shape(x=x, noise=batch.noise)
         with torch.no_grad():  # the scores are targets: no gradient runs through either network
-            x_noisy = add_noise(x, batch.sigma, batch.noise)  # type: ignore[arg-type]
+            x_noisy = add_noise(x, batch.sigma, batch.noise)
             real, fake = (D(x_noisy, batch.sigma, batch.label) for D in (teacher, critic))
-        gradient = matching_gradient(x, batch.sigma, real, fake, objective.weighting)  # type: ignore[arg-type]
+        gradient = matching_gradient(x, batch.sigma, real, fake, objective.weighting)
         loss = matching_loss(x, gradient)
         record = Record(x.detach(), batch.sigma, real, fake, loss_matching=loss.item())
     if objective.lambda_reg:

@@ -78,8 +78,8 @@ def sid_step(
     """SiD (Zhou et al. 2024, Algorithm 1): the gradient runs through both denoisers, too."""
     x = generator(batch.z, batch.label)
     batch = dmd.judged(batch, objective.grid, rng)
-    sigma: Tensor = batch.sigma  # type: ignore[assignment]
-    x_noisy = add_noise(x, sigma, batch.noise)  # type: ignore[arg-type]
+    sigma: Tensor = batch.sigma
+    x_noisy = add_noise(x, sigma, batch.noise)
     real, fake = (D(x_noisy, sigma, batch.label) for D in (teacher, critic))
     loss = sid_loss(x, sigma, real, fake, alpha, objective.weighting)
     norm = dmd.update(generator_optimizer, loss, objective.clip)
