@@ -236,7 +236,7 @@ class Results:
         if made is None:
             return False
         # half the bytes, so that a file of 7 million weights stays below 16 MiB
-        pipeline.keep(path, made, half=True, peak_memory=self.peak())
+        pipeline.keep(path, made, {"peak_memory": self.peak()}, half=True)
         return True
 
     def measure_student(self, name: str, seed: int, settings: DistillSettings, file: str) -> None:

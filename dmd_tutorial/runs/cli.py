@@ -132,7 +132,8 @@ class TrainTeacher(Placed):
     def run(self, command: str) -> None:
         """Train, and keep the network."""
         images = _images(self.table, self.data, self.size)
-        preset = replace(self.table, teacher=self.settings, shape=tuple(images.x.shape[1:]),
+        _, channels, height, width = images.x.shape
+        preset = replace(self.table, teacher=self.settings, shape=(channels, height, width),
                          classes=images.classes)  # fmt: skip
         network = preset.new_teacher().to(self.place)
         if Processes().first:
@@ -143,8 +144,9 @@ class TrainTeacher(Placed):
             network, images, self.settings, self.compute, checkpoint, self.control
         )
         if made is not None:
-            notes = {"preset": self.preset, "data": self.data, "images": len(images.x)}
-            pipeline.keep(self.out / "teacher", made, command=command, **notes)
+            notes = {"command": command, "preset": self.preset, "data": self.data,
+                     "images": len(images.x)}  # fmt: skip
+            pipeline.keep(self.out / "teacher", made, notes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -375,8 +377,8 @@ def commands_of(name: str, device: str | None = None, folder: Path | None = None
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     trained = "digits-teacher" if name == "digits" else str(folder / "teacher.safetensors")
     place: dict[str, Any] = {"preset": name, "device": device}
-    data = {"data": preset.data, "size": preset.shape[1]}
-    anchor = {"teacher": preset.published or trained, "pairs": folder / "pairs"}
+    data: dict[str, Any] = {"data": preset.data, "size": preset.shape[1]}
+    anchor: dict[str, Any] = {"teacher": preset.published or trained, "pairs": folder / "pairs"}
     warm_steps = preset.warm_start.steps if preset.warm_start else 0
     return {
         "train-teacher": TrainTeacher(

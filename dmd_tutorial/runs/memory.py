@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dmd_tutorial.denoisers import image_shape
-from dmd_tutorial.runs.compute import PRECISIONS, Compute, prepare
+from dmd_tutorial.runs.compute import PRECISIONS, Compute, Precision, prepare
 
 GIB = 2**30
 # VGG-16 to its last of five layers, at 224 x 224: 13.6 million values of convolutions and as many
@@ -122,7 +122,10 @@ def available(device: torch.device | str) -> int:
 
 
 def advice(
-    estimate_with: Callable[[Compute], Estimate], compute: Compute, free: int, low: str = "bf16"
+    estimate_with: Callable[[Compute], Estimate],
+    compute: Compute,
+    free: int,
+    low: Precision = "bf16",
 ) -> list[str]:
     """What to change when a training does not fit into `free` bytes, with what each change saves.
 
@@ -153,8 +156,9 @@ def say(estimate_with: Callable[[Compute], Estimate], compute: Compute, device: 
     """Before a run: what it needs, and what to change if that is more than there is."""
     free = available(device)
     print(f"Memory, estimated:\n{estimate_with(compute)}")
-    gpu = device.startswith("cuda")
-    low = "bf16" if not gpu or torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    low: Precision = "bf16"
+    if device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False):
+        low = "fp16"
     sentences = advice(estimate_with, compute, free, low)
     if sentences:
         print(f"There are {free / GIB:.2f} GiB. It may not fit; what helps:")

@@ -33,6 +33,7 @@ from dmd_tutorial.training import (
     DistillationRun,
     DistillSettings,
     FitRun,
+    FitSettings,
     Metrics,
     TeacherSettings,
     distill,
@@ -61,7 +62,7 @@ class Trained(NamedTuple):
     """A network whose training is done."""
 
     network: Any  # the averaged one: what is kept
-    settings: TeacherSettings | DistillSettings
+    settings: FitSettings | DistillSettings
     seconds: float  # of training, those before an interruption included
 
 
@@ -119,12 +120,12 @@ def make_student_in(
         warm = make_student(teacher, warm_start, pairs, start, compute, checkpoint, control)
         if warm is None:
             return None
-        keep(folder / "warm-start", warm, **notes)
+        keep(folder / "warm-start", warm, notes)
         start, notes = warm.network, {**notes, "warm_start_seconds": round(warm.seconds, 1)}
     checkpoint = folder / "student.ckpt"
     made = make_student(teacher, settings, pairs, start, compute, checkpoint, control)
     if made is not None:
-        keep(folder / "student", made, **notes)
+        keep(folder / "student", made, notes)
     return made
 
 
@@ -236,7 +237,7 @@ def measure(
     }  # fmt: skip
 
 
-def keep(path: Path, trained: Trained, half: bool = False, **notes: Any) -> None:
+def keep(path: Path, trained: Trained, notes: Mapping[str, Any], half: bool = False) -> None:
     """Write a network, what it was made with and a hundred samples, in the first process.
 
     `half` stores the weights in 16 bits.

@@ -6,9 +6,11 @@ weights, here its average is what is kept and measured, because raw weights swin
 step (chapter 6).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import nn
 
 from dmd_tutorial.denoisers import EDMDenoiser
 from dmd_tutorial.edm.networks import SongUNet
@@ -16,7 +18,7 @@ from dmd_tutorial.networks import UNet
 from dmd_tutorial.runs.compute import Compute
 from dmd_tutorial.training import DistillSettings, TeacherSettings
 
-NETWORKS = {
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "UNet": UNet,  # this book's
     "SongUNet": lambda size, channels, classes, **more: SongUNet(
         size, channels, channels, classes, **more

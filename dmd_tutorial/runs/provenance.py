@@ -13,10 +13,7 @@ DRIVE = Path("/content/drive/MyDrive")  # Colab's, once it is mounted
 
 
 def runs_folder() -> Path:
-    """Where runs are kept: in Google Drive if it is mounted, else in ``runs`` here.
-
-    In Colab a run on Drive survives its machine: the same command goes on on the next one.
-    """
+    """Where runs are kept: in Colab on a mounted Drive, which outlives the machine."""
     return DRIVE / "dmd-tutorial" if DRIVE.is_dir() else Path("runs")
 
 
