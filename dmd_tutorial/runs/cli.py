@@ -64,10 +64,7 @@ def parse(arguments: list[str]) -> Any:
         )
     ]
     about = "Distribution matching distillation, from a teacher to a measured one-step student."
-    return tyro.cli(
-        commands, prog="dmd", description=about, args=arguments,
-        config=(tyro.conf.HelptextFromCommentsOff,),
-    )  # fmt: skip
+    return tyro.cli(commands, prog="dmd", description=about, args=arguments)
 
 
 def seeds_of(text: str) -> list[int]:
@@ -86,16 +83,12 @@ def seeds_of(text: str) -> list[int]:
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """What most commands share.
+    """What most commands share."""
 
-    Attributes:
-        preset: Table of settings to start from: own-images with --data, otherwise the one that the
-            given network was made with.
-        device: Where networks run.
-    """
-
+    # table of settings to start from: own-images with --data, otherwise the one that the given
+    # network was made with
     preset: PresetName
-    device: str
+    device: str  # where networks run
 
     @property
     def table(self) -> Preset:
@@ -114,17 +107,11 @@ class Placed:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTeacher(Placed):
-    """Train a teacher on the preset's data, or on your own images.
+    """Train a teacher on the preset's data, or on your own images."""
 
-    Attributes:
-        data: Images: a folder, a zip, or a data set's name.
-        size: Their height and width in pixels.
-        out: Folder of the results.
-    """
-
-    data: str
-    size: int
-    out: Path
+    data: str  # images: a folder, a zip, or a data set's name
+    size: int  # their height and width in pixels
+    out: Path  # folder of the results
     control: OmitArgPrefixes[Control]
     settings: OmitArgPrefixes[TeacherSettings]
     compute: OmitArgPrefixes[Compute]
@@ -151,23 +138,14 @@ class TrainTeacher(Placed):
 
 @dataclass(frozen=True, kw_only=True)
 class MakePairs(Placed):
-    """Make pairs (z, y) with the teacher's ODE sampler.
+    """Make pairs (z, y) with the teacher's ODE sampler."""
 
-    Attributes:
-        teacher: A shipped or published name, or a file.
-        pairs: Folder of the pairs.
-        count: Number of pairs, a multiple of 1000.
-        steps: Heun steps per pair; N cost 2N-1 evaluations.
-        seed: Seed of the noise.
-        batch: Made at a time: a matter of memory.
-    """
-
-    teacher: str
-    pairs: Path
-    count: int
-    steps: int
-    seed: int = 0
-    batch: int
+    teacher: str  # a shipped or published name, or a file
+    pairs: Path  # folder of the pairs
+    count: int  # number of pairs, a multiple of 1000
+    steps: int  # Heun steps per pair; N cost 2N-1 evaluations
+    seed: int = 0  # seed of the noise
+    batch: int  # made at a time: a matter of memory
 
     def run(self, command: str) -> None:
         """Make those that are not there yet."""
@@ -177,23 +155,14 @@ class MakePairs(Placed):
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(Placed):
-    """Distil a teacher into a one-step student: regression on the pairs, then DMD.
+    """Distil a teacher into a one-step student: regression on the pairs, then DMD."""
 
-    Attributes:
-        teacher: A shipped or published name, or a file.
-        pairs: Folder of the pairs.
-        count: Use only so many pairs; None for all.
-        start: Student (.safetensors) to start from, without warm start.
-        warm_start_steps: Steps of regression on the pairs first; 0 for none.
-        out: Folder of the results.
-    """
-
-    teacher: str
-    pairs: Path
-    count: int | None = None
-    start: str | None = None
-    warm_start_steps: int
-    out: Path
+    teacher: str  # a shipped or published name, or a file
+    pairs: Path  # folder of the pairs
+    count: int | None = None  # use only so many pairs; None for all
+    start: str | None = None  # student (.safetensors) to start from, without warm start
+    warm_start_steps: int  # steps of regression on the pairs first; 0 for none
+    out: Path  # folder of the results
     control: OmitArgPrefixes[Control]
     settings: OmitArgPrefixes[DistillSettings]
     compute: OmitArgPrefixes[Compute]
@@ -225,21 +194,13 @@ class Distill(Placed):
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing(Placed):
-    """What draws samples.
+    """What draws samples."""
 
-    Attributes:
-        model: A shipped or published name, or a file.
-        count: Number of samples, classes balanced.
-        steps: Heun steps of a teacher; N cost 2N-1 evaluations.
-        seed: Seed of the noise.
-        batch: Made at a time: a matter of memory.
-    """
-
-    model: Model
-    count: int
-    steps: int = 18
-    seed: int = 0
-    batch: int = 500
+    model: Model  # a shipped or published name, or a file
+    count: int  # number of samples, classes balanced
+    steps: int = 18  # Heun steps of a teacher; N cost 2N-1 evaluations
+    seed: int = 0  # seed of the noise
+    batch: int = 500  # made at a time: a matter of memory
 
     def drawn(self, model: nn.Module, z: Tensor, label: Tensor | None) -> tuple[Tensor, float]:
         """Samples, and the seconds that they took."""
@@ -249,18 +210,13 @@ class Drawing(Placed):
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Drawing):
-    """Draw samples from a teacher or a student.
+    """Draw samples from a teacher or a student."""
 
-    Attributes:
-        seeds: One seed per sample, such as 0-63, instead of --count: noise and class of each come
-            from its own generator on the device, as in EDM.
-        label: The class of every sample; None for balanced ones, or drawn.
-        out: File to write, its ending is chosen for you.
-    """
-
+    # one seed per sample, such as 0-63, instead of --count: noise and class of each come from its
+    # own generator on the device, as in EDM
     seeds: str | None = None
-    label: int | None = None
-    out: Path
+    label: int | None = None  # the class of every sample; None for balanced ones, or drawn
+    out: Path  # file to write, its ending is chosen for you
 
     def run(self, command: str) -> None:
         """Draw and write."""
@@ -284,19 +240,12 @@ class Sample(Drawing):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluate(Drawing):
-    """Measure a teacher or a student against the data.
+    """Measure a teacher or a student against the data."""
 
-    Attributes:
-        data: Images: a folder, a zip, or a data set's name.
-        size: Their height and width in pixels.
-        features: Of what is compared: digits, inception, or a classifier's file.
-        out: JSON file to write; printed only, without one.
-    """
-
-    data: str
-    size: int
-    features: str
-    out: Path | None = None
+    data: str  # images: a folder, a zip, or a data set's name
+    size: int  # their height and width in pixels
+    features: str  # of what is compared: digits, inception, or a classifier's file
+    out: Path | None = None  # JSON file to write; printed only, without one
 
     def run(self, command: str) -> None:
         """Draw, measure, and write the report."""
@@ -319,17 +268,11 @@ class Evaluate(Drawing):
 
 @dataclass(frozen=True, kw_only=True)
 class Demo:
-    """Go the whole way in minutes: teacher, pairs, distillation, a one-step grid.
+    """Go the whole way in minutes: teacher, pairs, distillation, a one-step grid."""
 
-    Attributes:
-        device: Where networks run.
-        out: Folder of the results.
-        fresh: Start over instead of continuing.
-    """
-
-    device: str
-    out: Path
-    fresh: bool = False
+    device: str  # where networks run
+    out: Path  # folder of the results
+    fresh: bool = False  # start over instead of continuing
 
     def run(self, command: str) -> None:
         """Each stage as its own command would do it."""
@@ -348,15 +291,10 @@ class Demo:
 
 @dataclass(frozen=True, kw_only=True)
 class Verify:
-    """Run a chapter's tests and its notebook; needs a clone of the book.
+    """Run a chapter's tests and its notebook; needs a clone of the book."""
 
-    Attributes:
-        chapter: Number of the chapter.
-        book: Folder of the clone.
-    """
-
-    chapter: Positional[int]
-    book: Path = Path()
+    chapter: Positional[int]  # number of the chapter
+    book: Path = Path()  # folder of the clone
 
     def run(self, command: str) -> None:
         """Run both by pytest."""
