@@ -209,6 +209,34 @@ def test_a_mistake_is_one_sentence_and_status_2(command, said, capsys):
     assert "Traceback" not in error
 
 
+def test_the_demo_goes_the_whole_way_and_continues_where_it_stopped(tmp_path, monkeypatch, capsys):
+    demo = PRESETS["demo"]
+    short = replace(
+        demo,
+        teacher=replace(demo.teacher, steps=3, batch=4),
+        pairs=1000,
+        pair_steps=1,
+        warm_start=replace(demo.warm_start, steps=3, batch_pairs=4),
+        distill=replace(demo.distill, steps=2, batch=4, batch_pairs=4),
+    )
+    monkeypatch.setitem(PRESETS, "demo", short)
+    for fresh in ([], ["--fresh"]):
+        assert main(["demo", "--out", str(tmp_path), *fresh]) == 0
+        assert "One-step samples" in capsys.readouterr().out
+    for name in ("teacher", "warm-start", "student"):
+        notes = json.loads((tmp_path / f"{name}.json").read_text())
+        assert notes["preset"] == "demo"
+        assert notes["command"] == f"dmd demo --out {tmp_path} --fresh"
+    assert (tmp_path / "student.png").exists()
+
+
+def test_a_result_names_the_commit_of_the_clone():
+    root = Path(provenance.__file__).parents[2]
+    if not (root / ".git").exists():
+        pytest.skip("not a clone")
+    assert re.fullmatch(r"[0-9a-f]{12}\+?", provenance.provenance()["commit"])
+
+
 def test_verify_wants_a_clone(tmp_path, capsys):
     assert main(["verify", "1", "--book", str(tmp_path)]) == 2
     assert "give --book" in capsys.readouterr().err
