@@ -49,17 +49,9 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def make_pairs(
-    teacher: nn.Module,
-    folder: str | Path,
-    count: int,
-    shape: tuple[int, ...],
-    classes: int = 0,
-    *,
-    steps: int = 18,
-    seed: int = 0,
-    batch: int = CHUNK,
-    share: tuple[int, int] = (0, 1),
-) -> Iterator[int]:
+    teacher: nn.Module, folder: str | Path, count: int, shape: tuple[int, ...], classes: int = 0, *,
+    steps: int = 18, seed: int = 0, batch: int = CHUNK, share: tuple[int, int] = (0, 1),
+) -> Iterator[int]:  # fmt: skip
     """Make pairs with Heun's method, chunk by chunk, skipping the chunks that are there.
 
     Chunk k depends on the seed and k alone, so a run that stopped, or several at once, make what

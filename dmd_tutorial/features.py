@@ -134,18 +134,10 @@ def load_classifier(path: str | Path = CLASSIFIER_FILE) -> Classifier:
 
 
 def train_classifier(
-    images: Images,
-    steps: int = 500,
-    batch: int = 128,
-    learning_rate: float = 3e-3,
-    *,
-    noise: float = 0.2,
-    augment: bool = False,
-    width: int = 32,
-    deep: bool = False,
-    device: torch.device | str = "cpu",
-    seed: int = 0,
-) -> Classifier:
+    images: Images, steps: int = 500, batch: int = 128, learning_rate: float = 3e-3, *,
+    noise: float = 0.2, augment: bool = False, width: int = 32, deep: bool = False,
+    device: torch.device | str = "cpu", seed: int = 0,
+) -> Classifier:  # fmt: skip
     """Train a `Classifier` with AdamW; the learning rate falls along half a cosine.
 
     Each image gets Gaussian noise of a random level up to `noise`, so that slightly noisy samples

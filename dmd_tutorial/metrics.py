@@ -124,10 +124,9 @@ def frechet_distance(
 
 
 def precision_recall(
-    samples: Float[Tensor, "count width"],
-    reference: Float[Tensor, "reference_count width"],
+    samples: Float[Tensor, "count width"], reference: Float[Tensor, "reference_count width"],
     nearest: int = 10_000,
-) -> tuple[float, float]:
+) -> tuple[float, float]:  # fmt: skip
     """Share of the samples in the manifold of the reference, and the reverse.
 
     The manifold of a set is the union of balls around its members, each of which reaches to the
