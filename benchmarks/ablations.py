@@ -9,24 +9,27 @@ it can be stopped and continued.
 """
 
 import argparse
-import copy
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from dmd_tutorial import metrics, pretrained
-from dmd_tutorial.anchor import Pairs, load_pairs, make_pairs
-from dmd_tutorial.data import balanced_labels, digits
+from dmd_tutorial.anchor import Pairs, load_pairs
+from dmd_tutorial.data import digits
+from dmd_tutorial.runs import pipeline
+from dmd_tutorial.runs.presets import ON_DIGITS
 from dmd_tutorial.runs.provenance import provenance
-from dmd_tutorial.samplers import one_step
-from dmd_tutorial.training import DistillationRun, DistillSettings, distill
 
-SHAPE, CLASSES = (1, 8, 8), 10
-WARM_START = DistillSettings(
-    steps=800, learning_rate=1e-3, decay=0.9, ema=0.995, matching=False, batch_pairs=128
+WARM_START = replace(
+    ON_DIGITS,
+    steps=800,
+    learning_rate=1e-3,
+    decay=0.9,
+    ema=0.995,
+    matching=False,
+    batch_pairs=128,
 )
 VARIANTS = {
     "full": {},
@@ -39,20 +42,10 @@ VARIANTS = {
 WORLDS = {300: list(VARIANTS), 3_000: list(VARIANTS)[:3]}  # pairs -> variants
 
 
-def train(teacher, settings: DistillSettings, pairs: Pairs, start=None):
-    """One run; returns its averaged student and its seconds."""
-    run = DistillationRun(teacher, settings, start)
-    started = time.perf_counter()
-    for _ in distill(run, SHAPE, CLASSES, pairs):
-        pass
-    return run.average, time.perf_counter() - started
-
-
 def measure(student, reference, teacher_features, count: int) -> dict:
     """Distance to the data and to the teacher, precision, recall."""
-    label = balanced_labels(count, CLASSES)
-    z = torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(10_000))
-    x = one_step(student, z, label)
+    z, label = pipeline.noise(student, count, seed=10_000)
+    x = pipeline.draw(student, z, label)
     result = metrics.evaluate(x, reference, label)
     to_teacher = metrics.frechet(metrics.extract_features(x), teacher_features)
     return {"frechet": result.frechet, "frechet_to_teacher": to_teacher,
@@ -71,13 +64,12 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_flush_denormal(True)
     teacher = pretrained.load("digits-teacher")
-    for _ in make_pairs(teacher, options.pairs, 13_000, SHAPE, CLASSES):
-        pass
+    pipeline.make_pairs_in(options.pairs, teacher, 13_000, steps=18)
     everything = load_pairs(options.pairs, teacher)
     reference = metrics.extract_features(digits().x)
     # the first 3,000 pairs are for training, the teacher's samples to compare with come after
     teacher_features = metrics.extract_features(everything.y[3_000:])
-    distilled = replace(DistillSettings(), steps=options.steps, warm_up=50)
+    distilled = replace(ON_DIGITS, steps=options.steps, warm_up=50)
     out = Path(options.out)
     report = json.loads(out.read_text()) if out.exists() else {"rows": []}
     done = {(r["pairs"], r["seed"], r["variant"]) for r in report["rows"]}
@@ -87,16 +79,15 @@ def main() -> None:
             wanted = [v for v in ("start", *variants) if (count, seed, v) not in done]
             if not wanted:
                 continue
-            start, seconds = train(teacher, replace(WARM_START, seed=seed), pairs)
+            start = pipeline.make_student(teacher, replace(WARM_START, seed=seed), pairs)
             for variant in wanted:
-                student, settings = start, replace(WARM_START, seed=seed)
+                made = start
                 if variant != "start":
                     settings = replace(distilled, seed=seed, **VARIANTS[variant])
-                    before = copy.deepcopy(start.denoiser)
-                    student, seconds = train(teacher, settings, pairs, before)
+                    made = pipeline.make_student(teacher, settings, pairs, start.network)
+                measured = measure(made.network, reference, teacher_features, options.count)
                 row = {"variant": variant, "pairs": count, "seed": seed,
-                       "seconds": round(seconds, 1),
-                       **measure(student, reference, teacher_features, options.count)}  # fmt: skip
+                       "seconds": round(made.seconds, 1), **measured}  # fmt: skip
                 report["rows"].append(row)
                 report |= {"steps": options.steps, "samples": options.count, **provenance()}
                 out.parent.mkdir(parents=True, exist_ok=True)

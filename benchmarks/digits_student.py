@@ -17,19 +17,14 @@ import torch
 
 from dmd_tutorial import metrics, pretrained
 from dmd_tutorial.anchor import fingerprint, load_pairs
-from dmd_tutorial.data import balanced_labels, digits
+from dmd_tutorial.data import digits
+from dmd_tutorial.runs import pipeline
 from dmd_tutorial.runs.provenance import provenance
 from dmd_tutorial.samplers import euler, heun, one_step, sample
 
-SHAPE, CLASSES = (1, 8, 8), 10
 TEACHER_ROWS = {  # evaluations -> (sampler, steps)
     1: (euler, 1), 5: (heun, 3), 9: (heun, 5), 17: (heun, 9), 35: (heun, 18),
 }  # fmt: skip
-
-
-def noise(count: int, seed: int) -> torch.Tensor:
-    """Draw z of one seed."""
-    return torch.randn(count, *SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
 def speed(function, count: int = 2_000) -> int:
@@ -64,15 +59,15 @@ def main() -> None:
             pairs = load_pairs(options.pairs, teacher, options.count)
             x, label = pairs.y, pairs.label
         else:
-            label = balanced_labels(count, CLASSES)
-            x = sample(teacher, noise(count, 100), label, sampler=sampler, steps=steps)
+            z, label = pipeline.noise(teacher, count, seed=100)
+            x = sample(teacher, z, label, sampler=sampler, steps=steps)
         report["teacher"][evaluations] = metrics.evaluate(x, reference, label)._asdict()
         print(evaluations, report["teacher"][evaluations]["frechet"], flush=True)
     teacher_features = metrics.extract_features(x)
 
     for seed in range(options.seeds):
-        label = balanced_labels(options.count, CLASSES)
-        x = one_step(student, noise(options.count, seed), label)
+        z, label = pipeline.noise(student, options.count, seed)
+        x = one_step(student, z, label)
         measured = metrics.evaluate(x, reference, label)._asdict()
         features = metrics.extract_features(x)
         measured["frechet_to_teacher"] = metrics.frechet(features, teacher_features)
@@ -95,12 +90,11 @@ def main() -> None:
     for evaluations, (sampler, steps) in TEACHER_ROWS.items():
         report["teacher"][evaluations]["images_per_second"] = speed(
             lambda count, sampler=sampler, steps=steps: sample(
-                teacher, noise(count, 0), balanced_labels(count, CLASSES),
-                sampler=sampler, steps=steps,
+                teacher, *pipeline.noise(teacher, count, 0), sampler=sampler, steps=steps
             )
         )  # fmt: skip
     report["student_images_per_second"] = speed(
-        lambda count: one_step(student, noise(count, 0), balanced_labels(count, CLASSES))
+        lambda count: one_step(student, *pipeline.noise(student, count, 0))
     )
     text = json.dumps(report, indent=1)
     if options.out:

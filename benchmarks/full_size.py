@@ -16,7 +16,6 @@ features of a classifier trained on the same data: they rank models, and are no 
 """
 
 import argparse
-import copy
 import json
 import math
 import sys
@@ -24,29 +23,20 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from dmd_tutorial import features, metrics, pretrained
-from dmd_tutorial.anchor import load_pairs, make_pairs
+from dmd_tutorial.anchor import load_pairs
 from dmd_tutorial.data import Images, balanced_labels
-from dmd_tutorial.networks.image_classifier import accuracy, train_image_classifier
-from dmd_tutorial.notebook import plots
-from dmd_tutorial.runs import monitor
-from dmd_tutorial.runs.checkpoints import newest, replace_file
-from dmd_tutorial.runs.colab import runs_folder
+from dmd_tutorial.runs import pipeline
+from dmd_tutorial.runs.checkpoints import replace_file
 from dmd_tutorial.runs.compute import Compute
-from dmd_tutorial.runs.images import load_images
+from dmd_tutorial.runs.images import load_images, save_grid
 from dmd_tutorial.runs.presets import CIFAR10_SMALL, Preset
-from dmd_tutorial.runs.provenance import provenance
-from dmd_tutorial.samplers import one_step, sample
-from dmd_tutorial.training import (
-    DistillationRun,
-    DistillSettings,
-    TeacherRun,
-    distill,
-    train_teacher,
-)
+from dmd_tutorial.runs.provenance import provenance, runs_folder
+from dmd_tutorial.training import DistillSettings
 
 VARIANTS = {  # name -> what is changed, and how many seeds
     "full": ({}, 2),
@@ -72,7 +62,7 @@ class Plan:
 REDUCED = Plan(
     preset=replace(
         CIFAR10_SMALL,
-        network={**CIFAR10_SMALL.network, "model_channels": 16, "channel_mult": [1],
+        network_options={**CIFAR10_SMALL.network_options, "model_channels": 16, "channel_mult": [1],
                  "num_blocks": 1, "attn_resolutions": []},
         teacher=replace(CIFAR10_SMALL.teacher, steps=4, batch=8),
         pairs=1_000,
@@ -86,14 +76,7 @@ REDUCED = Plan(
 
 
 def evaluations(settings: DistillSettings) -> int:
-    """Network evaluations of one iteration: forward 1, forward and backward 3.
-
-    Args:
-        settings: Of the distillation.
-
-    Returns:
-        How many, over all its samples.
-    """
+    """Network evaluations of one iteration, over all samples: forward 1, with backward 3."""
     generated = settings.batch * settings.matching + settings.batch_pairs * (
         settings.lambda_reg > 0
     )
@@ -105,15 +88,7 @@ def evaluations(settings: DistillSettings) -> int:
 
 
 def at_equal_budget(settings: DistillSettings, full: DistillSettings) -> DistillSettings:
-    """The same settings with as many iterations as the full objective's evaluations pay for.
-
-    Args:
-        settings: Of a variant.
-        full: Of the full objective.
-
-    Returns:
-        Settings with other steps.
-    """
+    """The same settings with as many iterations as the full objective's evaluations pay for."""
     steps = round(full.steps * evaluations(full) / evaluations(settings))
     return replace(settings, steps=max(1, steps))
 
@@ -171,17 +146,14 @@ class Results:
         path = self.work / "classifier.safetensors"
         if path.exists():
             return True
-        count = len(self.images.x)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-        held_out = max(1, count // 10)
-        parts = [Images(self.images.x[i], self.images.label[i], self.images.classes)
-                 for i in (order[held_out:], order[:held_out])]  # fmt: skip
+        held_out = max(1, len(self.images.x) // 10)
+        train, test = self.images.split(held_out)
         started = time.monotonic()
-        classifier = train_image_classifier(
-            parts[0], self.plan.classifier_steps, width=self.plan.classifier_width,
-            device=self.options.device, batch=min(512, len(parts[0].x)),
+        classifier = features.train_classifier(
+            train, self.plan.classifier_steps, batch=min(512, len(train.x)), noise=0.0,
+            augment=True, width=self.plan.classifier_width, deep=True, device=self.options.device,
         )  # fmt: skip
-        correct = accuracy(classifier, parts[1])
+        correct = features.accuracy(classifier, test)
         features.save_classifier(path, classifier, held_out=held_out, correct=correct)
         self.note(classifier={"held_out": held_out, "correct": correct,
                               "seconds": round(time.monotonic() - started, 1)})  # fmt: skip
@@ -189,19 +161,18 @@ class Results:
 
     def teacher(self) -> bool:
         """The teacher, trained from scratch."""
-        if (self.work / "teacher.safetensors").exists():
-            return True
         network = self.preset.new_teacher().to(self.options.device)
-        run = TeacherRun(network, self.preset.teacher, self.preset.compute)
-        return self.drive(run, train_teacher(run, self.images), "teacher", run.average)
+        settings = self.preset.teacher
+        return self.done("teacher", lambda **how: pipeline.make_teacher(
+            network, self.images, settings, **how
+        ))  # fmt: skip
 
     def pairs(self) -> bool:
         """The anchor's pairs, chunk by chunk."""
-        made = make_pairs(
-            self.load("teacher"), self.work / "pairs", self.preset.pairs, self.preset.shape,
-            self.preset.classes, steps=self.preset.pair_steps, batch=self.plan.batch,
+        return pipeline.make_pairs_in(
+            self.work / "pairs", self.load("teacher"), self.preset.pairs, self.preset.pair_steps,
+            batch=self.plan.batch, minutes=self.minutes_left(),
         )  # fmt: skip
-        return all(total == self.preset.pairs or not self.out_of_time() for total in made)
 
     def measure_teacher(self) -> bool:
         """The teacher with 35 evaluations, and half the data against the other half."""
@@ -210,12 +181,11 @@ class Results:
         path = self.work / "teacher-samples.pt"
         parts = list(torch.load(path, weights_only=True)) if path.exists() else []
         teacher, (z, label) = self.load("teacher"), self.noise()
-        while len(parts) * self.plan.batch < len(z) and not self.out_of_time():
+        while len(parts) * self.plan.batch < len(z) and self.minutes_left() > 0:
             piece = slice(len(parts) * self.plan.batch, (len(parts) + 1) * self.plan.batch)
-            device = self.options.device
-            x = sample(teacher, z[piece].to(device), label[piece].to(device), batch=self.plan.batch,
-                       steps=self.preset.pair_steps)  # fmt: skip
-            parts.append(x.cpu().half())
+            steps = self.preset.pair_steps
+            x = pipeline.draw(teacher, z[piece], label[piece], steps, self.plan.batch)
+            parts.append(x.half())
         replace_file(path, lambda file: torch.save(parts, file))
         if len(parts) * self.plan.batch < len(z):
             return False
@@ -229,71 +199,50 @@ class Results:
 
     def regression(self, seed: int) -> bool:
         """What all students of a seed start from."""
-        name = f"regression-{seed}"
-        if (self.work / f"{name}.safetensors").exists():
-            return True
         settings = replace(self.preset.warm_start, seed=seed)
-        run = DistillationRun(self.load("teacher"), settings, compute=self.preset.compute)
-        if not self.drive(run, self.loop(run), name, run.average):
-            return False
-        self.measure_student(name.replace("-", ", seed "), "regression", seed, settings, name)
-        return True
+        return self.distilled(f"regression-{seed}", "regression", seed, settings)
 
     def student(self, name: str, changes: dict, seed: int) -> bool:
         """One student, trained and measured."""
-        file = f"{name.replace(' ', '-').replace('^', '')}-{seed}"
         full = replace(self.preset.distill, seed=seed)
         settings = at_equal_budget(replace(full, **changes), full)
-        if not (self.work / f"{file}.safetensors").exists():
-            start = self.load(f"regression-{seed}").denoiser
-            run = DistillationRun(
-                self.load("teacher"), settings, start, compute=self.preset.compute
-            )
-            if not self.drive(run, self.loop(run), file, run.average):
-                return False
-        self.measure_student(file, name, seed, settings, file)
-        return True
+        file = f"{name.replace(' ', '-').replace('^', '')}-{seed}"
+        return self.distilled(file, name, seed, settings, start=f"regression-{seed}")
 
     # --- what they share -------------------------------------------------------------------------
 
-    def loop(self, run: DistillationRun) -> Iterator:
-        pairs = load_pairs(self.work / "pairs", self.load("teacher"))
-        return distill(run, self.preset.shape, self.preset.classes, pairs)
+    def distilled(
+        self, file: str, name: str, seed: int, settings: DistillSettings, start: str = ""
+    ) -> bool:
+        def make(**how: Any) -> pipeline.Trained | None:
+            teacher = self.load("teacher")
+            pairs = load_pairs(self.work / "pairs", teacher)
+            first = self.load(start) if start else None
+            return pipeline.make_student(teacher, settings, pairs, first, **how)
 
-    def drive(self, run, loop: Iterator, name: str, model) -> bool:
-        """Train until done or out of time; saved either way."""
-        checkpoint, earlier, started = self.work / f"{name}.ckpt", 0.0, time.monotonic()
-        if newest(checkpoint):
-            earlier = run.load(checkpoint)["seconds"]
-        signs, stopped = monitor.Signs(run.settings.clip), False
-        for metric in loop:
-            for warning in signs(metric.record) if metric.record else []:
-                print(f"{name}, step {metric.step}: {warning}", flush=True)
-            stopped = self.out_of_time()
-            if stopped:
-                break
-        seconds = earlier + time.monotonic() - started
-        run.save(checkpoint, seconds=seconds)
-        if run.step < run.settings.steps:
-            print(f"{name}: step {run.step} of {run.settings.steps}", flush=True)
+        if not self.done(file, make):
             return False
-        # half the bytes, so that a file of 7 million weights stays below 16 MiB
-        small = copy.deepcopy(model).half()
-        pretrained.save_denoiser(
-            self.work / f"{name}.safetensors", small, seconds=round(seconds, 1),
-            settings=asdict(run.settings), peak_memory=self.peak(), **provenance(),
-        )  # fmt: skip
+        self.measure_student(name, seed, settings, file)
         return True
 
-    def measure_student(
-        self, label: str, name: str, seed: int, settings: DistillSettings, file: str
-    ) -> None:
+    def done(self, name: str, make: Callable[..., pipeline.Trained | None]) -> bool:
+        """Train until done or out of time; saved either way."""
+        path = self.work / name
+        if path.with_suffix(".safetensors").exists():
+            return True
+        control = pipeline.Control(checkpoint_minutes=math.inf, minutes=self.minutes_left())
+        made = make(compute=self.preset.compute, checkpoint=path.with_suffix(".ckpt"),
+                    control=control)  # fmt: skip
+        if made is None:
+            return False
+        # half the bytes, so that a file of 7 million weights stays below 16 MiB
+        pipeline.keep(path, made, {"peak_memory": self.peak()}, half=True)
+        return True
+
+    def measure_student(self, name: str, seed: int, settings: DistillSettings, file: str) -> None:
         if self.row(name, seed):
             return
-        z, classes = self.noise()
-        device = self.options.device
-        student = self.load(file)
-        x = one_step(student, z.to(device), classes.to(device), batch=self.plan.batch).cpu()
+        x = pipeline.draw(self.load(file), *self.noise(), batch=self.plan.batch)
         made_by = pretrained.made_by(self.work / f"{file}.safetensors")
         self.finish(name, seed, x, asdict(settings), 1, seconds=made_by["seconds"],
                     peak_memory=made_by["peak_memory"],
@@ -328,7 +277,7 @@ class Results:
         self.report["rows"].append(row)
         self.note()
         grid = self.out / f"cifar10-small-{name.replace(' ', '-').replace('^', '')}-{seed}.png"
-        plots.save_grid(x[:40], grid, columns=10, scale=1)
+        save_grid(x[:40], grid, columns=10, scale=1)
 
     def note(self, **values: object) -> None:
         """Write the file of results with some more values."""
@@ -360,8 +309,8 @@ class Results:
     def load(self, name: str):
         return pretrained.load(self.work / f"{name}.safetensors").to(self.options.device)
 
-    def out_of_time(self) -> bool:
-        return time.monotonic() > self.deadline
+    def minutes_left(self) -> float:
+        return (self.deadline - time.monotonic()) / 60
 
     def peak(self) -> int | None:
         gpu = torch.device(self.options.device).type == "cuda"

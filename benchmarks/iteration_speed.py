@@ -13,6 +13,7 @@ import copy
 import json
 import statistics
 import time
+from dataclasses import replace
 
 import torch
 from torch.nn import functional
@@ -20,7 +21,8 @@ from torch.nn import functional
 from dmd_tutorial import dmd, pretrained
 from dmd_tutorial.anchor import Pairs
 from dmd_tutorial.noise import grid_sigma, karras_grid
-from dmd_tutorial.training import DistillationRun, DistillSettings, draw_batch
+from dmd_tutorial.runs.presets import ON_DIGITS
+from dmd_tutorial.training import DistillationRun, draw_batch
 
 BATCH, SHAPE, CLASSES = 64, (1, 8, 8), 10
 
@@ -43,7 +45,7 @@ class Naive:
         options = {"lr": 5e-5, "fused": False, "foreach": False}
         self.generator_optimizer = torch.optim.AdamW(self.generator.parameters(), **options)
         self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), **options)
-        self.grid = karras_grid(sigma_max=5.0)
+        self.grid = karras_grid(sigma_max=ON_DIGITS.sigma_max)
 
     def __call__(self) -> None:
         """One iteration."""
@@ -75,7 +77,7 @@ class Ours:
     """The package's iteration."""
 
     def __init__(self, run: DistillationRun, pairs: Pairs) -> None:
-        self.run, self.pairs, self.objective = run, pairs, run.objective()
+        self.run, self.pairs, self.objective = run, pairs, run.settings.objective()
 
     def __call__(self) -> None:
         """One iteration."""
@@ -95,7 +97,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
-    settings = DistillSettings(critic_steps=1, batch=BATCH, batch_pairs=BATCH)
+    settings = replace(ON_DIGITS, critic_steps=1, batch=BATCH, batch_pairs=BATCH)
     run = DistillationRun(pretrained.load("digits-teacher"), settings)
     pairs = random_pairs()
     loops = {"naive": Naive(run, pairs), "ours": Ours(run, pairs)}

@@ -16,7 +16,7 @@ from dmd_tutorial.data import Images, digits
 from dmd_tutorial.denoisers import denoising_loss
 from dmd_tutorial.noise import lognormal_sigma, noise_like
 from dmd_tutorial.runs.presets import DIGITS
-from dmd_tutorial.training import TeacherRun, train_teacher
+from dmd_tutorial.training import FitRun, train_teacher
 
 SEEN = 1437
 
@@ -40,7 +40,7 @@ def main() -> None:
         for part in (order[:SEEN], order[SEEN:])
     )
     sample_of_seen = Images(seen.x[: len(unseen.x)], seen.label[: len(unseen.x)], seen.classes)
-    run = TeacherRun(DIGITS.new_teacher(), replace(DIGITS.teacher, steps=4_000))
+    run = FitRun(DIGITS.new_teacher(), replace(DIGITS.teacher, steps=4_000))
     print("steps  loss on digits seen  on digits not seen")
     for metric in train_teacher(run, seen):
         if metric.step % 250 == 0:

@@ -34,7 +34,8 @@ class Pairs(NamedTuple):
     def draw(self, count: int, rng: Generator) -> "Pairs":
         """Some of them, each equally likely, with replacement."""
         index = torch.randint(len(self.z), (count,), generator=rng)
-        return Pairs(*(None if column is None else column[index] for column in self))
+        label = None if self.label is None else self.label[index]
+        return Pairs(self.z[index], self.y[index], label)
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -48,17 +49,9 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def make_pairs(
-    teacher: nn.Module,
-    folder: str | Path,
-    count: int,
-    shape: tuple[int, ...],
-    classes: int = 0,
-    *,
-    steps: int = 18,
-    seed: int = 0,
-    batch: int = CHUNK,
-    share: tuple[int, int] = (0, 1),
-) -> Iterator[int]:
+    teacher: nn.Module, folder: str | Path, count: int, shape: tuple[int, ...], classes: int = 0, *,
+    steps: int = 18, seed: int = 0, batch: int = CHUNK, share: tuple[int, int] = (0, 1),
+) -> Iterator[int]:  # fmt: skip
     """Make pairs with Heun's method, chunk by chunk, skipping the chunks that are there.
 
     Chunk k depends on the seed and k alone, so a run that stopped, or several at once, make what

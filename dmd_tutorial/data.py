@@ -29,6 +29,18 @@ class Images(NamedTuple):
             x = torch.where(flip[:, None, None, None], x.flip(-1), x)
         return x
 
+    def split(self, held_out: int, seed: int = 0) -> tuple["Images", "Images"]:
+        """Cut at random into images to train on, and so many that are held out to test on."""
+        count = len(self.x)
+        if not 0 < held_out < count:
+            raise ValueError(f"cannot hold out {held_out} of {count} images")
+        order = torch.randperm(count, generator=Generator().manual_seed(seed))
+        train, test = (
+            Images(self.x[part], self.label[part], self.classes)
+            for part in (order[held_out:], order[:held_out])
+        )
+        return train, test
+
 
 def digits() -> Images:
     """The 1797 handwritten digits that scikit-learn carries, 8 x 8 pixels, 10 classes.

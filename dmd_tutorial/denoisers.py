@@ -5,7 +5,7 @@ of the clean sample behind a noisy one. Everything else in the book is built on 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
@@ -233,7 +233,7 @@ def denoising_loss(
 def image_shape(model: nn.Module) -> tuple[tuple[int, int, int], int]:
     """The shape of a network's images, and its number of classes, 0 for none."""
     denoiser = getattr(model, "denoiser", model)
-    network = getattr(denoiser, "network", denoiser)
+    network: Any = getattr(denoiser, "network", denoiser)
     if not hasattr(network, "size"):
         raise ValueError(f"{type(network).__name__} does not say what images it makes")
     return (network.channels, network.size, network.size), network.classes

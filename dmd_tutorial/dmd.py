@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -46,10 +46,11 @@ def weight(
     """
     if callable(weighting):
         return weighting(x, sigma, denoised_real)
-    if Weighting(weighting) is Weighting.EQ8:
+    weighting = Weighting(weighting)
+    if weighting is Weighting.EQ8:
         error = (x - denoised_real).abs().flatten(1).mean(dim=1)
         return sigma**2 / error.clamp_min(1e-6)  # the paper has no guard against error 0
-    return sigma ** {Weighting.SIGMA: 1, Weighting.NONE: 2, Weighting.SIGMA3: 3}[weighting]  # type: ignore[index]
+    return sigma ** {Weighting.SIGMA: 1, Weighting.NONE: 2, Weighting.SIGMA3: 3}[weighting]
 
 
 def matching_gradient(
@@ -116,8 +117,8 @@ class Batch(NamedTuple):
     z_ref: Tensor | None = None
     y_ref: Tensor | None = None
     label_ref: Condition | None = None
-    sigma: Tensor | None = None  # levels (batch,) at which x is judged; drawn if None
-    noise: Tensor | None = None  # the noise there, in the shape of x; drawn like z if None
+    sigma: Tensor | Any = None  # levels (batch,) at which x is judged; drawn if None
+    noise: Tensor | Any = None  # the noise there, in the shape of x; drawn like z if None
     x: Tensor | None = None  # G(z), where it was made before (a critic's first update)
 
 
@@ -143,10 +144,11 @@ def generator_loss(
     if objective.matching:
         x = generator(batch.z, batch.label)
         check_finite(**{"the generator's output": x})
+        check_same_shape(x=x, noise=batch.noise)
         with torch.no_grad():  # the scores are targets: no gradient runs through either network
-            x_noisy = add_noise(x, batch.sigma, batch.noise)  # type: ignore[arg-type]
+            x_noisy = add_noise(x, batch.sigma, batch.noise)
             real, fake = (D(x_noisy, batch.sigma, batch.label) for D in (teacher, critic))
-        gradient = matching_gradient(x, batch.sigma, real, fake, objective.weighting)  # type: ignore[arg-type]
+        gradient = matching_gradient(x, batch.sigma, real, fake, objective.weighting)
         loss = matching_loss(x, gradient)
         record = Record(x.detach(), batch.sigma, real, fake, loss_matching=loss.item())
     if objective.lambda_reg:
@@ -195,14 +197,13 @@ def iteration(
     """
     _check(batch, objective, critic_optimizer)
     if objective.matching:
-        batch = judged(batch, dmd_sigma(len(batch.z), objective.grid, rng), rng)
+        batch = judged(batch, objective.grid, rng)
     loss = partial(generator_loss, generator, critic, teacher, objective=objective)
     record, norm = updater(generator_optimizer, loss, batch, objective.clip)
     record = record._replace(norm_generator=norm)
     if not objective.matching:
         return record
-    networks = generator, critic, critic_optimizer
-    return train_critic(*networks, batch, objective, record, rng, updater)
+    return train_critic(generator, critic, critic_optimizer, batch, objective, record, rng, updater)
 
 
 def train_critic(
@@ -210,10 +211,7 @@ def train_critic(
     batch: Batch, objective: Objective, record: Record, rng: Generator | None = None,
     updater: Updater = update_whole, loss: Callable[..., Tensor] = critic_loss,
 ) -> Record:  # fmt: skip
-    """The critic's updates: the first on the record's samples, each other one on fresh ones.
-
-    `loss` takes the arguments of `critic_loss`.
-    """
+    """The critic's updates by a loss like `critic_loss`: on the record's samples, then on fresh."""
 
     def of_batch(part: Batch) -> tuple[Tensor, Record]:
         with torch.no_grad():
@@ -223,17 +221,18 @@ def train_critic(
 
     for step in range(objective.critic_steps):
         z, x = (noise_like(batch.z, rng), None) if step > 0 else (batch.z, record.x)
-        sigma = grid_sigma(len(z), objective.grid, rng=rng)
-        samples = judged(Batch(z, batch.label, x=x, noise=noise_like(record.x, rng)), sigma, rng)
+        sigma = grid_sigma(len(z), objective.grid, rng=rng).to(z)
+        noise = noise_like(z if batch.noise is None else batch.noise, rng)
+        samples = Batch(z, batch.label, sigma=sigma, noise=noise, x=x)
         done, norm = updater(optimizer, of_batch, samples, objective.clip)  # type: ignore[arg-type]
         mean = record.loss_critic + done.loss_critic / objective.critic_steps
         record = record._replace(loss_critic=mean, norm_critic=norm)
     return record
 
 
-def judged(batch: Batch, sigma: Float[Tensor, " batch"], rng: Generator | None = None) -> Batch:
-    """The batch with levels and noise at which its samples are judged, where it has none."""
-    sigma = sigma.to(batch.z) if batch.sigma is None else batch.sigma
+def judged(batch: Batch, grid: Float[Tensor, " bins"], rng: Generator | None = None) -> Batch:
+    """The batch with levels and noise at which its samples are judged, drawn where it has none."""
+    sigma = dmd_sigma(len(batch.z), grid, rng).to(batch.z) if batch.sigma is None else batch.sigma
     noise = noise_like(batch.z, rng) if batch.noise is None else batch.noise
     return batch._replace(sigma=sigma, noise=noise)
 

@@ -1,8 +1,10 @@
 """Features in which images are compared: 8-bit images in, rows of numbers out.
 
 For digits they are the penultimate layer of a small classifier that lies in the package
-(`python -m dmd_tutorial.features` makes it again); for natural images torch-fidelity's Inception.
-torch-fidelity knows the first under the name "dmd-digits" as soon as this module is imported.
+(`python -m dmd_tutorial.features` makes it again); for natural images torch-fidelity's Inception,
+or a classifier of one's own: a Frechet distance in its features ranks models of one data set; its
+numbers mean nothing beside those of another classifier. torch-fidelity knows the first under the
+name "dmd-digits" as soon as this module is imported.
 """
 
 import json
@@ -14,15 +16,15 @@ import torch
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn import functional
 from torch_fidelity import FeatureExtractorBase, register_feature_extractor
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor
 
 from dmd_tutorial.checks import check_finite
 from dmd_tutorial.data import Images, digits
-from dmd_tutorial.networks.classifier import DigitClassifier, split, train_classifier
-from dmd_tutorial.networks.image_classifier import ImageClassifier
+from dmd_tutorial.networks.classifier import Classifier
 
 CLASSIFIER_FILE = Path(__file__).parent / "weights" / "digits-classifier.safetensors"
 HELD_OUT = 360  # digits that the classifier is not trained on
@@ -30,17 +32,7 @@ EXTRACTORS = {"digits": ("dmd-digits", "64"), "inception": ("inception-v3-compat
 
 
 def to_8_bit(x: Float[Tensor, "batch channels h w"]) -> UInt8[Tensor, "batch channels h w"]:
-    """What an image file would hold: clamp to [-1, 1], round to 256 levels.
-
-    Args:
-        x: Images in [-1, 1], (batch, channels, h, w).
-
-    Returns:
-        Levels 0 to 255; a value inside [-1, 1] moves by at most 1/255.
-
-    Raises:
-        ValueError: If x is not a batch of images, or not finite.
-    """
+    """What an image file would hold: clamp to [-1, 1], round to 256 levels, 0 to 255."""
     if x.ndim != 4:
         raise ValueError(f"images must be (batch, channels, h, w), not {tuple(x.shape)}")
     check_finite(x=x)
@@ -50,21 +42,11 @@ def to_8_bit(x: Float[Tensor, "batch channels h w"]) -> UInt8[Tensor, "batch cha
 def extract_features(
     x: Float[Tensor, "count channels h w"], features: str = "digits", batch: int = 500
 ) -> Float[Tensor, "count width"]:
-    """Features of images, after rounding them to 8 bits. The network works where the images are.
+    """Features of images, rounded to 8 bits first; float32, on the CPU.
 
-    Args:
-        x: Images in [-1, 1], (count, channels, h, w): one channel of 8 x 8 for digits; one or
-            three channels of any size for Inception.
-        features: "digits" (64 features), "inception" (2048), or the file of a classifier that
-            `save_classifier` wrote.
-        batch: Images at once.
-
-    Returns:
-        Features, (count, width), float32, on the CPU.
-
-    Raises:
-        ValueError: If the images do not fit the network, are not finite, or there are none.
-        RuntimeError: If Inception's weights are not there and cannot be downloaded.
+    `features` is "digits" (64 of them, for 1 x 8 x 8), "inception" (2048, for one or three channels
+    of any size; a RuntimeError if its weights are missing), or a file of `save_classifier`. The
+    network works where the images are.
     """
     if len(x) == 0:
         raise ValueError("there are 0 images")
@@ -82,7 +64,7 @@ def extract_features(
 @lru_cache(maxsize=4)
 def _extractor(features: str, device: torch.device) -> Any:
     if features.endswith(".safetensors"):
-        return ClassifierFeatures(load_image_classifier(features)).to(device)
+        return ClassifierFeatures(features, ["64"], features).to(device)
     if features not in EXTRACTORS:
         raise ValueError(
             f"features must be one of {list(EXTRACTORS)} or a classifier's file, not {features!r}"
@@ -98,70 +80,17 @@ def _extractor(features: str, device: torch.device) -> Any:
     return extractor.to(device)
 
 
-class ClassifierFeatures(nn.Module):
-    """A classifier's penultimate layer, in the form of torch-fidelity's extractors.
+class ClassifierFeatures(FeatureExtractorBase):
+    """A classifier's penultimate layer, as torch-fidelity wants it; the digits' without a path.
 
-    Args:
-        classifier: The classifier.
+    The layer is called "64" after the number of the digits' features.
     """
 
-    def __init__(self, classifier: ImageClassifier) -> None:
-        super().__init__()
-        self.classifier = classifier
-
-    def forward(self, images: UInt8[Tensor, "batch channels h w"]) -> tuple[Tensor]:
-        """Features of 8-bit images, in fp32 without shortcuts, so that numbers can be repeated."""
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return (self.classifier.features(images.float() / 127.5 - 1),)
-
-
-def save_classifier(path: str | Path, classifier: ImageClassifier, **made_by: object) -> None:
-    """Write a classifier.
-
-    Args:
-        path: Where to, ending in .safetensors.
-        classifier: The classifier.
-        **made_by: Plain values that say how it was made: data, accuracy, settings, seed.
-    """
-    tensors = {name: t.cpu().contiguous() for name, t in classifier.state_dict().items()}
-    header = {"config": json.dumps(classifier.config), "made_by": json.dumps(made_by)}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata=header)
-
-
-def load_image_classifier(path: str | Path) -> ImageClassifier:
-    """Read what `save_classifier` wrote.
-
-    Args:
-        path: The file.
-
-    Returns:
-        The classifier, on the CPU, in evaluation mode, without gradients.
-
-    Raises:
-        ValueError: If the file is none of a classifier.
-    """
-    try:
-        with safe_open(path, "pt") as file:
-            classifier = ImageClassifier(**json.loads((file.metadata() or {})["config"]))
-        classifier.load_state_dict(load_file(path))
-    except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path} is no file of a classifier: {error}") from error
-    return classifier.requires_grad_(False).eval()
-
-
-class DigitFeatures(FeatureExtractorBase):
-    """The digit classifier's penultimate layer, as torch-fidelity wants it.
-
-    Args:
-        name: The name under which torch-fidelity knows it.
-        features_list: Layers to give; there is one, "64".
-        **options: Whatever else torch-fidelity hands to its extractors; unused.
-    """
-
-    def __init__(self, name: str, features_list: list[str], **options: object) -> None:
+    def __init__(
+        self, name: str, features_list: list[str], path: str | Path = CLASSIFIER_FILE, **_: object
+    ) -> None:
         super().__init__(name, features_list)
-        self.classifier = load_classifier()
+        self.classifier = load_classifier(path)
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
@@ -173,53 +102,102 @@ class DigitFeatures(FeatureExtractorBase):
         """The layer that a metric takes."""
         return "64"
 
-    def forward(self, images: UInt8[Tensor, "batch 1 8 8"]) -> tuple[Float[Tensor, "batch 64"]]:
-        """Features of 8-bit images."""
+    def forward(self, images: UInt8[Tensor, "batch channels h w"]) -> tuple[Tensor]:
+        """Features of 8-bit images, in float32 without shortcuts, so that they can be repeated."""
         if images.dtype != torch.uint8:
             raise ValueError(f"images must be 8-bit (torch.uint8), they are {images.dtype}")
-        return (self.classifier.features(images.float() / 127.5 - 1),)
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return (self.classifier.features(images.float() / 127.5 - 1),)
 
 
 if "dmd-digits" not in FEATURE_EXTRACTORS_REGISTRY:  # a reloaded module finds it there
-    register_feature_extractor("dmd-digits", DigitFeatures)
+    register_feature_extractor("dmd-digits", ClassifierFeatures)
 
 
-def load_classifier() -> DigitClassifier:
-    """The classifier of digits that lies in the package.
+def save_classifier(path: str | Path, classifier: Classifier, **made_by: object) -> None:
+    """Write a classifier, and in the file's header what made it."""
+    tensors = {name: t.cpu().contiguous() for name, t in classifier.state_dict().items()}
+    header = {name: str(value) for name, value in made_by.items()}
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata={"config": json.dumps(classifier.config)} | header)
 
-    Returns:
-        The classifier, on the CPU, in evaluation mode, without gradients.
-    """
-    classifier = DigitClassifier()
-    classifier.load_state_dict(load_file(CLASSIFIER_FILE))
+
+def load_classifier(path: str | Path = CLASSIFIER_FILE) -> Classifier:
+    """Read a classifier, that of the digits without a path: in evaluation mode, frozen."""
+    try:
+        with safe_open(path, "pt") as file:
+            classifier = Classifier(**json.loads((file.metadata() or {}).get("config", "{}")))
+        classifier.load_state_dict(load_file(path))
+    except (SafetensorError, TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path} is no file of a classifier: {error}") from error
     return classifier.requires_grad_(False).eval()
 
 
-def classifier_data() -> tuple[Images, Images]:
-    """The digits that the classifier was trained on, and those that were held out."""
-    images = digits()
-    train, held_out = (
-        Images(images.x[part], images.label[part], images.classes)
-        for part in split(len(images.x), HELD_OUT)
-    )
-    return train, held_out
+def train_classifier(
+    images: Images, steps: int = 500, batch: int = 128, learning_rate: float = 3e-3, *,
+    noise: float = 0.2, augment: bool = False, width: int = 32, deep: bool = False,
+    device: torch.device | str = "cpu", seed: int = 0,
+) -> Classifier:  # fmt: skip
+    """Train a `Classifier` with AdamW; the learning rate falls along half a cosine.
+
+    Each image gets Gaussian noise of a random level up to `noise`, so that slightly noisy samples
+    of a generator are read too. With `augment` images are mirrored and shifted, too.
+    """
+    if not images.classes:
+        raise ValueError("a classifier needs classes, the images have none")
+    channels, size = images.x.shape[1:3]
+    kind = torch.device(device).type
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        classifier = Classifier(size, channels, images.classes, width, deep).to(device)
+        optimizer = torch.optim.AdamW(classifier.parameters(), learning_rate, weight_decay=0.01)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        for _ in range(steps):
+            chosen = torch.randint(len(images.x), (batch,))
+            level = noise * torch.rand(batch, 1, 1, 1)
+            x = _moved(images, chosen) if augment else images.take(chosen)
+            x_noisy = (x + level * torch.randn(x.shape)).to(device)
+            with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+                logits = classifier(x_noisy)
+            loss = functional.cross_entropy(logits.float(), images.label[chosen].to(device))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    return classifier.requires_grad_(False).eval()
+
+
+def _moved(images: Images, chosen: Tensor) -> Tensor:
+    """Images, half of them mirrored, shifted as one by up to an eighth, their edge repeated."""
+    x = images.take(chosen, torch.rand(len(chosen)) < 0.5)
+    reach = x.shape[-1] // 8
+    down, right = torch.randint(0, 2 * reach + 1, (2,)).tolist()
+    padded = functional.pad(x, [reach] * 4, mode="replicate")
+    return padded[:, :, down : down + x.shape[2], right : right + x.shape[3]]
+
+
+@torch.no_grad()
+def accuracy(classifier: Classifier, images: Images, batch: int = 1000) -> float:
+    """Share of images that a classifier reads as their class."""
+    device = next(classifier.parameters()).device
+    correct = 0
+    for index in torch.arange(len(images.x)).split(batch):
+        read = classifier(images.take(index).to(device)).argmax(1).cpu()
+        correct += int((read == images.label[index]).sum())
+    return correct / len(images.x)
 
 
 def remake_classifier() -> None:
     """Train the classifier on its part of the digits, test it on the rest, write the file."""
-    train, held_out = classifier_data()
-    classifier = train_classifier(train.x, train.label)
-    correct = int((classifier(held_out.x).argmax(1) == held_out.label).sum())
-    header = {
-        "made_by": "python -m dmd_tutorial.features",
-        "trained_on": f"{len(train.x)} of scikit-learn's digits, split and training with seed 0",
-        "held_out": str(len(held_out.x)),
-        "held_out_correct": str(correct),
-        "torch": torch.__version__,
-    }
-    CLASSIFIER_FILE.parent.mkdir(exist_ok=True)
-    save_file(classifier.state_dict(), CLASSIFIER_FILE, metadata=header)
-    print(header)
+    train, held_out = digits().split(HELD_OUT)
+    classifier = train_classifier(train)
+    correct = round(accuracy(classifier, held_out) * HELD_OUT)
+    save_classifier(
+        CLASSIFIER_FILE, classifier, made_by="python -m dmd_tutorial.features",
+        trained_on=f"{len(train.x)} of scikit-learn's digits, split and training with seed 0",
+        held_out=HELD_OUT, held_out_correct=correct, torch=torch.__version__,
+    )  # fmt: skip
+    print(f"{correct} of {HELD_OUT} right")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,7 @@
 """How good samples are: Frechet distance, precision and recall, coverage, sliced Wasserstein.
 
-Images are compared in the features of a network, see `dmd_tutorial.features`. Only a Frechet
-distance in Inception's features may be called FID.
-
-None of these numbers is ideal even for perfect samples, because samples are finite.
-`sampling_floor` and `evaluation_floor` measure what perfect samples get.
+Images are compared in the features of a network, see `dmd_tutorial.features`. None of these numbers
+is ideal even for perfect samples, because samples are finite; the floors measure what these get.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,76 +30,42 @@ FID, and must not be compared with the tables."""
 
 
 class Evaluation(NamedTuple):
-    """What `evaluate` measures.
+    """What `evaluate` measures."""
 
-    Attributes:
-        frechet: Frechet distance, in squared units of the features.
-        precision: Share of the samples that lie among the reference images.
-        recall: Share of the reference images that lie among the samples.
-        class_share: How often the classifier reads each class; None for other images than digits.
-        as_label: Share of the samples that are read as their label; None without labels.
-        count: Samples that went into the Frechet distance.
-        reference_count: Reference images that did.
-        nearest: Largest number of either that went into precision and recall.
-        features: "digits", "inception", or a classifier's file.
-    """
-
-    frechet: float
-    precision: float
-    recall: float
-    class_share: tuple[float, ...] | None
-    as_label: float | None
-    count: int  # type: ignore[assignment]  # a name for users; tuple.count is not missed
+    frechet: float  # in squared units of the features
+    precision: float  # share of the samples that lie among the reference images
+    recall: float  # share of the reference images that lie among the samples
+    class_share: tuple[float, ...] | None  # how often each class is read; for digits only
+    as_label: float | None  # share of the samples that are read as their label
+    count: int  # type: ignore[assignment]  # samples; tuple.count is not missed
     reference_count: int
-    nearest: int
-    features: str
+    nearest: int  # largest number of either that went into precision and recall
+    features: str  # "digits", "inception", or a classifier's file
 
     @property
     def name(self) -> str:
         """What the distance may be called: FID only if measured as FID is (`FID_PROTOCOL`)."""
-        as_fid = self.count == self.reference_count == FID_SAMPLES
-        if self.features == "inception" and as_fid:
+        if self.features == "inception" and self.count == self.reference_count == FID_SAMPLES:
             return "FID"
         return f"Frechet distance ({self.features} features)"
 
     def __str__(self) -> str:
-        return (
-            f"{self.name} {self.frechet:.3f}, precision "
-            f"{self.precision:.3f}, recall {self.recall:.3f}, {self.count:,} samples"
-        )
+        near = f"precision {self.precision:.3f}, recall {self.recall:.3f}"
+        return f"{self.name} {self.frechet:.3f}, {near}, {self.count:,} samples"
 
 
 def evaluate(
     samples: Float[Tensor, "count channels h w"],
     reference: Float[Tensor, "reference_count *image_or_features"],
     label: Int[Tensor, " count"] | None = None,
-    features: str = "digits",
-    minimum: int = 10_000,
-    balanced: bool = True,
-    nearest: int = 10_000,
-) -> Evaluation:
-    """Compare samples with reference images. All are clamped and rounded to 8 bits first.
+    features: str = "digits", minimum: int = 10_000, balanced: bool = True, nearest: int = 10_000,
+) -> Evaluation:  # fmt: skip
+    """Compare samples with reference images, or with their features; images are rounded to 8 bits.
 
-    Args:
-        samples: Images in [-1, 1].
-        reference: Images in [-1, 1], or their features from `extract_features`.
-        label: The class that each sample was asked to be.
-        features: "digits" or "inception".
-        minimum: Fewer samples are refused: with few, the distance measures mostly their number.
-        balanced: Refuse labels whose classes are not equally frequent (up to one): the distance
-            then measures mostly the labels. `data.balanced_labels` makes balanced ones.
-        nearest: Precision and recall, whose cost grows with the square of the count, take a
-            random choice (the same in every call) of at most this many of each set.
-
-    Returns:
-        The measured numbers.
-
-    Raises:
-        ValueError: If there are too few samples, labels are unbalanced or out of range, shapes do
-            not fit, or an input is not finite.
-        RuntimeError: If Inception's weights are not there and cannot be downloaded.
-
-    Source: Heusel et al. 2017 (Frechet distance); Kynkäänniemi et al. 2019 (precision, recall).
+    Fewer samples than `minimum` are refused, and unless `balanced` is off labels whose classes are
+    not equally frequent (up to one): the distance would mostly measure these. Precision and recall
+    take `nearest` of each set, since their cost grows with the square; `features` are those of
+    `extract_features`. Source: Heusel et al. 2017 (Frechet distance); Kynkäänniemi et al. 2019.
     """
     if len(samples) < minimum:
         raise ValueError(
@@ -110,77 +73,45 @@ def evaluate(
             "allows them, and `sampling_floor` says what they are worth"
         )
     if label is not None:
-        _check_balanced(samples, label, 10 if features == "digits" else None, balanced)
+        classes = 10 if features == "digits" else int(label.max()) + 1
+        check_label(samples, label, classes)
+        counts = torch.bincount(label, minlength=classes)
+        if balanced and counts.max() - counts.min() > 1:
+            most, least = int(counts.argmax()), int(counts.argmin())
+            raise ValueError(
+                f"labels are unbalanced: class {most} has {counts[most]}, class {least} has "
+                f"{counts[least]}; draw them with data.balanced_labels"
+            )
     ours, theirs = extract_features(samples, features), _features_of(reference, features)
-    share, as_label = _coverage(ours, label) if features == "digits" else (None, None)
-    precision, recall = precision_recall(ours, theirs, nearest)
+    share, as_label = class_coverage(ours, label) if features == "digits" else (None, None)
     return Evaluation(
-        frechet(ours, theirs), precision, recall, share, as_label,
+        frechet(ours, theirs), *precision_recall(ours, theirs, nearest), share, as_label,
         len(ours), len(theirs), nearest, features,
     )  # fmt: skip
 
 
-def _check_balanced(samples: Tensor, label: Tensor, classes: int | None, balanced: bool) -> None:
-    classes = classes or int(label.max()) + 1
-    check_label(samples, label, classes)
-    counts = torch.bincount(label, minlength=classes)
-    if balanced and counts.max() - counts.min() > 1:
-        most, least = int(counts.argmax()), int(counts.argmin())
-        raise ValueError(
-            f"labels are unbalanced: class {most} has {counts[most]}, class {least} has "
-            f"{counts[least]}; draw them with data.balanced_labels"
-        )
-
-
 def _features_of(images_or_features: Tensor, features: str) -> Tensor:
-    if images_or_features.ndim == 2:
-        return images_or_features.cpu()
-    return extract_features(images_or_features, features)
+    given = images_or_features.ndim == 2
+    return images_or_features.cpu() if given else extract_features(images_or_features, features)
 
 
 def frechet(
     features1: Float[Tensor, "count1 width"], features2: Float[Tensor, "count2 width"]
 ) -> float:
-    """Frechet distance between two sets, each taken for a Gaussian.
-
-    Args:
-        features1: One set, (count1, width).
-        features2: The other, (count2, width).
-
-    Returns:
-        The squared distance, in squared units of the features.
-
-    Raises:
-        ValueError: If widths differ, a set has fewer than two members, or is not finite.
-    """
+    """Frechet distance between two sets, each taken for a Gaussian, in squared units."""
     _check_sets(features1, features2, least=2)
     first, second = features1.double(), features2.double()
     return frechet_distance(first.mean(0), first.T.cov(), second.mean(0), second.T.cov())
 
 
 def frechet_distance(
-    mean1: Float[Tensor, " dim"],
-    cov1: Float[Tensor, "dim dim"],
-    mean2: Float[Tensor, " dim"],
-    cov2: Float[Tensor, "dim dim"],
-) -> float:
+    mean1: Float[Tensor, " dim"], cov1: Float[Tensor, "dim dim"],
+    mean2: Float[Tensor, " dim"], cov2: Float[Tensor, "dim dim"],
+) -> float:  # fmt: skip
     """Frechet distance between two Gaussians, their squared Wasserstein distance of order 2.
 
-    ``|mean1 - mean2|^2 + trace(cov1 + cov2 - 2 (cov1 cov2)^(1/2))``
-
-    Args:
-        mean1: Mean of one, (dim,).
-        cov1: Its covariance, (dim, dim).
-        mean2: Mean of the other, (dim,).
-        cov2: Its covariance, (dim, dim).
-
-    Returns:
-        The squared distance, in squared units of the means.
-
-    Raises:
-        ValueError: If shapes do not fit or an input is not finite.
-
-    Source: Dowson and Landau 1982; the computation is torch-fidelity's.
+    ``|mean1 - mean2|^2 + trace(cov1 + cov2 - 2 (cov1 cov2)^(1/2))`` (Dowson and Landau 1982); the
+    computation is torch-fidelity's.
     """
     check_finite(mean1=mean1, cov1=cov1, mean2=mean2, cov2=cov2)
     dim = len(mean1)
@@ -193,40 +124,24 @@ def frechet_distance(
 
 
 def precision_recall(
-    samples: Float[Tensor, "count width"],
-    reference: Float[Tensor, "reference_count width"],
+    samples: Float[Tensor, "count width"], reference: Float[Tensor, "reference_count width"],
     nearest: int = 10_000,
-) -> tuple[float, float]:
-    """Share of each set that lies in the manifold of the other.
+) -> tuple[float, float]:  # fmt: skip
+    """Share of the samples in the manifold of the reference, and the reverse.
 
     The manifold of a set is the union of balls around its members, each of which reaches to the
-    third nearest other member. Both numbers depend on both counts: compare like with like.
-
-    Args:
-        samples: Features of the samples, (count, width).
-        reference: Features of the reference, (reference_count, width).
-        nearest: At most so many of each set, chosen at random, the same in every call.
-
-    Returns:
-        Precision (of the samples) and recall (of the reference), each from 0 to 1.
-
-    Raises:
-        ValueError: If widths differ, a set has fewer than four members, or is not finite.
-
-    Source: Kynkäänniemi et al. 2019; the computation is torch-fidelity's, in blocks.
+    third nearest other member; at most `nearest` of each set count, in every call the same. Both
+    numbers depend on both counts. Source: Kynkäänniemi et al. 2019, computed by torch-fidelity.
     """
     _check_sets(samples, reference, least=4)
-    chosen = [_choice(features.cpu(), nearest) for features in (samples, reference)]
+    chosen = []
+    for every in (samples.cpu(), reference.cpu()):
+        order = torch.randperm(len(every), generator=Generator().manual_seed(0))
+        chosen.append(every if len(every) <= nearest else every[order[:nearest]])
     answer = prc_features_to_metric(
         *chosen, prc_neighborhood=3, prc_batch_size=1_000, save_cpu_ram=True, verbose=False
     )
     return answer["precision"], answer["recall"]
-
-
-def _choice(features: Tensor, count: int) -> Tensor:
-    if len(features) <= count:
-        return features
-    return features[torch.randperm(len(features), generator=Generator().manual_seed(0))[:count]]
 
 
 def _check_sets(features1: Tensor, features2: Tensor, least: int) -> None:
@@ -246,26 +161,11 @@ class ClassCoverage(NamedTuple):
 
 
 def class_coverage(
-    samples: Float[Tensor, "count 1 8 8"], label: Int[Tensor, " count"] | None = None
+    samples: Float[Tensor, "count *image_or_features"], label: Int[Tensor, " count"] | None = None
 ) -> ClassCoverage:
-    """How often each digit appears, by the classifier's reading.
-
-    Args:
-        samples: Images in [-1, 1], (count, 1, 8, 8).
-        label: The class that each sample was asked to be.
-
-    Returns:
-        The shares; `as_label` is None without labels.
-
-    Raises:
-        ValueError: If shapes do not fit, labels are out of range, or samples are not finite.
-    """
+    """How often each digit appears, by the classifier's reading of images or of their features."""
     check_label(samples, label, 10)
-    return _coverage(extract_features(samples), label)
-
-
-def _coverage(features: Tensor, label: Tensor | None) -> ClassCoverage:
-    read = load_classifier().head(features).argmax(1)
+    read = load_classifier().head(_features_of(samples, "digits")).argmax(1)
     share = torch.bincount(read, minlength=10).double() / len(read)
     as_label = None if label is None else (read == label.cpu()).double().mean().item()
     return ClassCoverage(tuple(share.tolist()), as_label)
@@ -280,27 +180,14 @@ class ModeCoverage(NamedTuple):
 
 
 def mode_coverage(
-    points: Float[Tensor, "count dim"],
-    mixture: GaussianMixture,
-    mass: float = 0.999,
-    least: float = 0.1,
-) -> ModeCoverage:
+    points: Float[Tensor, "count dim"], mixture: GaussianMixture,
+    mass: float = 0.999, least: float = 0.1,
+) -> ModeCoverage:  # fmt: skip
     """How points spread over the modes of a mixture.
 
     A point counts for each mode by the mode's responsibility for it, and only inside the ellipsoid
-    around the mode's centre: a point half way between two modes belongs to neither.
-
-    Args:
-        points: Samples, (count, dim).
-        mixture: The target.
-        mass: Share of a mode's own samples that its ellipsoid holds.
-        least: A mode is covered if its share is at least this fraction of its weight.
-
-    Returns:
-        The shares, and how many modes are covered.
-
-    Raises:
-        ValueError: If shapes do not fit, points are not finite, or mass is not between 0 and 1.
+    with the share `mass` of the mode's own samples: a point half way between two modes belongs to
+    neither. A mode is covered if its share is at least the fraction `least` of its weight.
     """
     if not 0 < mass < 1:
         raise ValueError(f"mass must be between 0 and 1, it is {mass}")
@@ -315,30 +202,14 @@ def mode_coverage(
 
 
 def sliced_wasserstein(
-    x: Float[Tensor, "count1 *shape"],
-    y: Float[Tensor, "count2 *shape"],
-    projections: int = 128,
-    rng: Generator | None = None,
-) -> float:
-    """Sliced Wasserstein distance of order 2.
+    x: Float[Tensor, "count1 *shape"], y: Float[Tensor, "count2 *shape"],
+    projections: int = 128, rng: Generator | None = None,
+) -> float:  # fmt: skip
+    """Sliced Wasserstein distance of order 2, in the units of x; without rng always the same.
 
-    Both sets are projected on random directions. On a line the best coupling joins equal
-    quantiles, which is exact for any two counts. The distance is the root of the mean, over
-    directions, of the squared distances; a shift by v gives about ``|v| / sqrt(dim)``.
-
-    Args:
-        x: One set of points or images, (count1, *shape).
-        y: The other, (count2, *shape).
-        projections: Number of directions.
-        rng: Source of the directions; without one they are the same in every call.
-
-    Returns:
-        The distance, in the units of x.
-
-    Raises:
-        ValueError: If shapes do not fit, a set is empty, or an input is not finite.
-
-    Source: Bonneel et al. 2015.
+    Both sets are projected on random directions. On a line the best coupling joins equal quantiles,
+    which is exact for any two counts. The distance is the root of the mean, over directions, of the
+    squares; a shift by v gives about ``|v| / sqrt(dim)``. Source: Bonneel et al. 2015.
     """
     x, y = (t.flatten(1).cpu().double() for t in (x, y))
     _check_sets(x, y, least=1)
@@ -376,76 +247,37 @@ class EvaluationFloor(NamedTuple):
 
 
 def sampling_floor(
-    metric: Callable[[Tensor, Tensor], float],
-    pool: Float[Tensor, "pool *shape"],
-    count: int,
-    reference_count: int,
-    repeats: int = 10,
-    rng: Generator | None = None,
-) -> Floor:
+    metric: Callable[[Tensor, Tensor], float], pool: Float[Tensor, "pool *shape"],
+    count: int, reference_count: int, repeats: int = 10, rng: Generator | None = None,
+) -> Floor:  # fmt: skip
     """What a metric gives for two independent sets of samples of the same distribution.
 
-    Each repeat draws two disjoint sets from the pool at random. A value within a few standard
-    deviations of the mean is no evidence of a difference.
-
-    Args:
-        metric: Function of two sets, such as `frechet` or `sliced_wasserstein`.
-        pool: Samples of one distribution: points, images or features, as the metric wants.
-        count: Size of the first set.
-        reference_count: Size of the second.
-        repeats: How often. Repeats overlap unless the pool is many times larger than both sets
-            together, and then the spread comes out too small.
-        rng: Source of the draws; without one they are the same in every call.
-
-    Returns:
-        Mean and standard deviation over the repeats.
-
-    Raises:
-        ValueError: If the pool is too small, or there are fewer than two repeats.
+    Each repeat draws two disjoint sets from the pool, without rng always the same. A value within a
+    few standard deviations of the mean is no evidence of a difference. Repeats overlap, and their
+    spread comes out too small, unless the pool is many times larger than both sets together.
     """
     sets = _disjoint_sets(pool, count, reference_count, repeats, rng)
     return _floor([metric(first, second) for first, second in sets], count, reference_count)
 
 
 def evaluation_floor(
-    reference: Float[Tensor, "reference_count *image_or_features"],
-    count: int,
-    features: str = "digits",
-    repeats: int = 10,
-    rng: Generator | None = None,
-) -> EvaluationFloor:
-    """What `evaluate` would give if the samples were more images like the reference.
+    reference: Float[Tensor, "reference_count *image_or_features"], count: int,
+    features: str = "digits", repeats: int = 10, rng: Generator | None = None,
+) -> EvaluationFloor:  # fmt: skip
+    """What `evaluate` would give for `count` more images like the reference.
 
-    Random halves of the reference are compared. Between samples of one distribution the Frechet
-    distance is proportional to ``1/count1 + 1/count2``, so that of the halves is scaled to the
-    counts of the evaluation. Precision and recall are those of the halves, unscaled.
-
-    A generator that was trained on the reference, and remembers it, can go below this floor.
-
-    Args:
-        reference: Images in [-1, 1], or their features.
-        count: Samples in the evaluation.
-        features: "digits" or "inception".
-        repeats: How many times the reference is cut in halves.
-        rng: Source of the cuts; without one they are the same in every call.
-
-    Returns:
-        The floors of the distance, of precision and of recall, each with its counts.
-
-    Raises:
-        ValueError: If the reference is too small, or there are fewer than two repeats.
+    Random halves of the reference are compared. The Frechet distance of samples of one distribution
+    is proportional to ``1/count1 + 1/count2``, so that of the halves is scaled to the counts of the
+    evaluation; precision and recall are not. A generator that was trained on the reference, and
+    remembers it, can go below this floor.
     """
     values = _features_of(reference, features)
     half = len(values) // 2
     scale = (1 / count + 1 / len(values)) / (2 / half)
     sets = list(_disjoint_sets(values, half, half, repeats, rng))
-    distances = [scale * frechet(*two) for two in sets]
-    precisions, recalls = zip(*(precision_recall(*two) for two in sets), strict=True)
-    return EvaluationFloor(
-        _floor(distances, count, len(values)),
-        _floor(precisions, half, half),
-        _floor(recalls, half, half),
-    )
+    distance = _floor([scale * frechet(*two) for two in sets], count, len(values))
+    near = zip(*(precision_recall(*two) for two in sets), strict=True)
+    return EvaluationFloor(distance, *(_floor(numbers, half, half) for numbers in near))
 
 
 def _disjoint_sets(

@@ -22,11 +22,10 @@ class GaussianMixture:
     """
 
     def __init__(
-        self,
-        means: Float[Tensor, "components dim"],
+        self, means: Float[Tensor, "components dim"],
         covariances: Float[Tensor, "components dim dim"],
         weights: Float[Tensor, " components"] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         means = torch.as_tensor(means, dtype=torch.float64)
         covariances = torch.as_tensor(covariances, dtype=torch.float64)
         if means.ndim != 2:
@@ -54,11 +53,9 @@ class GaussianMixture:
 
     @classmethod
     def isotropic(
-        cls,
-        means: Float[Tensor, "components dim"],
-        std: float,
+        cls, means: Float[Tensor, "components dim"], std: float,
         weights: Float[Tensor, " components"] | None = None,
-    ) -> "GaussianMixture":
+    ) -> "GaussianMixture":  # fmt: skip
         """A mixture of round Gaussians of one standard deviation."""
         means = torch.as_tensor(means, dtype=torch.float64)
         identity = torch.eye(means.shape[-1], dtype=torch.float64)
@@ -75,39 +72,31 @@ class GaussianMixture:
         return self.means.shape[0]
 
     def log_prob(
-        self,
-        x: Float[Tensor, "batch dim"],
-        sigma: Float[Tensor, " batch"] | float = 0.0,
+        self, x: Float[Tensor, "batch dim"], sigma: Float[Tensor, " batch"] | float = 0.0,
         label: Condition | None = None,
-    ) -> Float[Tensor, " batch"]:
+    ) -> Float[Tensor, " batch"]:  # fmt: skip
         """Log-density of the noisy mixture, or of the component of the label, exactly."""
         return self._joint(x, self._levels(x, sigma), label).logsumexp(dim=1)
 
     def responsibilities(
-        self,
-        x: Float[Tensor, "batch dim"],
-        sigma: Float[Tensor, " batch"] | float = 0.0,
+        self, x: Float[Tensor, "batch dim"], sigma: Float[Tensor, " batch"] | float = 0.0,
         label: Condition | None = None,
-    ) -> Float[Tensor, "batch components"]:
+    ) -> Float[Tensor, "batch components"]:  # fmt: skip
         """Probability of each component behind each noisy point."""
         return self._joint(x, self._levels(x, sigma), label).softmax(dim=1)
 
     def score(
-        self,
-        x: Float[Tensor, "batch dim"],
-        sigma: Float[Tensor, " batch"] | float = 0.0,
+        self, x: Float[Tensor, "batch dim"], sigma: Float[Tensor, " batch"] | float = 0.0,
         label: Condition | None = None,
-    ) -> Float[Tensor, "batch dim"]:
+    ) -> Float[Tensor, "batch dim"]:  # fmt: skip
         """Score of the noisy mixture, the gradient of its log-density, exactly."""
         sigma = self._levels(x, sigma)
         return -self._mean_of_components(x, sigma, label, lambda v, s2: 1 / (v + s2), centre=False)
 
     def __call__(
-        self,
-        x: Float[Tensor, "batch dim"],
-        sigma: Float[Tensor, " batch"] | float,
+        self, x: Float[Tensor, "batch dim"], sigma: Float[Tensor, " batch"] | float,
         label: Condition | None = None,
-    ) -> Float[Tensor, "batch dim"]:
+    ) -> Float[Tensor, "batch dim"]:  # fmt: skip
         """Denoise: the mean of the clean points behind each noisy one, exactly."""
         sigma = self._levels(x, sigma)
         return self._mean_of_components(x, sigma, label, lambda v, s2: v / (v + s2), centre=True)

@@ -149,7 +149,7 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
     if not 0 <= decay < 1:
         raise ValueError(f"the decay of an average is in [0, 1), not {decay}")
 
-    def follow(averages: Any, values: Any, count: Tensor) -> None:
+    def follow(averages: Any, values: Any, count: Tensor | int) -> None:
         steps = int(count) - 1
         keep = min(decay, (1 + steps) / (10 + steps))
         torch._foreach_lerp_(list(averages), list(values), 1 - keep)

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dmd_tutorial import dmd
 from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator, denoising_weight
 from dmd_tutorial.mixtures import GaussianMixture
-from dmd_tutorial.networks import UNet
+from dmd_tutorial.networks import MLP, UNet
 from dmd_tutorial.noise import add_noise, dmd_sigma, grid_sigma, karras_grid
 from dmd_tutorial.notebook.exercises import chapter4
 
@@ -318,6 +318,25 @@ def test_a_copy_of_the_teacher_for_critic_moves_nothing():
     )  # fmt: skip
     assert record.norm_generator == 0
     assert all(torch.equal(before[name], value) for name, value in known.state_dict().items())
+
+
+def test_z_may_have_another_shape_than_the_samples():
+    """The batch then brings its noise; what it brings is not drawn, and the critic's follows x."""
+    known = chapter()["KnownGenerator"](torch.tensor([[0.0, 1.0]]), 0.3)
+    critic = EDMDenoiser(MLP(hidden=8))
+    optimizers = [torch.optim.SGD(each.parameters(), lr=0.1) for each in (known, critic)]
+    batch = dmd.Batch(torch.randn(64, 3), sigma=torch.ones(64), noise=torch.randn(64, 2))
+    objective = dmd.Objective(lambda_reg=0, critic_steps=2, grid=GRID)
+    teacher = GaussianMixture.isotropic([[0.0, 0.0]], 0.4)
+    rng, expected = (torch.Generator().manual_seed(0) for _ in range(2))
+    record = dmd.iteration(known, critic, teacher, *optimizers, batch, objective, rng)
+    assert record.x.shape == (64, 2)
+    grid_sigma(64, GRID, rng=expected)
+    torch.randn(64, 2, generator=expected)  # the second update makes new samples
+    torch.randn(64, 3, generator=expected)
+    grid_sigma(64, GRID, rng=expected)
+    torch.randn(64, 2, generator=expected)
+    assert torch.equal(rng.get_state(), expected.get_state())
 
 
 def test_no_gradient_of_the_critics_loss_reaches_the_generator():

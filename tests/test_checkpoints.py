@@ -70,7 +70,7 @@ def test_killed_twenty_times_a_run_ends_with_the_weights_of_an_undisturbed_one(t
     assert int(results[1][2]) >= 15  # different checkpoints that kills left behind
     one, other = state_of(straight), state_of(killed)
     assert one["step"] == other["step"] == STEPS
-    for name in ("network", "average"):
+    for name in ("network", "ema"):
         for key, value in one[name].items():
             assert torch.equal(value, other[name][key]), (name, key)
     notes = json.loads((killed / "teacher.json").read_text())

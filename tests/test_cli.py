@@ -3,7 +3,7 @@
 import itertools
 import json
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,10 @@ from safetensors.torch import load_file
 
 from dmd_tutorial import pretrained
 from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
-from dmd_tutorial.runs import colab
-from dmd_tutorial.runs.cli import main
+from dmd_tutorial.runs import provenance
+from dmd_tutorial.runs.cli import main, parse
+from dmd_tutorial.runs.pipeline import Control
+from dmd_tutorial.runs.presets import PRESETS
 from dmd_tutorial.training import DistillSettings, TeacherSettings
 
 
@@ -137,23 +139,102 @@ def test_another_setting_does_not_continue_an_old_run(folder, capsys):
 @pytest.mark.parametrize(
     ("command", "settings"), [("train-teacher", TeacherSettings), ("distill", DistillSettings)]
 )
-def test_help_explains_every_setting(command, settings, capsys):
-    with pytest.raises(SystemExit, match="0"):
-        main([command, "--help"])
-    text = re.sub(r"\s+", " ", capsys.readouterr().out)
-    for field in fields(settings):
-        option = f"--{field.name.replace('_', '-')}"
-        explained = text.split(f"{option} {field.name.upper()}")[-1].split(" --")[0]
-        assert option in text
-        assert len(explained) > 10, option
+def test_help_explains_every_setting_with_the_presets_value(command, settings, capsys):
+    text = help_of([command, "--preset", "cifar10-small"], capsys)
+    preset = PRESETS["cifar10-small"]
+    made = preset.teacher if command == "train-teacher" else preset.distill
+    for values in (made, Control(), preset.compute):
+        for field in fields(values):
+            option = f"--{field.name.replace('_', '-')}"
+            explained = re.search(rf" {option}[ ,](.*?)\(default: (.*?)\)", text)
+            assert explained, option
+            assert len(explained[1]) > 12, option
+            assert explained[2] == str(getattr(values, field.name)), option
 
 
 @pytest.mark.parametrize("command", ["make-pairs", "sample", "evaluate", "demo", "verify"])
 def test_help_of_the_other_commands(command, capsys):
+    text = help_of([command], capsys)
+    for field in fields(type(parse([command, "1"] if command == "verify" else [command]))):
+        option = "INT" if field.name == "chapter" else f"--{field.name.replace('_', '-')}"
+        explained = re.search(rf" {option}[ ,](.*?)\((default: .*?|required)\)", text)
+        assert explained, option
+        assert len(explained[1]) > 15, option
+
+
+def help_of(command: list[str], capsys) -> str:
+    """What --help prints, without its frames and line breaks."""
     with pytest.raises(SystemExit, match="0"):
-        main([command, "--help"])
-    options = re.findall(r"^  (--[a-z-]+)", capsys.readouterr().out, re.MULTILINE)
-    assert options or command == "verify"
+        main([*command, "--help"])
+    return re.sub(r"[\s│]+", " ", capsys.readouterr().out)
+
+
+def test_what_is_given_overrides_the_preset_and_nothing_else():
+    command = parse(["distill", "--preset", "cifar10-t4", "--steps", "100", "--lambda-reg", ".5",
+                     "--no-matching", "--minutes", "3", "--accumulation", "2"])  # fmt: skip
+    preset = PRESETS["cifar10-t4"]
+    assert command.settings == replace(preset.distill, steps=100, lambda_reg=0.5, matching=False)
+    assert command.compute == replace(preset.compute, accumulation=2)
+    assert command.control == Control(minutes=3)
+    assert (command.teacher, command.warm_start_steps) == (preset.published, 2_000)
+    assert command.out == Path("runs/cifar10-t4")
+    own = parse(["train-teacher", "--data", "my_images/", "--size", "64"])
+    assert (own.preset, own.size, own.settings) == ("own-images", 64, PRESETS["own-images"].teacher)
+    for name in ("--model", "--teacher", "--student"):
+        assert parse(["evaluate", name, "x", "--seed", "1"]).model == "x"
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["distill", "--stepps", "3"], "Unrecognized options: --stepps"),
+        (["distill", "--steps", "many"], "invalid literal"),
+        (["distill", "--mixed-precision", "fp8"], "fp8"),
+        (["distill", "--accumulation", "0"], "1 part or more, not 0"),
+        (["distill", "--preset", "cifar"], "there is no preset 'cifar', but digits, demo"),
+        (["distill", "--start", "digits-teacher"], "digits-teacher is no one-step student"),
+        (["train-teacher", "--preset", "own-images"], "which images?"),
+        (["survey"], "survey"),
+        ([], "Expected one of"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_status_2(command, said, capsys):
+    try:
+        status = main(command)
+    except SystemExit as stopped:
+        status = stopped.code
+    assert status == 2
+    error = re.sub(r"[\s│]+", " ", capsys.readouterr().err)
+    assert said in error
+    assert "Traceback" not in error
+
+
+def test_the_demo_goes_the_whole_way_and_continues_where_it_stopped(tmp_path, monkeypatch, capsys):
+    demo = PRESETS["demo"]
+    short = replace(
+        demo,
+        teacher=replace(demo.teacher, steps=3, batch=4),
+        pairs=1000,
+        pair_steps=1,
+        warm_start=replace(demo.warm_start, steps=3, batch_pairs=4),
+        distill=replace(demo.distill, steps=2, batch=4, batch_pairs=4),
+    )
+    monkeypatch.setitem(PRESETS, "demo", short)
+    for fresh in ([], ["--fresh"]):
+        assert main(["demo", "--out", str(tmp_path), *fresh]) == 0
+        assert "One-step samples" in capsys.readouterr().out
+    for name in ("teacher", "warm-start", "student"):
+        notes = json.loads((tmp_path / f"{name}.json").read_text())
+        assert notes["preset"] == "demo"
+        assert notes["command"] == f"dmd demo --out {tmp_path} --fresh"
+    assert (tmp_path / "student.png").exists()
+
+
+def test_a_result_names_the_commit_of_the_clone():
+    root = Path(provenance.__file__).parents[2]
+    if not (root / ".git").exists():
+        pytest.skip("not a clone")
+    assert re.fullmatch(r"[0-9a-f]{12}\+?", provenance.provenance()["commit"])
 
 
 def test_verify_wants_a_clone(tmp_path, capsys):
@@ -190,8 +271,8 @@ def test_your_own_images_go_the_whole_way(tmp_path, capsys):
 
 def test_runs_go_to_drive_where_it_is_mounted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert colab.runs_folder() == Path("runs")
-    monkeypatch.setattr(colab, "DRIVE", tmp_path / "MyDrive")
+    assert provenance.runs_folder() == Path("runs")
+    monkeypatch.setattr(provenance, "DRIVE", tmp_path / "MyDrive")
     (tmp_path / "MyDrive").mkdir()
     assert main(["train-teacher", "--steps", "1", "--batch", "2"]) == 0
     kept = tmp_path / "MyDrive" / "dmd-tutorial" / "digits"

@@ -2,6 +2,7 @@
 
 import copy
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -11,23 +12,24 @@ from dmd_tutorial import dmd
 from dmd_tutorial.anchor import Pairs
 from dmd_tutorial.data import digits
 from dmd_tutorial.denoisers import EDMDenoiser
-from dmd_tutorial.edm.networks import EDMPrecond
+from dmd_tutorial.edm.networks import SongUNet
 from dmd_tutorial.networks import UNet
-from dmd_tutorial.runs.compute import Compute, Processes, Stepper, prepare, split
+from dmd_tutorial.runs.compute import Compute, Processes, Updater, joined, prepare, split
 from dmd_tutorial.training import (
     DistillationRun,
     DistillSettings,
-    TeacherRun,
+    FitRun,
+    Noised,
     TeacherSettings,
     distill,
     draw_batch,
-    iteration_in_parts,
     train_teacher,
 )
 
 SETTINGS = DistillSettings(
-    steps=3, batch=8, batch_pairs=4, warm_up=1, critic_steps=2, learning_rate=1e-3
-)
+    steps=3, batch=8, batch_pairs=4, warm_up=1, critic_steps=2, learning_rate=1e-3,
+    lambda_reg=1.0, sigma_max=5.0,
+)  # fmt: skip
 
 
 def small_teacher(seed: int = 0) -> EDMDenoiser:
@@ -43,9 +45,22 @@ def pairs() -> Pairs:
     return Pairs(z, y, torch.arange(40) % 10)
 
 
-def distilled(compute: Compute, settings: DistillSettings = SETTINGS) -> tuple[list, dict]:
-    run = DistillationRun(small_teacher(), settings, compute=compute)
-    records = [m.record for m in distill(run, (1, 8, 8), 10, pairs())]
+def prepared(teacher, settings: DistillSettings, compute: Compute) -> DistillationRun:
+    run = DistillationRun(teacher, settings)
+    prepare(run.generator, compute)
+    prepare(run.critic, compute)
+    prepare(run.teacher, compute, frozen=True)
+    return run
+
+
+def distilled(compute: Compute | None, settings: DistillSettings = SETTINGS) -> tuple[list, dict]:
+    """A short run through an `Updater`, or without one."""
+    run = prepared(small_teacher(), settings, compute or Compute())
+    iteration = dmd.iteration
+    if compute is not None:
+        updater = Updater(compute, run.generator_optimizer, run.critic_optimizer)
+        iteration = partial(dmd.iteration, updater=updater)
+    records = [m.record for m in distill(run, (1, 8, 8), 10, pairs(), iteration=iteration)]
     return records, {**run.generator.state_dict(), **run.critic.state_dict()}
 
 
@@ -56,9 +71,8 @@ def largest_difference(one: dict, other: dict) -> float:
 # --- parts --------------------------------------------------------------------------------------
 
 
-def test_one_part_through_the_long_way_is_the_plain_iteration_to_the_bit(monkeypatch):
-    records, weights = distilled(Compute())
-    monkeypatch.setattr(DistillationRun, "plain", False)
+def test_one_part_through_the_long_way_is_the_plain_iteration_to_the_bit():
+    records, weights = distilled(None)
     again, others = distilled(Compute())
     assert largest_difference(weights, others) == 0.0
     for one, other in zip(records, again, strict=True):
@@ -72,20 +86,18 @@ def test_parts_give_the_gradients_of_the_whole_batch(parts):
     """Without the optimiser's square root, which enlarges rounding where a gradient is almost 0."""
 
     def gradients(compute: Compute) -> tuple[dmd.Record, list]:
-        run = DistillationRun(small_teacher(), SETTINGS, compute=compute)
-        for name in ("generator_optimizer", "critic_optimizer"):
-            parameters = getattr(run, name).param_groups[0]["params"]
-            optimizer = torch.optim.SGD(parameters, lr=0.0)
-            stepper = Stepper(optimizer, compute, run.processes)
-            setattr(run, name, optimizer)
-            setattr(run, name.replace("optimizer", "stepper"), stepper)
-        batch = draw_batch(run, (1, 8, 8), 10, pairs())
-        record = iteration_in_parts(run, batch, run.objective())
+        run = DistillationRun(small_teacher(), SETTINGS)
         networks = (run.generator, run.critic)
+        optimizers = [torch.optim.SGD(network.parameters(), lr=0.0) for network in networks]
+        batch = draw_batch(run, (1, 8, 8), 10, pairs())
+        record = dmd.iteration(
+            *networks, run.teacher, *optimizers, batch, SETTINGS.objective(), run.rng,
+            updater=Updater(compute, *optimizers),
+        )  # fmt: skip
         return record, [p.grad for network in networks for p in network.parameters()]
 
     whole, expected = gradients(Compute())
-    record, found = gradients(Compute(parts=parts))
+    record, found = gradients(Compute(accumulation=parts))
     for one, other in zip(found, expected, strict=True):
         assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
     assert record.x.shape == whole.x.shape
@@ -97,8 +109,9 @@ def test_a_teacher_learns_the_same_in_parts():
     settings = TeacherSettings(steps=3, batch=8, warm_up=1, flip=True)
     losses = []
     for parts in (1, 4):
-        run = TeacherRun(small_teacher(), settings, Compute(parts=parts))
-        losses.append([m.loss for m in train_teacher(run, digits())])
+        run = FitRun(small_teacher(), settings)
+        updater = Updater(Compute(accumulation=parts), run.optimizer)
+        losses.append([m.loss for m in train_teacher(run, digits(), updater)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
@@ -106,18 +119,21 @@ def test_what_cannot_be_cut_equally_is_refused():
     with pytest.raises(
         ValueError, match="batch of 8 cannot be cut into 3 equal parts for each of 1"
     ):
-        distilled(Compute(parts=3))
+        distilled(Compute(accumulation=3))
     with pytest.raises(ValueError, match="1 part or more, not 0"):
-        Compute(parts=0)
+        Compute(accumulation=0)
     with pytest.raises(ValueError, match=r"one of .*, not 'float16'"):
-        Compute(precision="float16")
+        Compute(mixed_precision="float16")
+
+
+class Rank(Processes):
+    """One of two processes that do not talk."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank, self.count, self.device = rank, 2, None
 
 
 def test_processes_together_hold_every_sample_once():
-    class Rank(Processes):
-        def __init__(self, rank: int) -> None:
-            self.rank, self.count, self.device = rank, 2, None
-
     batch = dmd.Batch(torch.arange(12.0), label=torch.arange(12), y_ref=torch.arange(24.0))
     for column, count in (("z", 12), ("label", 12), ("y_ref", 24)):
         seen = [
@@ -129,6 +145,29 @@ def test_processes_together_hold_every_sample_once():
         assert sorted(seen) == list(range(count))
 
 
+def test_samples_that_a_process_made_stay_beside_their_noise():
+    """A critic's first batch brings the x of this process alone; levels are for all processes."""
+    z = torch.arange(12.0)
+    for rank in range(2):
+        mine = z[6 * rank : 6 * (rank + 1)]
+        parts = split(dmd.Batch(z, sigma=z, x=10 * mine), 3, Rank(rank))
+        assert len(parts) == 3
+        for part in parts:
+            assert torch.equal(part.x, 10 * part.z)
+            assert torch.equal(part.sigma, part.z)
+    images = split(Noised(z, z, z, None), 3, Rank(1))  # a teacher's x is the whole batch
+    assert torch.equal(torch.cat([part.x for part in images]), z[6:])
+
+
+def test_records_of_parts_are_joined():
+    records = [
+        dmd.Record(torch.full((2, 1), n), loss_critic=n, norm_critic=1.0) for n in (1.0, 2.0)
+    ]
+    whole = joined(records)
+    assert whole.x.tolist() == [[1.0], [1.0], [2.0], [2.0]]
+    assert (whole.sigma, whole.loss_critic, whole.norm_critic) == (None, 1.5, 1.0)
+
+
 # --- precision ----------------------------------------------------------------------------------
 
 
@@ -136,7 +175,7 @@ def test_processes_together_hold_every_sample_once():
 def test_low_precision_stays_near_fp32_over_all_noise_levels(precision, band):
     """The band is on D in units of its own spread; fp16 has 10 bits, bf16 has 7."""
     teacher = small_teacher()
-    lower = prepare(copy.deepcopy(teacher), Compute(precision=precision))
+    lower = prepare(copy.deepcopy(teacher), Compute(mixed_precision=precision))
     frozen = prepare(copy.deepcopy(teacher), Compute(frozen=precision), frozen=True)
     assert frozen.network.first.weight.dtype != torch.float32
     assert frozen.network.last_norm.weight.dtype == torch.float32
@@ -156,7 +195,7 @@ def test_low_precision_stays_near_fp32_over_all_noise_levels(precision, band):
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_run_in_low_precision_follows_the_run_in_full(precision):
     exact, weights = distilled(Compute())
-    lower, other = distilled(Compute(precision=precision, frozen=precision))
+    lower, other = distilled(Compute(mixed_precision=precision, frozen=precision))
     for one, two in zip(lower, exact, strict=True):
         assert one.loss_critic == pytest.approx(two.loss_critic, rel=0.05)
         assert one.norm_critic == pytest.approx(two.norm_critic, rel=0.1)
@@ -167,17 +206,23 @@ def test_a_run_in_low_precision_follows_the_run_in_full(precision):
 def test_an_overflow_skips_the_step_and_halves_the_scale():
     weight = nn.Parameter(torch.ones(3))
     optimizer = torch.optim.AdamW([weight], lr=0.1)
-    stepper = Stepper(optimizer, Compute(precision="fp16"), Processes())
-    before = stepper.scaler.get_scale()
-    norm = stepper([weight.sum() * 3e38], 1.0)
-    assert not math.isfinite(norm)
+    other = torch.optim.AdamW([nn.Parameter(torch.ones(3))])
+    updater = Updater(Compute(mixed_precision="fp16"), optimizer, other)
+    before = updater.scalers[optimizer].get_scale()
+
+    def step(factor: float, clip: float) -> float:
+        batch = (torch.full((2,), factor),)
+        return updater(optimizer, lambda b: (weight.sum() * b[0].mean(), ()), batch, clip)[1]
+
+    assert not math.isfinite(step(3e38, 1.0))
     assert torch.equal(weight.detach(), torch.ones(3))
-    assert stepper.scaler.get_scale() == before / 2
-    assert stepper([weight.sum()], 10.0) == pytest.approx(math.sqrt(3))
+    assert updater.scalers[optimizer].get_scale() == before / 2
+    assert updater.scalers[other].get_scale() == before  # each optimiser has its own
+    assert step(1.0, 10.0) == pytest.approx(math.sqrt(3))
     assert not torch.equal(weight.detach(), torch.ones(3))
-    again = Stepper(optimizer, Compute(precision="fp16"), Processes())
-    again.load_state_dict(stepper.state_dict())
-    assert again.scaler.get_scale() == before / 2
+    again = Updater(Compute(mixed_precision="fp16"), optimizer, other)
+    again.load_state_dict(updater.state_dict())
+    assert again.scalers[optimizer].get_scale() == before / 2
 
 
 def test_small_gradients_survive_fp16_because_the_loss_is_scaled():
@@ -186,9 +231,13 @@ def test_small_gradients_survive_fp16_because_the_loss_is_scaled():
     def gradient(precision: str) -> float:
         layers = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
         optimizer = torch.optim.SGD(layers.parameters(), lr=0.0)
-        with torch.autocast("cpu", torch.float16):
-            loss = (layers(torch.ones(8, 4)).float() * 2e-8).sum()
-        return Stepper(optimizer, Compute(precision=precision), Processes())([loss], 1.0)
+
+        def loss(batch):
+            with torch.autocast("cpu", torch.float16):
+                return (layers(batch[0]).float() * 2e-8).sum(), ()
+
+        updater = Updater(Compute(mixed_precision=precision), optimizer)
+        return updater(optimizer, loss, (torch.ones(8, 4),), 1.0)[1]
 
     torch.manual_seed(0)
     assert gradient("fp32") == 0.0
@@ -217,30 +266,27 @@ def saved_bytes(network: EDMDenoiser) -> tuple[int, torch.Tensor]:
 
 def test_recomputing_keeps_less_and_gives_the_same_gradient():
     plain, expected = saved_bytes(small_teacher())
-    less, found = saved_bytes(prepare(small_teacher(), Compute(recompute=True)))
+    less, found = saved_bytes(prepare(small_teacher(), Compute(activation_checkpointing=True)))
     assert less < 0.6 * plain
     assert torch.allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
 def test_a_published_architecture_goes_through_the_same_loop_without_dropout():
     torch.manual_seed(0)
-    teacher = EDMPrecond(
-        8,
-        1,
-        label_dim=10,
-        model_type="SongUNet",
-        model_channels=16,
-        channel_mult=[1, 2],
-        num_blocks=1,
-        attn_resolutions=[4],
-        dropout=0.9,
+    network = SongUNet(
+        8, 1, 1, label_dim=10, model_channels=16, channel_mult=[1, 2], num_blocks=1,
+        attn_resolutions=[4], dropout=0.9,
+    )  # fmt: skip
+    compute = Compute(
+        mixed_precision="bf16", frozen="bf16", accumulation=2, activation_checkpointing=True
     )
-    compute = Compute(precision="bf16", frozen="bf16", parts=2, recompute=True)
-    run = DistillationRun(teacher, SETTINGS, compute=compute)
-    for metric in distill(run, (1, 8, 8), 10, pairs()):
+    run = prepared(EDMDenoiser(network), SETTINGS, compute)
+    updater = Updater(compute, run.generator_optimizer, run.critic_optimizer)
+    iteration = partial(dmd.iteration, updater=updater)
+    for metric in distill(run, (1, 8, 8), 10, pairs(), iteration=iteration):
         assert math.isfinite(metric.loss)
     z, label = torch.randn(4, 1, 8, 8), torch.arange(4)
     assert torch.equal(run.generator(z, label), run.generator(z, label))  # in training mode
     assert run.critic.training
-    assert run.teacher.model.map_layer0.weight.dtype == torch.bfloat16
-    assert run.generator.denoiser.model.map_layer0.weight.dtype == torch.float32
+    assert run.teacher.network.map_layer0.weight.dtype == torch.bfloat16
+    assert run.generator.denoiser.network.map_layer0.weight.dtype == torch.float32

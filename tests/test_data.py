@@ -1,5 +1,6 @@
 """Data: digits, 2-D targets, labels."""
 
+import pytest
 import torch
 
 from dmd_tutorial.data import balanced_labels, digits, normal, ring, two_modes
@@ -14,6 +15,17 @@ def test_digits_are_what_scikit_learn_carries():
     assert torch.bincount(label).min() > 170
     levels = ((x + 1) * 8).unique()
     assert torch.equal(levels, torch.arange(17.0))
+
+
+def test_images_held_out_are_not_trained_on():
+    images = digits()
+    numbered = images._replace(label=torch.arange(len(images.x)))
+    train, held_out = numbered.split(30)
+    assert len(held_out.x) == len(held_out.label) == 30
+    assert sorted([*train.label.tolist(), *held_out.label.tolist()]) == list(range(1797))
+    assert torch.equal(train.x, images.x[train.label])
+    with pytest.raises(ValueError, match="hold out 1797 of 1797"):
+        images.split(1797)
 
 
 def test_two_modes_stand_where_figure_3_wants_them():

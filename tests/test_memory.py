@@ -7,26 +7,21 @@ import pytest
 import torch
 
 from dmd_tutorial import pretrained
-from dmd_tutorial.edm.networks import EDMPrecond
+from dmd_tutorial.denoisers import EDMDenoiser
+from dmd_tutorial.edm.networks import SongUNet
 from dmd_tutorial.runs import memory
 from dmd_tutorial.runs.compute import Compute, prepare
 from dmd_tutorial.runs.memory import GIB, Estimate, advice, distillation_memory, teacher_memory
 from dmd_tutorial.runs.presets import PRESETS
 
 
-def small_edm() -> EDMPrecond:
+def small_edm() -> EDMDenoiser:
     torch.manual_seed(0)
-    return EDMPrecond(
-        16,
-        3,
-        label_dim=10,
-        model_type="SongUNet",
-        model_channels=32,
-        channel_mult=[1, 2],
-        num_blocks=1,
-        attn_resolutions=[8],
-        dropout=0.0,
-    )
+    network = SongUNet(
+        16, 3, 3, label_dim=10, model_channels=32, channel_mult=[1, 2], num_blocks=1,
+        attn_resolutions=[8], dropout=0.0,
+    )  # fmt: skip
+    return EDMDenoiser(network)
 
 
 def really_kept(network, compute: Compute, count: int) -> int:
@@ -47,10 +42,10 @@ def really_kept(network, compute: Compute, count: int) -> int:
     return sum(size for _, size in kept.values())
 
 
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("network", [small_edm, lambda: pretrained.load("digits-teacher")])
-def test_activations_are_those_of_a_real_pass(network, recompute):
-    network, compute = network(), Compute(recompute=recompute)
+def test_activations_are_those_of_a_real_pass(network, checkpointing):
+    network, compute = network(), Compute(activation_checkpointing=checkpointing)
     for batch in (8, 24):
         estimated = dict(teacher_memory(network, batch, compute).items)["activations"]
         really = really_kept(network, compute, batch) - really_kept(network, compute, 2)
@@ -75,9 +70,8 @@ def test_weights_gradients_and_optimiser_are_those_of_a_real_run():
 
 def test_what_is_known_of_the_published_networks():
     """Three CIFAR-10 networks with optimisers take about 2 GB before activations."""
-    config = {"model_type": "SongUNet", "channel_mult": [2, 2, 2], "augment_dim": 9}
     with torch.device("meta"):
-        network = EDMPrecond(32, 3, label_dim=10, **config)
+        network = EDMDenoiser(SongUNet(32, 3, 3, 10, channel_mult=[2, 2, 2], augment_dim=9))
     estimate = distillation_memory(network, 2, 2, Compute())
     fixed = sum(size for name, size in estimate.items if name != "activations")
     assert 1.9e9 < fixed < 2.4e9
@@ -92,36 +86,36 @@ def test_parts_divide_activations_and_lpips_and_precision_count():
         return distillation_memory(network, 16, 16, Compute(**options), lpips=lpips).total
 
     plain = estimate()
-    assert estimate(parts=4) < estimate(parts=2) < plain
-    assert estimate(recompute=True) < plain
-    assert estimate(precision="bf16") < plain
+    assert estimate(accumulation=4) < estimate(accumulation=2) < plain
+    assert estimate(activation_checkpointing=True) < plain
+    assert estimate(mixed_precision="bf16") < plain
     assert estimate(frozen="bf16") < plain
     assert estimate(lpips=True) > plain
 
 
 def test_advice_is_silent_where_it_fits_and_names_what_each_change_saves():
     def estimate_with(compute: Compute) -> Estimate:
-        size = 8 * GIB // compute.parts
+        size = 8 * GIB // compute.accumulation
         return Estimate((("activations", size),))
 
     assert advice(estimate_with, Compute(), 9 * GIB) == []
     said = advice(estimate_with, Compute(), 2 * GIB)
     assert said == [
-        "--parts 2 saves 4.00 GiB: 4.00 GiB, does not fit yet.",
-        "--parts 8 saves 7.00 GiB: 1.00 GiB, fits.",
+        "--accumulation 2 saves 4.00 GiB: 4.00 GiB, does not fit yet.",
+        "--accumulation 8 saves 7.00 GiB: 1.00 GiB, fits.",
     ]
 
 
 def test_the_t4_preset_fits_a_t4():
     preset = PRESETS["cifar10-t4"]
     with torch.device("meta"):
-        network = EDMPrecond(32, 3, label_dim=10, model_type="SongUNet", channel_mult=[2, 2, 2])
+        network = EDMDenoiser(SongUNet(32, 3, 3, 10, channel_mult=[2, 2, 2]))
     settings = preset.distill
     needed = distillation_memory(
         network, settings.batch, settings.batch_pairs, preset.compute, lpips=True
     )
     assert needed.total < 13 * GIB  # of 15 that a T4 shows, less what libraries take
-    more = replace(preset.compute, parts=1, precision="fp32")
+    more = replace(preset.compute, accumulation=1, mixed_precision="fp32")
     assert distillation_memory(network, 64, 64, more, lpips=True).total > 13 * GIB
 
 

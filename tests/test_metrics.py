@@ -1,5 +1,6 @@
 """Metrics against closed forms, torch-fidelity, plain loops, and mistakes that they must notice."""
 
+import functools
 import itertools
 import json
 import urllib.error
@@ -12,18 +13,19 @@ import torch_fidelity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from dmd_tutorial import features as feature_room
 from dmd_tutorial import metrics
 from dmd_tutorial.data import Images, balanced_labels, digits, ring, two_modes
 from dmd_tutorial.features import (
     CLASSIFIER_FILE,
-    classifier_data,
+    accuracy,
     extract_features,
     load_classifier,
-    load_image_classifier,
     save_classifier,
     to_8_bit,
+    train_classifier,
 )
 from dmd_tutorial.metrics import (
     class_coverage,
@@ -36,10 +38,10 @@ from dmd_tutorial.metrics import (
     sampling_floor,
     sliced_wasserstein,
 )
-from dmd_tutorial.networks.classifier import split, train_classifier
-from dmd_tutorial.networks.image_classifier import accuracy, train_image_classifier
+from dmd_tutorial.networks.classifier import Classifier
 
 IMAGES = digits()
+TRAIN, HELD_OUT = IMAGES.split(feature_room.HELD_OUT)
 
 
 @pytest.fixture
@@ -55,37 +57,37 @@ def reference():
 # --- the classifier and its features ------------------------------------------------------------
 
 
-def held_out_correct(classifier):
-    _, held_out = classifier_data()
-    return int((classifier(held_out.x).argmax(1) == held_out.label).sum())
-
-
 def test_shipped_classifier_has_the_accuracy_of_its_header():
     with safe_open(CLASSIFIER_FILE, "pt") as file:
         header = file.metadata()
-    assert int(header["held_out"]) == len(classifier_data()[1].x) == 360
-    correct = held_out_correct(load_classifier())
-    assert correct == int(header["held_out_correct"])
-    assert correct >= 0.98 * 360
+    assert int(header["held_out"]) == len(HELD_OUT.x) == 360
+    share = accuracy(load_classifier(), HELD_OUT)
+    assert share == pytest.approx(int(header["held_out_correct"]) / 360)
+    assert share >= 0.98
     assert CLASSIFIER_FILE.stat().st_size < 300_000
 
 
-def test_held_out_digits_are_not_trained_on():
-    train, held_out = split(100, 30)
-    assert len(held_out) == 30
-    assert sorted([*train.tolist(), *held_out.tolist()]) == list(range(100))
-    with pytest.raises(ValueError, match="hold out 100 of 100"):
-        split(100, 100)
+def test_the_command_writes_a_classifier_and_its_accuracy(tmp_path, monkeypatch):
+    path = tmp_path / "classifier.safetensors"
+    monkeypatch.setattr(feature_room, "CLASSIFIER_FILE", path)
+    few = functools.partial(train_classifier, steps=40)
+    monkeypatch.setattr(feature_room, "train_classifier", few)
+    feature_room.remake_classifier()
+    made = load_classifier(path)
+    assert made.state_dict().keys() == load_classifier().state_dict().keys()
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    assert header["held_out"] == "360"
+    assert int(header["held_out_correct"]) == round(360 * accuracy(made, HELD_OUT))
 
 
 def test_training_is_repeatable_learns_and_leaves_the_random_state_alone():
-    train, _ = classifier_data()
     before = torch.get_rng_state()
-    first, second = (train_classifier(train.x, train.label, steps=60, seed=3) for _ in range(2))
+    first, second = (train_classifier(TRAIN, steps=60, seed=3) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), before)
     for one, other in zip(first.parameters(), second.parameters(), strict=True):
         assert torch.equal(one, other)
-    assert held_out_correct(first) > 0.9 * 360  # chance: 36
+    assert accuracy(first, HELD_OUT) > 0.9  # chance: 0.1
 
 
 def test_features_are_standardised_over_the_digits(reference):
@@ -533,26 +535,47 @@ def test_only_what_is_measured_like_fid_is_called_fid(features, count, reference
     assert str(result).startswith(name)
 
 
-def test_a_trained_classifier_gives_features_that_tell_classes_apart(tmp_path):
-    """Two classes of stripes; blurred stripes are farther from them than fresh ones."""
+def stripes() -> Images:
+    """Two classes of coloured stripes, 16 x 16."""
     rng = torch.Generator().manual_seed(0)
-    noise = 0.3 * torch.randn(200, 3, 16, 16, generator=rng)
+    x = 0.3 * torch.randn(200, 3, 16, 16, generator=rng)
     label = torch.arange(200) % 2
-    x = noise.clone()
     x[label == 0, :, ::2] += 0.7
     x[label == 1, :, :, ::2] += 0.7
-    images = Images(((x.clamp(-1, 1) + 1) * 127.5).to(torch.uint8), label, 2)
-    classifier = train_image_classifier(images, steps=30, batch=32, width=8)
+    return Images(to_8_bit(x), label, 2)
+
+
+def test_a_trained_classifier_gives_features_that_tell_classes_apart(tmp_path):
+    """Blurred stripes are farther from one class than fresh ones of the other are."""
+    images = stripes()
+    options = {"width": 8, "deep": True, "augment": True, "noise": 0.0}
+    classifier = train_classifier(images, 30, 32, **options)
     assert accuracy(classifier, images) > 0.95
     path = str(tmp_path / "classifier.safetensors")
     save_classifier(path, classifier, data="stripes")
-    features = metrics.extract_features(images.take(torch.arange(200)), path)
+    features = extract_features(images.take(torch.arange(200)), path)
     assert features.shape == (200, 32)
-    half = metrics.frechet(features[:100], features[100:])
+    half = frechet(features[:100], features[100:])
     blurred = torch.nn.functional.avg_pool2d(images.take(torch.arange(100)), 3, 1, 1)
-    assert metrics.frechet(metrics.extract_features(blurred, path), features[100:]) > 3 * half
+    assert frechet(extract_features(blurred, path), features[100:]) > 3 * half
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["data"] == "stripes"
+
+
+@pytest.mark.parametrize(("size", "channels"), [(16, 1), (32, 3), (48, 3), (64, 4)])
+def test_a_deep_classifier_reads_images_of_its_size_only(size, channels):
+    classifier = Classifier(size, channels, classes=7, width=4, deep=True).eval()
+    assert classifier(torch.zeros(2, channels, size, size)).shape == (2, 7)
+    assert classifier.features(torch.zeros(2, channels, size, size)).shape == (2, 16)
+    with pytest.raises(ValueError, match=rf"wants \(batch, {channels}, {size}, {size}\)"):
+        classifier(torch.zeros(2, channels, size, size + 1))
+
+
+def test_what_is_no_classifier_is_refused(tmp_path):
     (tmp_path / "other.safetensors").write_bytes(b"hello")
-    with pytest.raises(ValueError, match="no file of a classifier"):
-        load_image_classifier(tmp_path / "other.safetensors")
+    save_file({"weight": torch.zeros(3)}, tmp_path / "network.safetensors")
+    for name in ("other", "network"):
+        with pytest.raises(ValueError, match="no file of a classifier"):
+            load_classifier(tmp_path / f"{name}.safetensors")
     with pytest.raises(ValueError, match="images have none"):
-        train_image_classifier(images._replace(classes=0), steps=1)
+        train_classifier(TRAIN._replace(classes=0), steps=1)

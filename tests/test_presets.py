@@ -47,9 +47,9 @@ def test_the_small_teacher_has_about_7_million_parameters():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_batches_can_be_cut_into_the_presets_parts(name):
+def test_batches_can_be_cut_into_the_parts_of_gradient_accumulation(name):
     preset = PRESETS[name]
     for settings in (preset.warm_start, preset.distill):
         if settings is not None:
-            assert settings.batch % preset.compute.parts == 0
-            assert settings.batch_pairs % preset.compute.parts == 0
+            assert settings.batch % preset.compute.accumulation == 0
+            assert settings.batch_pairs % preset.compute.accumulation == 0

@@ -70,7 +70,7 @@ def shown(monkeypatch):
 
 def test_frames_show_what_is_drawn():
     for frame in expected().values():
-        assert (frame.width, frame.height) == (320, 180)
+        assert frame.size == (320, 180)
         small = np.asarray(Image.open(io.BytesIO(frame.picture)).convert("RGB"), dtype=float)
         full = Image.open(io.BytesIO(plots.png(draw(*frame.values)))).convert("RGB")
         assert np.abs(small - np.asarray(full, dtype=float)).mean() < 0.5

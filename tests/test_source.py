@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 from dmd_tutorial import dmd
-from dmd_tutorial.notebook import show_code, source
+from dmd_tutorial.notebook import show_code, source, table
 from dmd_tutorial.training import FitRun
 
 
@@ -32,3 +32,11 @@ def test_a_method_is_shown_at_the_left_and_a_class_with_its_decorator(shown):
     method, structure = (markdown.data.splitlines() for markdown in shown)
     assert method[1].startswith("def state_dict(")
     assert structure[1:3] == ["@dataclass(frozen=True)", "class Objective:"]
+
+
+def test_a_table_has_a_header_a_rule_and_a_line_for_each_row(shown):
+    table(["steps", "distance"], [[1, "**0.5**"], (2, 0.25)])
+    (markdown,) = shown
+    lines = markdown.data.split("\n")
+    assert lines[:2] == ["| steps | distance |", "| --- | --- |"]
+    assert lines[2:] == ["| 1 | **0.5** |", "| 2 | 0.25 |"]

@@ -12,23 +12,30 @@ import pytest
 import torch
 
 from dmd_tutorial.anchor import Pairs
+from dmd_tutorial.checks import NO_CLASS
 from dmd_tutorial.data import Images, digits
-from dmd_tutorial.denoisers import EDMDenoiser
+from dmd_tutorial.denoisers import EDMDenoiser, denoising_loss
+from dmd_tutorial.dmd import update_whole
 from dmd_tutorial.networks import MLP, UNet
+from dmd_tutorial.runs import checkpoints
 from dmd_tutorial.runs.checkpoints import save_atomically
 from dmd_tutorial.training import (
-    EMA,
     DistillationRun,
     DistillSettings,
-    TeacherRun,
+    FitRun,
+    FitSettings,
     TeacherSettings,
+    averaged,
     distill,
+    draw_images,
     rate_factor,
     train_teacher,
 )
 
 TEACHER = TeacherSettings(steps=12, batch=8, warm_up=3)
-DISTILL = DistillSettings(steps=12, batch=4, batch_pairs=4, warm_up=3, critic_steps=2)
+DISTILL = DistillSettings(
+    steps=12, batch=4, batch_pairs=4, warm_up=3, critic_steps=2, lambda_reg=1.0, sigma_max=5.0
+)
 
 
 def small_teacher(seed: int = 0) -> EDMDenoiser:
@@ -60,7 +67,7 @@ def same(one: object, other: object) -> bool:
 
 
 def teacher_run():
-    run = TeacherRun(small_teacher(), TEACHER)
+    run = FitRun(small_teacher(), TEACHER)
     return run, train_teacher(run, digits())
 
 
@@ -75,10 +82,10 @@ def test_a_run_that_is_saved_and_loaded_goes_on_to_the_same_bits(make, tmp_path)
     run, loop = make()
     for _ in range(5):
         next(loop)
-    run.save(tmp_path / "run.ckpt", settings={"a": 1})
+    checkpoints.save(run, tmp_path / "run.ckpt", settings={"a": 1})
     torch.manual_seed(99)  # what else happens in the process must not matter
     run, loop = make()
-    run.load(tmp_path / "run.ckpt", settings={"a": 1})
+    checkpoints.load(run, tmp_path / "run.ckpt", settings={"a": 1})
     assert run.step == 5
     assert same(finish(run, loop), straight)
 
@@ -96,7 +103,7 @@ def test_another_seed_is_another_run(make):
 def test_a_process_that_is_killed_continues_as_if_nothing_had_been(tmp_path):
     """SIGKILL in the middle of `dmd train-teacher`, then the same command again."""
     command = [
-        sys.executable, "-m", "dmd_tutorial.runs.cli", "train-teacher", "--steps", "60", "--batch", "8",
+        sys.executable, "-m", "dmd_tutorial", "train-teacher", "--steps", "60", "--batch", "8",
         "--checkpoint-minutes", "0",
     ]  # fmt: skip
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -124,7 +131,7 @@ def test_a_process_that_is_killed_continues_as_if_nothing_had_been(tmp_path):
 
 def test_teacher_learns():
     settings = TeacherSettings(steps=200, batch=32, warm_up=5, learning_rate=5e-3)
-    run = TeacherRun(small_teacher(), settings)
+    run = FitRun(small_teacher(), settings)
     losses = [m.loss for m in train_teacher(run, digits())]
     assert sum(losses[-20:]) < 0.7 * sum(losses[:20])
 
@@ -151,7 +158,7 @@ def test_points_without_classes_go_through_the_same_loop():
     metric = next(distill(run, (2,), 0))
     assert metric.record.x.shape == (4, 2)
     images = Images(torch.randn(20, 2), torch.zeros(20, dtype=torch.int64), classes=0)
-    assert math.isfinite(next(train_teacher(TeacherRun(EDMDenoiser(MLP()), TEACHER), images)).loss)
+    assert math.isfinite(next(train_teacher(FitRun(EDMDenoiser(MLP()), TEACHER), images)).loss)
 
 
 # --- rates and averages -----------------------------------------------------------------------
@@ -169,22 +176,99 @@ def test_average_is_the_average_of_the_weights_it_has_seen():
     """With a constant decay d, the average of w_1.. is sum (1-d) d^(n-k) w_k + d^n w_0."""
     module = torch.nn.Linear(1, 1, bias=False)
     module.weight.data.fill_(2.0)
-    ema, expected = EMA(module, 0.5), 2.0
-    for step in range(100, 105):  # past the warm-up of the decay
+    ema, expected = averaged(module, 0.5), 2.0
+    ema.n_averaged.fill_(100)  # past the warm-up of the decay
+    for _ in range(5):
         module.weight.data.add_(1.0)
-        ema.update(module, step)
+        ema.update_parameters(module)
         expected = 0.5 * expected + 0.5 * module.weight.item()
     assert ema.module.weight.item() == pytest.approx(expected)
+
+
+def test_average_is_the_written_out_formula_to_the_bit():
+    """Average += (1 - keep) (weights - average), and keep rises from 1/10 to the decay."""
+    run, loop = teacher_run()
+    expected = {name: p.clone() for name, p in run.network.named_parameters()}
+    for metric in loop:
+        keep = min(TEACHER.ema, metric.step / (9 + metric.step))
+        for name, value in run.network.named_parameters():
+            expected[name].lerp_(value.detach(), 1 - keep)
+    assert same(dict(run.average.named_parameters()), expected)
+    assert not same(dict(run.network.named_parameters()), expected)
 
 
 def test_average_forgets_its_start_quickly():
     module = torch.nn.Linear(1, 1, bias=False)
     module.weight.data.fill_(0.0)
-    ema = EMA(module, 0.999)
+    ema = averaged(module, 0.999)
     module.weight.data.fill_(1.0)
-    for step in range(20):
-        ema.update(module, step)
+    for _ in range(20):
+        ema.update_parameters(module)
     assert ema.module.weight.item() > 0.99
+
+
+# --- images without their label ---------------------------------------------------------------
+
+
+def label_run(no_label: float) -> tuple[FitRun, torch.Tensor, dict]:
+    """A few steps: the run, the labels of its last batch, and the weights it started from."""
+    settings = replace(TEACHER, no_label=no_label, steps=4, batch=64)
+    teacher = small_teacher()
+    torch.nn.init.normal_(teacher.network.last.weight, std=0.1)  # at 0 nothing behind it learns
+    before = {name: t.clone() for name, t in teacher.state_dict().items()}
+    run = FitRun(teacher, settings)
+    labels = []
+
+    def watched(optimizer, loss, batch, clip):
+        labels.append(batch.label)
+        return update_whole(optimizer, loss, batch, clip)
+
+    for _ in train_teacher(run, digits(), watched):
+        pass
+    return run, torch.cat(labels), before
+
+
+def test_images_without_their_label_teach_nothing_of_labels_and_others_do():
+    for no_label, least, most in ((0.0, 0.0, 0.0), (0.5, 0.4, 0.6), (1.0, 1.0, 1.0)):
+        run, label, before = label_run(no_label)
+        assert least <= (label == NO_CLASS).float().mean() <= most
+        assert label.max() == (9 if no_label < 1 else NO_CLASS)
+        moved = {name for name, t in run.network.state_dict().items() if (t != before[name]).any()}
+        of_labels = {name for name in before if "label" in name or "class" in name}
+        assert of_labels
+        assert (of_labels <= moved) == (no_label < 1)
+        assert moved.isdisjoint(of_labels) == (no_label == 1)
+        assert moved - of_labels
+
+
+def test_the_answer_without_label_is_learnt_from_images_that_are_shown_without():
+    """Trained only with labels, a network is asked for an answer that nobody taught it."""
+
+    def loss_without_label(no_label: float) -> float:
+        settings = TeacherSettings(
+            steps=300, batch=32, warm_up=5, learning_rate=5e-3, no_label=no_label
+        )
+        run = FitRun(small_teacher(), settings)
+        for _ in train_teacher(run, digits()):
+            pass
+        x, rng = digits().x[:500], torch.Generator().manual_seed(1)
+        sigma, noise = torch.full((500,), 2.0), torch.randn(x.shape, generator=rng)
+        with torch.no_grad():
+            return denoising_loss(run.average, x, sigma, noise).item()
+
+    assert loss_without_label(0.5) < loss_without_label(0.0)
+
+
+def test_hiding_labels_leaves_all_other_random_numbers_of_a_step_as_they_were():
+    shown, hidden = (
+        draw_images(FitRun(small_teacher(), replace(TEACHER, no_label=p)), digits())
+        for p in (0.0, 1.0)
+    )
+    for name in ("x", "sigma", "noise"):
+        assert torch.equal(getattr(shown, name), getattr(hidden, name))
+    assert (shown.label >= 0).all()
+    with pytest.raises(ValueError, match="fitted with TeacherSettings, not FitSettings"):
+        draw_images(FitRun(small_teacher(), FitSettings()), digits())
 
 
 # --- checkpoints ------------------------------------------------------------------------------
@@ -207,18 +291,18 @@ def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, monke
 def test_checkpoints_of_other_runs_and_damaged_ones_are_refused(tmp_path):
     run, _ = teacher_run()
     path = tmp_path / "run.ckpt"
-    run.save(path, settings={"steps": 12})
+    checkpoints.save(run, path, settings={"steps": 12})
     with pytest.raises(ValueError, match=r"made with settings = {'steps': 12}, not {'steps': 13}"):
-        run.load(path, settings={"steps": 13})
+        checkpoints.load(run, path, settings={"steps": 13})
     with pytest.raises(ValueError, match="this run wants"):
-        distillation_run()[0].load(path)
+        checkpoints.load(distillation_run()[0], path)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="not a readable checkpoint"):
-        run.load(path)
+        checkpoints.load(run, path)
     with pytest.raises(FileNotFoundError):
-        run.load(tmp_path / "none.ckpt")
+        checkpoints.load(run, tmp_path / "none.ckpt")
 
 
 def test_an_average_with_decay_1_is_refused():
     with pytest.raises(ValueError, match=r"in \[0, 1\), not 1"):
-        EMA(torch.nn.Linear(1, 1), 1.0)
+        averaged(torch.nn.Linear(1, 1), 1.0)

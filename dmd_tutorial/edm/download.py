@@ -1,4 +1,7 @@
-"""Downloads: resumed where they stopped, checked, kept in a folder."""
+"""Downloads: resumed where they stopped, checked, kept in a folder.
+
+Not by pooch: it does not resume, lock, or compare with the size that the server names.
+"""
 
 import errno
 import hashlib
@@ -26,25 +29,13 @@ def cache_folder() -> Path:
 
 
 def download(url: str, folder: str | Path | None = None, sha256: str | None = None) -> Path:
-    """Fetch a file once.
+    """Fetch a file once, into `cache_folder` or another.
 
     A download that stopped goes on where it was, if the server allows and the file is still the
     same one. What arrives is compared with the size that the server names and with a hash: the
     given one, or else the one noted when the file was first fetched (``<file>.sha256``), so that a
-    cached file that changes is noticed. Of several processes that want the same file, one fetches
-    it, the others wait.
-
-    Args:
-        url: Its address.
-        folder: Where to keep it; `cache_folder` without it.
-        sha256: Its hash in hexadecimal, where it is known beforehand.
-
-    Returns:
-        The file.
-
-    Raises:
-        ValueError: If what arrived, or what was kept, is not what it should be.
-        RuntimeError: If it cannot be reached.
+    cached file that changes is noticed (ValueError). Of several processes that want the same file,
+    one fetches it, the others wait. RuntimeError: it cannot be reached.
     """
     name = Path(urllib.parse.urlsplit(url).path).name
     if not name:
@@ -75,11 +66,8 @@ def _check(path: Path, wanted: str | None, what: str) -> None:
 
 
 def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while piece := file.read(PIECE):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fetch(url: str, path: Path) -> None:

@@ -59,10 +59,12 @@ class _RawNetwork(nn.Module):
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         super().__init__()
-        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
+        plain: dict[str, Any] = {
+            k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()
+        }
         self.config = {k: v for k, v in plain.items() if k not in ("self", "__class__")}
         self.size, self.channels = self.config["img_resolution"], self.config["in_channels"]
-        self.classes = self.config["label_dim"]
+        self.classes: int = self.config["label_dim"]
 
     def forward(
         self,

@@ -33,8 +33,6 @@ ELEMENTS = {  # what a storage may hold
 }  # fmt: skip
 MAGIC = 0x1950A86A20F9469CFC6C  # of torch files in the old form
 NUMBERS = {"f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1"}
-
-
 _PythonUnpickler: Any = pickle._Unpickler
 
 
@@ -43,44 +41,29 @@ class Refused(ValueError):
 
 
 class Inert:
-    """Stands for an object of the file: remembers what it was given, does nothing.
+    """Stands for an object of the file: remembers what it was given, does nothing."""
 
-    Attributes:
-        class_name: What the file says it is.
-        state: The attributes that the file gives it.
-    """
+    class_name: str  # what the file says it is
+    state: dict  # the attributes that the file gives it
 
-    class_name: str
-    state: dict
-
-    def __new__(cls, *_: object) -> "Inert":
-        """Whatever it is called with, it begins empty."""
-        made = super().__new__(cls)
+    def __new__(cls, *_: object) -> "Inert":  # noqa: D102
+        made = super().__new__(cls)  # whatever it is called with, it begins empty
         made.class_name, made.state = "", {}
         return made
 
     def __init__(self, *_: object) -> None:
-        """Do nothing."""
+        pass
 
     def __setstate__(self, state: object) -> None:
-        """Remember a state, if it is one."""
         if isinstance(state, dict):
             self.state = state
 
 
 def read_pickle(content: bytes) -> Any:
-    """Read a pickle of networks, tensors and plain values, inertly.
+    """Read a pickle inertly: dictionaries, lists, plain values, tensors and `Inert` objects.
 
-    Args:
-        content: The whole file.
-
-    Returns:
-        What it holds: dictionaries, lists, plain values, tensors, and `Inert` objects.
-
-    Raises:
-        Refused: If it names anything beyond what weights need, declares more data than it has,
-            or is too intricate.
-        ValueError: If it is truncated or no pickle.
+    `Refused` if it names anything beyond what weights need, declares more data than it has, or is
+    too intricate; ValueError if it is truncated or no pickle.
     """
     scan(content)
     try:
@@ -99,17 +82,9 @@ def shown(text: str) -> str:
 
 
 def scan(content: bytes) -> int:
-    """Look at every instruction of a pickle without carrying any out.
+    """Look at every instruction of a pickle without carrying any out; how many bytes it takes.
 
-    Args:
-        content: A pickle, perhaps with something behind it.
-
-    Returns:
-        How many bytes the pickle takes.
-
-    Raises:
-        Refused: If there are too many instructions, or some that reach outside the file.
-        ValueError: If it is truncated or no pickle.
+    Something may follow it. `Refused` are too many instructions, and some that reach outside.
     """
     position = 0
     outside = {"EXT1", "EXT2", "EXT4", "PERSID", "INST", "NEXT_BUFFER", "READONLY_BUFFER"}
@@ -130,11 +105,7 @@ def scan(content: bytes) -> int:
 
 
 class _Unpickler(_PythonUnpickler):
-    """Knows only the names that it is given.
-
-    It is the slower one, in Python: its instructions can be replaced, and whatever it meets ends
-    in an exception.
-    """
+    """Knows only the names that it is given; in Python, so that instructions can be replaced."""
 
     dispatch: ClassVar[dict[int, Any]] = dict(_PythonUnpickler.dispatch)
 
@@ -154,7 +125,7 @@ class _Unpickler(_PythonUnpickler):
         """Refuse a reference to something outside the file."""
         raise Refused("the file refers to data outside itself")
 
-    # Instructions that change an object may only change the kind they are made for: no tensor (its
+    # An instruction that changes an object may only change the kind it is made for: no tensor (its
     # own `__setstate__` makes memory), no class, no function.
     def _build(self) -> None:
         state, target = self.stack.pop(), self.stack[-1]
@@ -163,46 +134,38 @@ class _Unpickler(_PythonUnpickler):
         elif not isinstance(target, dict):  # attributes of a dictionary are dropped
             raise Refused("the file gives a state to what has none")
 
-    def _append(self) -> None:
-        _check_kind(self.stack[-2], list)
-        self.load_append()
-
-    def _appends(self) -> None:
-        _check_kind(self.metastack[-1][-1], list)
-        self.load_appends()
-
-    # A tuple that holds itself twice, that one twice, and so on for fifty times has 2^50 parts.
-    # Nothing looks at them until it becomes the key of a dictionary: so keys are plain.
-    def _set_item(self) -> None:
-        _check_kind(self.stack[-3], dict)
-        _check_keys([self.stack[-2]])
-        self.load_setitem()
-
-    def _set_items(self) -> None:
-        _check_kind(self.metastack[-1][-1], dict)
-        _check_keys(self.stack[::2])
-        self.load_setitems()
-
-    def _dictionary(self) -> None:
-        _check_keys(self.stack[::2])
-        self.load_dict()
-
-    def _add_items(self) -> None:
-        _check_kind(self.metastack[-1][-1], set)
-        _check_keys(self.stack)
-        self.load_additems()
-
     def _no_frozen_set(self) -> None:
         raise Refused("the file holds a frozen set")
 
     dispatch[pickle.BUILD[0]] = _build
-    dispatch[pickle.APPEND[0]] = _append
-    dispatch[pickle.APPENDS[0]] = _appends
-    dispatch[pickle.SETITEM[0]] = _set_item
-    dispatch[pickle.SETITEMS[0]] = _set_items
-    dispatch[pickle.DICT[0]] = _dictionary
-    dispatch[pickle.ADDITEMS[0]] = _add_items
     dispatch[pickle.FROZENSET[0]] = _no_frozen_set
+
+
+def _checked(change: Callable, kind: type, target: Callable, keys: Callable) -> Callable:
+    """An instruction that changes a target, which must be of a kind; keys that it adds are plain.
+
+    A tuple that holds itself twice, that one twice, and so on for fifty times has 2^50 parts.
+    Nothing looks at them until it becomes the key of a dictionary.
+    """
+
+    def checked(unpickler: _Unpickler) -> None:
+        _check_kind(target(unpickler), kind)
+        _check_keys(keys(unpickler))
+        change(unpickler)
+
+    return checked
+
+
+for _instruction, *_what in (
+    (pickle.APPEND, list, lambda u: u.stack[-2], lambda u: []),
+    (pickle.APPENDS, list, lambda u: u.metastack[-1][-1], lambda u: []),
+    (pickle.SETITEM, dict, lambda u: u.stack[-3], lambda u: [u.stack[-2]]),
+    (pickle.SETITEMS, dict, lambda u: u.metastack[-1][-1], lambda u: u.stack[::2]),
+    (pickle.DICT, object, lambda u: None, lambda u: u.stack[::2]),
+    (pickle.ADDITEMS, set, lambda u: u.metastack[-1][-1], lambda u: u.stack),
+):
+    _change = _PythonUnpickler.dispatch[_instruction[0]]
+    _Unpickler.dispatch[_instruction[0]] = _checked(_change, *_what)
 
 
 def _check_kind(target: object, kind: type) -> None:
@@ -222,7 +185,6 @@ class _Budget:
         self.left = count
 
     def take(self, count: int) -> None:
-        """Use some."""
         self.left -= count
         if self.left < 0:
             raise Refused("the file would unpack to more than it holds")
@@ -357,18 +319,10 @@ def _are_counts(values: object) -> bool:
 
 
 def read_storage(content: object, budget: _Budget) -> Tensor:
-    """The values of a storage that torch saved into bytes of its own.
+    """The values, not to be written to, of a storage that torch saved into bytes of its own.
 
-    Args:
-        content: What `torch.save` made of a storage, in its old form (pickles, then the values) or
-            its new one (a zip).
-        budget: What the whole file may still unpack to.
-
-    Returns:
-        The values, one-dimensional, not to be written to.
-
-    Raises:
-        Refused: If it holds anything else, or declares more values than it has.
+    Its old form is pickles, then the values; its new one a zip. `Refused` if it holds anything
+    else or declares more values than it has.
     """
     if not isinstance(content, bytes):
         raise Refused("a storage is not given as bytes")
@@ -449,17 +403,9 @@ def _zipped_storage(content: bytes) -> Tensor:
 
 
 def state_dict_of(network: object) -> dict[str, Tensor]:
-    """Parameters and persistent buffers of a network that was read inertly.
+    """Parameters and persistent buffers of an `Inert` network, as its state dict would name them.
 
-    Args:
-        network: An `Inert` object with `_modules`, `_parameters` and `_buffers` in its state.
-
-    Returns:
-        Dotted names -> tensors, as ``network.state_dict()`` would give.
-
-    Raises:
-        Refused: If it is nested too deeply or endlessly, or holds too many tensors.
-        ValueError: If it is no network.
+    `Refused` if it is nested too deeply or endlessly, or holds too many tensors.
     """
     found: dict[str, Tensor] = {}
     _collect(network, "", found, [0], DEPTH)

@@ -1,119 +1,54 @@
-"""A small classifier of 8 x 8 digits: its penultimate layer is what digits are compared in."""
+"""A classifier of small images: its penultimate layer is what images are compared in."""
 
-import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 
-class DigitClassifier(nn.Module):
-    """Three convolutions, one layer of features, one linear layer to the classes.
+class Classifier(nn.Module):
+    """Convolutions, one layer of features, one linear layer to the classes.
 
     The features are standardised: over the training images each has a mean of about 0 and a
-    variance of about 1. So a distance between features is in units of the spread of real digits.
-
-    Args:
-        classes: Number of classes.
-        width: Number of features.
+    variance of about 1, so a distance between them is in units of the spread of real images.
+    Without arguments it is the digits' network; `deep` is for colour images of 16 pixels and up.
     """
 
-    def __init__(self, classes: int = 10, width: int = 64) -> None:
+    def __init__(
+        self,
+        size: int = 8,
+        channels: int = 1,
+        classes: int = 10,
+        width: int = 32,
+        deep: bool = False,
+    ) -> None:
         super().__init__()
-        self.trunk = nn.Sequential(
-            nn.Conv2d(1, 32, 3, padding=1), nn.SiLU(),
-            nn.Conv2d(32, 32, 3, padding=1), nn.SiLU(), nn.AvgPool2d(2),
-            nn.Conv2d(32, 32, 3, padding=1), nn.SiLU(), nn.Flatten(),
-            nn.Linear(32 * 4 * 4, width),
-        )  # fmt: skip
-        self.standardise = nn.BatchNorm1d(width, affine=False)
-        self.head = nn.Linear(width, classes)
+        self.config = {
+            "size": size, "channels": channels, "classes": classes, "width": width, "deep": deep,
+        }  # fmt: skip
+        self.shape = (channels, size, size)
+        wide = 4 * width if deep else 2 * width
+        layers = [1, 1, 0, 2, 2, 0, 4, 4] if deep else [1, 1, 0, 1]  # widths; 0 halves the size
+        trunk: list[nn.Module] = []
+        before = channels
+        for factor in layers:
+            if not factor:
+                trunk.append(nn.AvgPool2d(2))
+                continue
+            after = factor * width
+            norm = [nn.BatchNorm2d(after)] if deep else []
+            trunk += [nn.Conv2d(before, after, 3, padding=1), *norm, nn.SiLU()]
+            before = after
+        flatten = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten())  # digits are 4 x 4 by now
+        self.trunk = nn.Sequential(*trunk, flatten, nn.Linear(16 * before, wide))
+        self.standardise = nn.BatchNorm1d(wide, affine=False)
+        self.head = nn.Linear(wide, classes)
 
-    def features(self, x: Float[Tensor, "batch 1 8 8"]) -> Float[Tensor, "batch width"]:
-        """The penultimate layer.
-
-        Args:
-            x: Images in [-1, 1], (batch, 1, 8, 8).
-
-        Returns:
-            Features without unit, (batch, width).
-
-        Raises:
-            ValueError: If the images have another shape.
-        """
-        if x.ndim != 4 or x.shape[1:] != (1, 8, 8):
-            raise ValueError(f"x has shape {tuple(x.shape)}, the classifier wants (batch, 1, 8, 8)")
+    def features(self, x: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch width"]:
+        """The penultimate layer, of images in [-1, 1]."""
+        if x.shape[1:] != self.shape:
+            wanted = f"(batch, {', '.join(map(str, self.shape))})"
+            raise ValueError(f"x has shape {tuple(x.shape)}, the classifier wants {wanted}")
         return self.standardise(self.trunk(x))
 
-    def forward(self, x: Float[Tensor, "batch 1 8 8"]) -> Float[Tensor, "batch classes"]:
-        """Logits of the classes.
-
-        Args:
-            x: Images in [-1, 1], (batch, 1, 8, 8).
-
-        Returns:
-            Logits, (batch, classes).
-        """
+    def forward(self, x: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch classes"]:
+        """Logits of the classes, for images in [-1, 1]."""
         return self.head(self.features(x))
-
-
-def split(
-    count: int, held_out: int, seed: int = 0
-) -> tuple[Int[Tensor, " train"], Int[Tensor, " held_out"]]:
-    """Cut a data set at random into a part to train on and a part to test on.
-
-    Args:
-        count: Images in the set.
-        held_out: How many of them are kept for the test.
-        seed: Of the shuffle.
-
-    Returns:
-        Indices of the training images and of the held-out ones.
-
-    Raises:
-        ValueError: If nothing would be left to train on.
-    """
-    if not 0 < held_out < count:
-        raise ValueError(f"cannot hold out {held_out} of {count} images")
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return order[held_out:], order[:held_out]
-
-
-def train_classifier(
-    x: Float[Tensor, "count 1 8 8"],
-    label: Int[Tensor, " count"],
-    steps: int = 500,
-    batch: int = 128,
-    learning_rate: float = 3e-3,
-    noise: float = 0.2,
-    seed: int = 0,
-) -> DigitClassifier:
-    """Train a classifier with AdamW; the learning rate falls along half a cosine.
-
-    Args:
-        x: Images in [-1, 1], (count, 1, 8, 8).
-        label: Class of each, (count,).
-        steps: Optimiser steps.
-        batch: Images per step.
-        learning_rate: At the start.
-        noise: Each image gets Gaussian noise of a random level up to this, in the units of x, so
-            that slightly noisy samples of a generator are read too.
-        seed: Of the weights, the batches and the noise.
-
-    Returns:
-        The classifier, in evaluation mode, without gradients.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        classifier = DigitClassifier(classes=int(label.max()) + 1)
-        optimiser = torch.optim.AdamW(classifier.parameters(), learning_rate, weight_decay=0.01)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-        for _ in range(steps):
-            chosen = torch.randint(len(x), (batch,))
-            level = noise * torch.rand(batch, 1, 1, 1)
-            x_noisy = x[chosen] + level * torch.randn(batch, *x.shape[1:])
-            loss = functional.cross_entropy(classifier(x_noisy), label[chosen])
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-    return classifier.requires_grad_(False).eval()

@@ -103,16 +103,15 @@ def style() -> None:
 def figure(rows: int = 1, columns: int = 1, width: int = WIDTH, height: int = HEIGHT) -> tuple:
     """Make a figure of the given size in CSS pixels; returns what `plt.subplots` returns."""
     style()
-    inches = (width / DPI, height / DPI)
-    return plt.subplots(rows, columns, figsize=inches, dpi=DPI, layout="constrained")
+    size: Any = {"figsize": (width / DPI, height / DPI), "dpi": DPI}
+    return plt.subplots(rows, columns, layout="constrained", **size)
 
 
 def png(fig: Figure, sharpness: int = 1) -> bytes:
     """Draw a whole figure on solid white, `sharpness` pixels to a CSS pixel, and close it."""
     file = io.BytesIO()
-    fig.savefig(
-        file, format="png", dpi=DPI * sharpness, facecolor="white", bbox_inches=fig.bbox_inches
-    )
+    size: Any = {"dpi": DPI * sharpness, "bbox_inches": fig.bbox_inches}
+    fig.savefig(file, format="png", facecolor="white", **size)
     plt.close(fig)
     return file.getvalue()
 
@@ -128,19 +127,9 @@ def fewer_colours(picture: bytes, colours: int) -> bytes:
 
 
 def image_tag(picture: bytes, alt: str, width: int, height: int) -> str:
-    """Write an <img> that carries its picture, its alt text and its size.
+    """Write an <img> that carries a PNG, its alt text and its size in CSS pixels.
 
-    Args:
-        picture: The bytes of a PNG file.
-        alt: What is to be seen.
-        width: In CSS pixels; on a narrower page the picture shrinks.
-        height: In CSS pixels: the page keeps the space free, so that nothing shifts.
-
-    Returns:
-        The HTML.
-
-    Raises:
-        ValueError: If the alt text is empty.
+    On a narrower page the picture shrinks. An empty alt text is refused.
     """
     if not alt.strip():
         raise ValueError("the alt text is empty: say what is to be seen in the figure")
@@ -159,32 +148,16 @@ def figure_tag(fig: Figure, alt: str) -> str:
 
 
 def show(fig: Figure, alt: str) -> None:
-    """Display a figure with its alt text, and close it.
-
-    Args:
-        fig: The figure.
-        alt: What is to be seen, in words for those who do not see it.
-
-    Raises:
-        ValueError: If the alt text is empty.
-    """
+    """Display a figure, and close it; `alt` says what is to be seen to those who do not see it."""
     display(Html(figure_tag(fig, alt), alt))
 
 
 def tile(
     images: Float[Tensor, "n channels height width"], columns: int | None = None
 ) -> UInt8[np.ndarray, "rows columns 3"]:
-    """Lay images out row by row with one white pixel between them.
+    """Lay images in [-1, 1], clamped, out row by row with one white pixel between them.
 
-    Args:
-        images: Grey (1 channel) or colour (3) images in [-1, 1]; what lies outside is clamped.
-        columns: Images in a row; by default the grid is about square.
-
-    Returns:
-        The picture, 0 to 255.
-
-    Raises:
-        ValueError: If there is no image, the shape is another one, or a value is not finite.
+    By default the grid is about square. Values that are not finite are refused.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
         raise ValueError(f"images have shape {tuple(images.shape)}, not (n, 1 or 3, height, width)")
@@ -193,11 +166,9 @@ def tile(
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     levels = ((images.detach().cpu().float().clamp(-1, 1) + 1) * 127.5).round().byte()
-    canvas = np.full((rows * (height + 1) - 1, columns * (width + 1) - 1, 3), 255, np.uint8)
-    for index, image in enumerate(levels):
-        top, left = (index // columns) * (height + 1), (index % columns) * (width + 1)
-        canvas[top : top + height, left : left + width] = image.permute(1, 2, 0).numpy()
-    return canvas
+    cells = np.full((rows, columns, height + 1, width + 1, 3), 255, np.uint8)
+    cells.reshape(-1, *cells.shape[2:])[:count, :-1, :-1] = levels.permute(0, 2, 3, 1).numpy()
+    return np.vstack([np.hstack(list(row)) for row in cells])[:-1, :-1]
 
 
 def save_grid(
@@ -218,35 +189,21 @@ def image_grid(
     images: Float[Tensor, "n channels height width"],
     columns: int | None = None,
     *,
-    column_titles: Sequence[str] | None = None,
-    row_titles: Sequence[str] | None = None,
+    column_titles: Sequence[str] = (),
+    row_titles: Sequence[str] = (),
     ax: Axes | None = None,
 ) -> Any:
-    """Draw images as a grid, row by row, every pixel a sharp square.
+    """Draw images in [-1, 1] as a grid, every pixel a sharp square; returns the figure.
 
-    Args:
-        images: Images, (n, channels, height, width), in [-1, 1].
-        columns: Images in a row; by default the grid is about square.
-        column_titles: A title above each column.
-        row_titles: A title left of each row.
-        ax: Axes to draw into; by default those of a new figure of fitting size.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ValueError: If there are not as many titles as columns or rows.
+    By default the grid is about square, and the figure a new one of fitting size.
     """
     picture = tile(images, columns)
     height, width = (side + 1 for side in images.shape[-2:])
     rows, columns = (picture.shape[0] + 1) // height, (picture.shape[1] + 1) // width
-    column_titles = [""] * columns if column_titles is None else column_titles
-    row_titles = [""] * rows if row_titles is None else row_titles
+    column_titles, row_titles = column_titles or [""] * columns, row_titles or [""] * rows
+    titles = f"{len(row_titles)} row and {len(column_titles)} column titles"
     if (len(row_titles), len(column_titles)) != (rows, columns):
-        raise ValueError(
-            f"{len(row_titles)} row and {len(column_titles)} column titles "
-            f"for {rows} rows and {columns} columns"
-        )
+        raise ValueError(f"{titles} for {rows} rows and {columns} columns")
     if ax is None:
         left, top = 9 * max(map(len, row_titles)), 28 * any(column_titles)
         cell = min(CELL, (WIDTH - left - 12) / columns)
@@ -264,17 +221,10 @@ def image_grid(
 def density_and_score(
     ax: Axes, mixture: Any, sigma: float, *, extent: float = 3.0, arrows: int = 15
 ) -> None:
-    """Draw a density on the plane, noised to a level, and its score field over it.
+    """Draw a density on the plane, noised to a level, and over it `arrows` of its score a side.
 
-    Scores span orders of magnitude, so the longest arrows are shortened: an arrow's length is
-    tanh(|score| / median |score|), its direction exact.
-
-    Args:
-        ax: Axes to draw into.
-        mixture: Has `log_prob(x, sigma)` and `score(x, sigma)`, x (batch, 2), sigma (batch,).
-        sigma: Noise level, in the units of x.
-        extent: The square from -extent to extent is drawn.
-        arrows: Arrows along each side.
+    The mixture has `log_prob(x, sigma)` and `score(x, sigma)`. Scores span orders of magnitude, so
+    the longest arrows are shortened: an arrow's length is tanh(|score| / median |score|).
     """
 
     def grid(points: int, end: float) -> tuple[Tensor, Tensor]:
@@ -282,29 +232,19 @@ def density_and_score(
         x = torch.cartesian_prod(ticks, ticks)
         return x, torch.full((len(x),), float(sigma))
 
+    spacing = 2 * extent / arrows
     with torch.no_grad():
-        x, levels = grid(121, extent)
-        density = _numbers(mixture.log_prob(x, levels).exp()).reshape(121, 121).T
-        spacing = 2 * extent / arrows
+        density = _numbers(mixture.log_prob(*grid(121, extent)).exp()).reshape(121, 121).T
         middle, levels = grid(arrows, extent - spacing / 2)
         score = mixture.score(middle, levels)
     length = score.norm(dim=1, keepdim=True).clamp(min=1e-12)
     arrow = _numbers(score / length * torch.tanh(length / length.median()))
-    ax.contourf(
-        density, levels=12, cmap="Blues", extent=[-extent, extent, -extent, extent], origin="lower"
-    )
+    box = [-extent, extent, -extent, extent]
+    ax.contourf(density, levels=12, cmap="Blues", extent=box, origin="lower")
     # the longest arrow spans one cell of its grid, in every figure
-    ax.quiver(
-        *_numbers(middle).T,
-        *arrow.T,
-        color=COLOURS["red"],
-        pivot="mid",
-        width=0.004,
-        angles="xy",
-        scale_units="xy",
-        scale=1 / spacing,
-    )
-    ax.set(aspect="equal", xlim=(-extent, extent), ylim=(-extent, extent))
+    scaling: Any = {"angles": "xy", "scale_units": "xy", "scale": 1 / spacing, "pivot": "mid"}
+    ax.quiver(*_numbers(middle).T, *arrow.T, color=COLOURS["red"], width=0.004, **scaling)
+    ax.set(aspect="equal", xlim=box[:2], ylim=box[2:])
 
 
 def particles(
@@ -316,14 +256,9 @@ def particles(
 
 
 def trajectories(
-    ax: Axes,
-    paths: Float[Tensor, "steps n 2"],
-    *,
-    label: str | None = None,
-    colour: str | None = None,
+    ax: Axes, paths: Float[Tensor, "steps n 2"], *, label: str = "", colour: str = COLOURS["blue"]
 ) -> None:
     """Draw a line for each moving point, with a dot at its start and a ring at its end."""
-    colour = colour or COLOURS["blue"]
     points = _numbers(paths)
     ax.plot(points[..., 0], points[..., 1], color=colour, linewidth=1, alpha=0.6)
     ax.plot(*points[0].T, "o", color=colour, markersize=3)
@@ -343,22 +278,12 @@ def series(
     spread: Mapping[str, tuple[Any, Any]] | None = None,
     colours: Mapping[str, str] | None = None,
 ) -> None:
-    """Draw named curves that differ in colour, dashes and marker.
+    """Draw named curves, which differ in colour, dashes and marker.
 
-    Args:
-        ax: Axes to draw into.
-        x: Abscissae, (n,), or one such row for each name.
-        ys: Name to ordinates, (n,).
-        xlabel: What x is, with its unit.
-        ylabel: What y is, with its unit.
-        logx: Make the x axis logarithmic.
-        logy: Make the y axis logarithmic.
-        spread: Name to (low, high), drawn as a band.
-        colours: Name to colour, where the order of the style will not do.
+    x serves all of them, or is one for each name. `spread` is (low, high) of a band by name.
     """
-    for (name, y), colour, dash, marker in zip(
-        ys.items(), cycle(CYCLE), cycle(DASHES), cycle(MARKERS), strict=False
-    ):
+    looks = zip(cycle(CYCLE), cycle(DASHES), cycle(MARKERS), strict=True)
+    for (name, y), (colour, dash, marker) in zip(ys.items(), looks, strict=False):
         at = _numbers(x[name] if isinstance(x, Mapping) else x)
         colour = (colours or {}).get(name, colour)
         few = marker if len(at) <= 24 else None  # markers on a long curve hide it

@@ -13,9 +13,11 @@ import itertools
 import json
 import math
 import os
+import re
 from base64 import b64encode
 from collections.abc import Callable, Sequence
 from numbers import Integral
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ipywidgets
@@ -30,6 +32,9 @@ STATIC = "DMD_TUTORIAL_STATIC"  # set to 1 by the site build and by the notebook
 PALETTE = 64  # colours of a stored picture
 
 Value = Any  # a float, a whole number, or a name
+State = tuple[Value, ...]  # one value of each slider
+Draw = Callable[..., Figure]
+Alt = Callable[..., str]
 
 
 class Axis(NamedTuple):
@@ -48,10 +53,9 @@ class Axis(NamedTuple):
 class Frame(NamedTuple):
     """One state of a slider: the values it stands for, and the picture drawn for them."""
 
-    values: tuple[Value, ...]
+    values: State
     picture: bytes
-    width: int
-    height: int
+    size: tuple[int, int]  # in pixels
 
     @property
     def digest(self) -> str:
@@ -60,34 +64,27 @@ class Frame(NamedTuple):
 
 
 def slider(
-    draw: Callable[..., Figure],
+    draw: Draw,
     values: Sequence[Value],
     label: str,
     unit: str = "",
     *,
-    alt: Callable[..., str],
+    alt: Alt,
     default: Value | tuple[Value, Value] | None = None,
     second: tuple | None = None,
     snap: bool = False,
 ) -> None:
     """Display a slider over the figures that a function draws.
 
+    `draw(value)`, or `draw(a, b)` for two sliders, draws one state. It must depend on nothing else,
+    and keep its axis limits. `alt`, called like it, says what is to be seen, in each state
+    something else. The site shows the `values` (floats, whole numbers, or names); a live slider
+    draws between numbers, too, on a logarithmic scale where they are spaced so.
+
     Args:
-        draw: Draws the figure of one state: `draw(value)`, or `draw(a, b)` for two sliders. It
-            must depend on nothing else, and keep its axis limits.
-        values: What the site shows: floats, whole numbers, or names. A live slider also draws
-            between numbers, on a logarithmic scale where they are spaced so.
-        label: What the slider moves.
-        unit: The unit of the values.
-        alt: Says what is to be seen in one state, called like `draw`.
         default: The state shown first, a pair for two sliders; by default the middle one.
         second: `(values, label, unit)` of a second slider.
         snap: Also a live slider stops at the given values only, because `draw` knows no others.
-
-    Raises:
-        ValueError: If there are fewer than two values, a value twice, values of mixed kinds, a
-            default that is none of them, an empty or repeated alt text, or pictures of
-            different sizes.
     """
     axes = [_axis(values, label, unit)]
     if second is not None:
@@ -99,35 +96,20 @@ def slider(
         display(widget(draw, axes, alt, start, snap))
 
 
-def frames(
-    draw: Callable[..., Figure], values: Sequence[Value], second: Sequence[Value] | None = None
-) -> list[Frame]:
-    """Draw every state of a slider.
-
-    Args:
-        draw: The drawing function.
-        values: The values of the slider.
-        second: Those of the second slider, which runs fastest.
-
-    Returns:
-        One frame for each state, each a PNG of at most 64 colours.
-
-    Raises:
-        ValueError: If the pictures differ in size.
-    """
-    drawn = [
-        _frame(draw, state) for state in itertools.product(values, *([second] if second else []))
-    ]
-    sizes = [(frame.width, frame.height) for frame in drawn]
-    for frame, size in zip(drawn, sizes, strict=True):
-        if size != sizes[0]:
-            raise ValueError(f"the picture for {frame.values} is {size}, the first is {sizes[0]}")
+def frames(draw: Draw, values: Sequence[Value], second: Sequence[Value] = ()) -> list[Frame]:
+    """Draw every state of a slider, the second one's values fastest, all in one size."""
+    states = itertools.product(values, *([second] if len(second) else []))
+    drawn = [_frame(draw, state) for state in states]
+    first = drawn[0].size
+    for state, _, size in drawn:
+        if size != first:
+            raise ValueError(f"the picture for {state} is {size}, the first is {first}")
     return drawn
 
 
-def _frame(draw: Callable[..., Figure], state: tuple[Value, ...]) -> Frame:
+def _frame(draw: Draw, state: State) -> Frame:
     picture = fewer_colours(png(draw(*state)), PALETTE)
-    return Frame(state, picture, *Image.open(io.BytesIO(picture)).size)
+    return Frame(state, picture, Image.open(io.BytesIO(picture)).size)
 
 
 def _axis(values: Any, label: str, unit: str = "") -> Axis:
@@ -145,7 +127,7 @@ def _axis(values: Any, label: str, unit: str = "") -> Axis:
     return axis
 
 
-def _start(axes: list[Axis], default: Any) -> tuple[Value, ...]:
+def _start(axes: list[Axis], default: Any) -> State:
     """The state shown first."""
     if default is None:
         return tuple(axis.values[len(axis.values) // 2] for axis in axes)
@@ -162,24 +144,9 @@ def _start(axes: list[Axis], default: Any) -> tuple[Value, ...]:
 
 
 def widget(
-    draw: Callable[..., Figure],
-    axes: list[Axis],
-    alt: Callable[..., str],
-    start: tuple[Value, ...],
-    snap: bool = False,
+    draw: Draw, axes: list[Axis], alt: Alt, start: State, snap: bool = False
 ) -> ipywidgets.Widget:
-    """Make the live slider: controls, and under them the picture of their state.
-
-    Args:
-        draw: The drawing function.
-        axes: What each control moves.
-        alt: Says what is to be seen.
-        start: The state shown first.
-        snap: Stop at the given values only.
-
-    Returns:
-        The widget.
-    """
+    """Make the live slider: controls, and under them the picture of their state."""
     controls = [_control(axis, value, snap) for axis, value in zip(axes, start, strict=True)]
     view = ipywidgets.HTML()
 
@@ -208,15 +175,11 @@ def _control(axis: Axis, start: Value, snap: bool) -> ipywidgets.Widget:
     if all(isinstance(value, Integral) for value in axis.values):
         return ipywidgets.IntSlider(value=start, min=low, max=high, **look)
     if _log_spaced(axis.values):
-        exponents = {"min": math.log10(low), "max": math.log10(high)}
-        step = (exponents["max"] - exponents["min"]) / 100
-        return ipywidgets.FloatLogSlider(
-            value=start, step=step, readout_format=".3g", **exponents, **look
-        )
-    step = (high - low) / 100
-    return ipywidgets.FloatSlider(
-        value=start, min=low, max=high, step=step, readout_format=".3g", **look
-    )
+        low, high, kind = math.log10(low), math.log10(high), ipywidgets.FloatLogSlider
+    else:
+        kind = ipywidgets.FloatSlider
+    span = {"min": low, "max": high, "step": (high - low) / 100}
+    return kind(value=start, readout_format=".3g", **span, **look)
 
 
 def _log_spaced(values: Sequence[Value]) -> bool:
@@ -245,69 +208,15 @@ CONTROL = """\
 CARD = "margin:0;position:relative;text-align:left;background:#fff;color:#222;color-scheme:light"
 UNSEEN = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)"
 
-# The script of one slider. It finds its parts by the figure's id, runs once, and asks nothing of
-# the page. JupyterLab takes the arrow keys for itself, unless they are stopped at the window.
-SCRIPT = """\
-(() => {
-  const root = document.getElementById("%s");
-  if (!root || root.dataset.ready) return;
-  root.dataset.ready = "yes";
-  const axes = JSON.parse(root.querySelector("script[type='application/json']").textContent);
-  const picture = root.querySelector("img");
-  const spoken = root.querySelector("[role=status]");
-  const inputs = [...root.querySelectorAll("input")];
-  const outputs = [...root.querySelectorAll("output")];
-  const update = (event) => {
-    let state = 0;
-    inputs.forEach((input, i) => {
-      const text = axes.texts[i][input.value];
-      input.setAttribute("aria-valuetext", text);
-      outputs[i].textContent = text;
-      state = state * axes.texts[i].length + Number(input.value);
-    });
-    const frame = axes.frames[state];
-    picture.src = "data:image/png;base64," + frame.png;
-    picture.alt = frame.alt;
-    root.dataset.digest = frame.digest;
-    if (event) spoken.textContent = frame.alt;
-  };
-  for (const input of inputs) {
-    input.hidden = false;
-    input.addEventListener("input", update);
-  }
-  update();
-  if (window.dmdSliderKeys) return;
-  window.dmdSliderKeys = true;
-  window.addEventListener("keydown", (event) => {
-    const ours = event.target.closest && event.target.closest(".dmd-slider input");
-    if (ours && /^(Arrow|Home|End|Page)/.test(event.key)) event.stopImmediatePropagation();
-  }, true);
-})();
-"""
+SCRIPT = re.sub(r"^//.*\n", "", Path(__file__).with_name("slider.js").read_text("utf8"), flags=re.M)
 
 
-def page(
-    draw: Callable[..., Figure],
-    axes: list[Axis],
-    alt: Callable[..., str],
-    start: tuple[Value, ...],
-) -> str:
+def page(draw: Draw, axes: list[Axis], alt: Alt, start: State) -> str:
     """Write the slider of a page without a kernel, as HTML that needs nothing else.
 
-    Without JavaScript, and in print, it is the picture of the first state with its values.
-
-    Args:
-        draw: The drawing function.
-        axes: What each slider moves.
-        alt: Says what is to be seen.
-        start: The state shown first.
-
-    Returns:
-        The HTML.
-
-    Raises:
-        ValueError: If a state has no alt text, or one that another has, pictures differ in size,
-            or the first state looks different after all others were drawn.
+    Without JavaScript, and in print, it is the picture of the first state with its values. Refused
+    are alt texts that are empty or the same, and a first state that looks different after all
+    others were drawn.
     """
     drawn = frames(draw, *[axis.values for axis in axes])
     alts = [alt(*frame.values) for frame in drawn]
@@ -339,9 +248,9 @@ def page(
     stored = json.dumps(data).replace("<", "\\u003c")  # a "<" could end the script
     return (
         f'<figure id="{name}" class="dmd-slider" data-digest="{first.digest}" '
-        f'style="{CARD};max-width:{first.width}px">\n'
-        f"{image_tag(first.picture, alt(*start), first.width, first.height)}\n"
+        f'style="{CARD};max-width:{first.size[0]}px">\n'
+        f"{image_tag(first.picture, alt(*start), *first.size)}\n"
         f'{"".join(controls)}<span role="status" style="{UNSEEN}"></span>\n'
         f'<script type="application/json">{stored}</script>\n'
-        f"<script>\n{SCRIPT % name}</script>\n</figure>"
+        f"<script>\n{SCRIPT.replace('%s', name)}</script>\n</figure>"
     )

@@ -1,40 +1,53 @@
 """Checkpoints: written whole or not at all, the last two kept, checked when they are read.
 
 Where a process is killed, a disk is full or a folder turns read-only, the last good checkpoint
-stays as it is.
+stays as it is; what could not be written is an `OSError` of one sentence.
 """
 
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 import torch
 
 
-def save_atomically(content: object, path: str | Path) -> None:
-    """`torch.save` into a file that is complete or does not exist, also when the power fails.
+class Stateful(Protocol):
+    """A run, or an updater with the scales of its losses."""
 
-    Args:
-        content: What `torch.save` takes.
-        path: Where to; the folder is made.
+    def state_dict(self) -> dict: ...  # noqa: D102
 
-    Raises:
-        OSError: If it cannot be written, a full disk say; what was there before is untouched.
+    def load_state_dict(self, state: dict) -> None: ...  # noqa: D102
+
+
+def save(run: Stateful, path: str | Path, updater: Stateful | None = None, **notes: object) -> None:
+    """Write a run's checkpoint, with plain values to keep beside it, such as settings."""
+    state = run.state_dict()
+    if updater is not None:
+        state["updater"] = updater.state_dict()
+    save_checkpoint(state, notes, path)
+
+
+def load(run: Stateful, path: str | Path, updater: Stateful | None = None, **notes: object) -> dict:
+    """Continue from what `save` wrote; returns all values that were kept beside it.
+
+    A checkpoint whose notes are not those given belongs to another run, and is refused.
     """
+    state, kept = load_checkpoint(path, notes)
+    scales = state.pop("updater", None)
+    run.load_state_dict(state)
+    if updater is not None and scales is not None:
+        updater.load_state_dict(scales)
+    return kept
+
+
+def save_atomically(content: object, path: str | Path) -> None:
+    """`torch.save` into a file that is complete or does not exist, also when the power fails."""
     replace_file(path, lambda file: torch.save(content, file))
 
 
 def replace_file(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file that is complete or as it was before.
-
-    Args:
-        path: Where to; the folder is made.
-        write: Writes the content into an open file.
-
-    Raises:
-        OSError: If it cannot be written; what was there before is untouched.
-    """
+    """Write a file that is complete or as it was before; the folder is made."""
     path = Path(path)
     partial = path.with_name(path.name + ".part")  # one name: what a killed process leaves is
     try:  # written over by the next
@@ -53,16 +66,7 @@ def replace_file(path: str | Path, write: Callable[[IO[bytes]], object]) -> None
 
 
 def save_checkpoint(state: dict, notes: dict, path: str | Path) -> None:
-    """Write a checkpoint and keep the one before it, as ``<path>.before``.
-
-    Args:
-        state: What a run must get back, tensors and plain values.
-        notes: Plain values that say which run it belongs to.
-        path: Where to.
-
-    Raises:
-        OSError: If it cannot be written; the message names the last good checkpoint.
-    """
+    """Write a checkpoint and keep the one before it, as ``<path>.before``."""
     path = Path(path)
     fresh = path.with_name(path.name + ".new")
     try:
@@ -77,18 +81,9 @@ def save_checkpoint(state: dict, notes: dict, path: str | Path) -> None:
 
 
 def load_checkpoint(path: str | Path, notes: dict) -> tuple[dict, dict]:
-    """Read a checkpoint; where it is damaged, the one before it.
+    """Read the state and all notes of a checkpoint; where it is damaged, of the one before it.
 
-    Args:
-        path: What `save_checkpoint` was given.
-        notes: Values that must be what they were when it was saved.
-
-    Returns:
-        The state and all notes that were saved.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If neither can be read, or the run was another one.
+    `notes` are values that must be what they were when it was saved.
     """
     candidates = [p for p in (Path(path), before(path)) if p.exists()]
     if not candidates:
@@ -105,40 +100,22 @@ def load_checkpoint(path: str | Path, notes: dict) -> tuple[dict, dict]:
             continue
         if problems:
             print(f"{problems[0].splitlines()[0]} Continuing from {candidate}.")
-        _check_notes(candidate, found, notes)
+        for name, wanted in notes.items():
+            if found.get(name) != wanted:
+                made = f"{candidate} was made with {name} = {found.get(name)!r}"
+                raise ValueError(f"{made}, not {wanted!r}")
         return state, found
     raise ValueError("; ".join(problems))
 
 
 def newest(path: str | Path) -> Path | None:
-    """The newest checkpoint of a run.
-
-    Args:
-        path: What `save_checkpoint` was given.
-
-    Returns:
-        The file, or None where there is none.
-    """
+    """The newest checkpoint of a run, None where there is none."""
     return next((p for p in (Path(path), before(path)) if p.exists()), None)
 
 
 def before(path: str | Path) -> Path:
-    """Where the last but one checkpoint is kept.
-
-    Args:
-        path: What `save_checkpoint` was given.
-
-    Returns:
-        Its path with ``.before`` at the end.
-    """
-    path = Path(path)
-    return path.with_name(path.name + ".before")
-
-
-def _check_notes(path: Path, found: dict, wanted: dict) -> None:
-    for name, value in wanted.items():
-        if found.get(name) != value:
-            raise ValueError(f"{path} was made with {name} = {found.get(name)!r}, not {value!r}")
+    """Where the last but one checkpoint is kept."""
+    return Path(path).with_name(Path(path).name + ".before")
 
 
 def _cause(error: BaseException) -> str:

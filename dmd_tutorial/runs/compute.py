@@ -6,13 +6,17 @@ rounding inside the networks, and only there.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from dmd_tutorial import dmd
+
+Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 Tensors = TypeVar("Tensors", bound=tuple)
 Network = TypeVar("Network", bound=nn.Module)
@@ -23,63 +27,53 @@ class Compute:
     """What the hardware asks for. The defaults suit a CPU and small networks.
 
     Attributes:
-        precision: Of the inside of the networks in training: fp32, bf16 (Ampere and newer), or
-            fp16 (older cards such as the T4; the loss is scaled so that gradients do not vanish).
+        mixed_precision: Inside of the networks in training: fp32, bf16 (Ampere and newer), or fp16
+            (older cards such as the T4; the loss is scaled so that gradients do not vanish).
             Weights, optimisers, averages and preconditioning stay in fp32.
         frozen: The same for the teacher, whose matrices are also stored in that type.
-        parts: Equal parts (micro-batches) that a step's batch is cut into, one after the other:
-            the gradients are the same, the memory of activations is divided.
-        recompute: Compute the activations inside each block again in the backward pass instead of
-            keeping them: about a third more time, several times less memory.
-        channels_last: Keep the colour channels of a pixel together in memory; faster convolutions.
+        accumulation: Gradient accumulation: equal parts (micro-batches) of a step's batch, one
+            after the other; the gradients are the same, the memory of activations is divided.
+        activation_checkpointing: Compute the activations inside each block again in the backward
+            pass instead of keeping them: about a third more time, several times less memory.
+        channels_last: Keep the colour channels of a pixel together in memory: faster convolutions.
         compile: Compile the networks with torch.compile: minutes at the start, faster steps on
             a GPU; it does not pay on a CPU.
     """
 
-    precision: str = "fp32"
-    frozen: str = "fp32"
-    parts: int = 1
-    recompute: bool = False
+    mixed_precision: Precision = "fp32"
+    frozen: Precision = "fp32"
+    accumulation: int = 1
+    activation_checkpointing: bool = False
     channels_last: bool = True
     compile: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be.
-
-        Raises:
-            ValueError: If a precision is unknown or there is no part.
-        """
-        for name in (self.precision, self.frozen):
+        """Refuse what cannot be."""
+        for name in (self.mixed_precision, self.frozen):
             if name not in PRECISIONS:
                 raise ValueError(f"a precision is one of {list(PRECISIONS)}, not {name!r}")
-        if self.parts < 1:
-            raise ValueError(f"a batch is cut into 1 part or more, not {self.parts}")
+        if self.accumulation < 1:
+            raise ValueError(f"a batch is cut into 1 part or more, not {self.accumulation}")
 
 
 def prepare(denoiser: Network, compute: Compute, frozen: bool = False) -> Network:
-    """Make a denoiser compute as asked, in place.
+    """Make a denoiser compute as asked, in place; its blocks may know `recompute`.
 
-    Args:
-        denoiser: A network with a denoiser's `precision`; its blocks may know `recompute`.
-        compute: How.
-        frozen: It is not trained: its matrices take the type of `compute.frozen`. Vectors and
-            buffers (norms, the frequencies of the noise embedding) are few and stay exact.
-
-    Returns:
-        The same network.
+    The matrices of a frozen one take the type of `compute.frozen`. Vectors and buffers (norms, the
+    frequencies of the noise embedding) are few and stay exact.
     """
-    dtype = PRECISIONS[compute.frozen if frozen else compute.precision]
+    dtype = PRECISIONS[compute.frozen if frozen else compute.mixed_precision]
     for module in denoiser.modules():
         if hasattr(module, "precision"):
             setattr(module, "precision", dtype)  # noqa: B010
         if hasattr(module, "recompute"):
-            setattr(module, "recompute", compute.recompute and not frozen)  # noqa: B010
+            setattr(module, "recompute", compute.activation_checkpointing and not frozen)  # noqa: B010
     if frozen and dtype is not None:
         for parameter in denoiser.parameters():
             if parameter.ndim > 1:
                 parameter.data = parameter.data.to(dtype)
-    if compute.channels_last:
-        denoiser.to(memory_format=torch.channels_last)
+    layout = torch.channels_last if compute.channels_last else torch.contiguous_format
+    denoiser.to(memory_format=layout)
     if compute.compile:
         denoiser.compile()
     return denoiser
@@ -88,17 +82,13 @@ def prepare(denoiser: Network, compute: Compute, frozen: bool = False) -> Networ
 class Processes:
     """The processes that share a run: one, or those that `accelerate launch` has started.
 
-    Attributes:
-        rank: Number of this process, from 0. Process 0 writes files and speaks.
-        count: How many there are.
-        device: Where this process's networks go; None where there is one process and it is free.
-
-    Raises:
-        RuntimeError: If several were started and they do not find each other.
+    `rank` counts from 0, and process 0 writes files and speaks; `device` is where this process's
+    networks go, None where there is one process and it is free.
     """
 
     def __init__(self) -> None:
-        self.rank, self.count, self.device = 0, 1, None
+        self.rank, self.count = 0, 1
+        self.device: torch.device | None = None
         started = int(os.environ.get("WORLD_SIZE", "1"))
         if started > 1:
             from accelerate import PartialState
@@ -121,14 +111,7 @@ class Processes:
             self._state.wait_for_everyone()
 
     def any(self, here: bool) -> bool:
-        """Whether something holds in at least one process; every process must ask.
-
-        Args:
-            here: Whether it holds in this one.
-
-        Returns:
-            The same answer in all of them.
-        """
+        """Whether something holds in at least one process; every process must ask."""
         if self.count == 1:
             return here
         from accelerate.utils import reduce
@@ -137,25 +120,13 @@ class Processes:
         return bool(reduce(flag, "sum").item() > 0)
 
     def mine(self, count: int) -> Tensor:
-        """Which of a number of things this process does.
-
-        Args:
-            count: How many there are.
-
-        Returns:
-            Their numbers: every `self.count`-th, from `self.rank` on.
-        """
+        """Which of `count` things this process does: every `self.count`-th, from its rank on."""
         return torch.arange(self.rank, count, self.count)
 
     def gather(self, x: Tensor, count: int) -> Tensor:
-        """Put together what the processes made of their shares.
+        """Put together what the processes made of their shares, in the order of `mine`.
 
-        Args:
-            x: What this process made, (share, ...), in the order of `mine`.
-            count: How many there are in all.
-
-        Returns:
-            All of them in order, (count, ...), each once, on the CPU; in every process.
+        All of them have all in order, (count, ...), each once, on the CPU.
         """
         if self.count == 1:
             return x.cpu()
@@ -168,11 +139,7 @@ class Processes:
         return rows.reshape(-1, *x.shape[1:])[:count]
 
     def mean_(self, tensors: list[Tensor]) -> None:
-        """Replace tensors by their mean over all processes, in one message per type.
-
-        Args:
-            tensors: The same shapes in every process.
-        """
+        """Replace tensors by their mean over all processes, in one message per type."""
         if self.count == 1:
             return
         from accelerate.utils import reduce
@@ -186,92 +153,95 @@ class Processes:
 
 
 def split(batch: Tensors, parts: int, processes: Processes) -> list[Tensors]:
-    """This process's share of a batch, in equal parts.
+    """This process's share of a batch, named tuple or plain, in equal parts.
 
     Every process draws the whole batch from the same random numbers and takes its share. So the
-    number of processes changes neither what is learnt from nor how a run is resumed.
-
-    Args:
-        batch: A tuple of tensors, named or not, (batch, ...) each, or None.
-        parts: How many parts each process cuts its share into.
-        processes: Who shares.
-
-    Returns:
-        As many batches as there are parts.
-
-    Raises:
-        ValueError: If a tensor cannot be cut equally.
+    number of processes changes neither what is learnt from nor how a run is resumed. Samples that
+    were made before, the x of a `dmd.Batch`, are this process's already.
     """
-    pieces = parts * processes.count
+    made = getattr(batch, "x", None) if isinstance(batch, dmd.Batch) else None
     columns: list[Any] = []
     for tensor in batch:
-        if tensor is not None and len(tensor) % pieces:
+        shares = 1 if tensor is made else processes.count
+        if tensor is not None and len(tensor) % (parts * shares):
             raise ValueError(
                 f"a batch of {len(tensor)} cannot be cut into {parts} equal parts for each of "
-                f"{processes.count} processes"
+                f"{shares} processes"
             )
-        columns.append([None] * pieces if tensor is None else tensor.chunk(pieces))
-    rows = list(zip(*columns, strict=True))
-    mine = rows[processes.rank * parts : (processes.rank + 1) * parts]
-    return [rebuilt(batch, row) for row in mine]
+        first = processes.rank * parts if shares > 1 else 0
+        pieces = [None] * parts * shares if tensor is None else tensor.chunk(parts * shares)
+        columns.append(pieces[first : first + parts])
+    return [_like(batch, row) for row in zip(*columns, strict=True)]
 
 
-def rebuilt(batch: Tensors, values: Iterable[Any]) -> Tensors:
-    """A batch of the same kind, named tuple or plain, with other values."""
-    make = getattr(type(batch), "_make", type(batch))
-    return make(values)
+def joined(records: list[Tensors]) -> Tensors:
+    """What the parts of a batch did, as one: tensors side by side, numbers averaged."""
+
+    def together(values: tuple) -> Any:
+        if isinstance(values[0], Tensor):
+            return torch.cat(values)
+        return None if values[0] is None else sum(values) / len(values)
+
+    return _like(records[0], map(together, zip(*records, strict=True)))
 
 
-class Stepper:
-    """Takes an optimiser's steps: sums parts, averages over processes, scales the loss for fp16.
+def _like(example: Tensors, values: Any) -> Tensors:
+    return getattr(type(example), "_make", type(example))(values)
 
-    Args:
-        optimizer: Holds the parameters, in fp32.
-        compute: How.
-        processes: Who shares the work.
+
+class Updater:
+    """A `dmd.Updater`: sums parts, averages over processes, scales the losses for fp16.
+
+    One object serves a run and the optimisers that it was made with, each with a scale of its own.
+    The record it returns is of this process's share, the norm of the whole batch.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, compute: Compute, processes: Processes
+        self, compute: Compute, *optimizers: Optimizer, processes: Processes | None = None
     ) -> None:
-        self.optimizer, self.parts, self.processes = optimizer, compute.parts, processes
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self.parameters = parameters
-        self.scaler = torch.amp.GradScaler(
-            parameters[0].device.type, enabled=compute.precision == "fp16"
-        )
+        self.compute, self.processes = compute, processes or Processes()
+        scaled = compute.mixed_precision == "fp16"
+        self.scalers = {
+            optimizer: torch.amp.GradScaler(_parameters(optimizer)[0].device.type, enabled=scaled)
+            for optimizer in optimizers
+        }
 
-    def __call__(self, losses: Iterable[Tensor], clip: float) -> float:
+    def __call__(
+        self,
+        optimizer: Optimizer,
+        loss: Callable[[Any], tuple[Tensor, Any]],
+        batch: Any,
+        clip: float,
+    ) -> tuple[Any, float]:
         """One step down the mean of the parts' losses.
 
-        A gradient that overflows in fp16 is not used: the scale is halved and the step skipped.
-
-        Args:
-            losses: One scalar for each part, made when it is asked for.
-            clip: Largest L2 norm of the gradient.
-
-        Returns:
-            The norm of the gradient before clipping, over the whole batch; not finite if skipped.
+        A gradient that overflows in fp16 is not used: the scale is halved and the step skipped;
+        its norm is not finite.
         """
-        self.optimizer.zero_grad()
-        for loss in losses:
-            self.scaler.scale(loss / self.parts).backward()
-        self.processes.mean_([p.grad for p in self.parameters if p.grad is not None])
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, clip)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        return norm.item()
+        scaler, parameters = self.scalers[optimizer], _parameters(optimizer)
+        parts, records = self.compute.accumulation, []
+        optimizer.zero_grad()
+        for part in split(batch, parts, self.processes):
+            value, record = loss(part)
+            scaler.scale(value / parts).backward()
+            records.append(record)
+        self.processes.mean_([p.grad for p in parameters if p.grad is not None])
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(parameters, clip)
+        scaler.step(optimizer)
+        scaler.update()
+        return joined(records), norm.item()
 
     def state_dict(self) -> dict:
-        """The scale of the loss, if there is one."""
-        return self.scaler.state_dict()
+        """The scale of each optimiser's loss, if there is one."""
+        return {i: scaler.state_dict() for i, scaler in enumerate(self.scalers.values())}
 
     def load_state_dict(self, state: dict) -> None:
-        """Continue with a saved scale.
+        """Continue with saved scales; without one, as on a run that was in fp32, from the start."""
+        for number, scaler in enumerate(self.scalers.values()):
+            if state[number]:
+                scaler.load_state_dict(state[number])
 
-        Args:
-            state: From `state_dict`.
-        """
-        if state:
-            self.scaler.load_state_dict(state)
+
+def _parameters(optimizer: Optimizer) -> list[nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]

@@ -15,53 +15,41 @@ import io
 import json
 import zipfile
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+import torchvision
+from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageOps
 from torch import Tensor
+from torchvision.utils import save_image
 from tqdm import tqdm
+
+from dmd_tutorial.data import Images, digits
+from dmd_tutorial.runs.checkpoints import replace_file
 
 ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 LABELS = "dataset.json"
 
 
 class Read(NamedTuple):
-    """Images that were read.
+    """Images that were read."""
 
-    Attributes:
-        x: Levels 0 to 255, (count, channels, size, size).
-        label: Class of each, (count,); zeros without classes.
-        classes: Number of classes, 0 for none.
-        names: File of each.
-        left_alone: How many files were no images.
-    """
-
-    x: UInt8[Tensor, "count channels size size"]
-    label: Int[Tensor, " count"]
-    classes: int
-    names: list[str]
-    left_alone: int
+    x: UInt8[Tensor, "count channels size size"]  # levels 0 to 255
+    label: Int[Tensor, " count"]  # zeros without classes
+    classes: int  # 0 for none
+    names: list[str]  # the file of each
+    left_alone: int  # how many files were no images
 
 
 def read_images(path: str | Path, size: int, channels: int | None = None) -> Read:
-    """Read all images of a folder or zip.
+    """Read all images of a folder or zip, `size` pixels high and wide, ordered by name.
 
-    Args:
-        path: Folder or .zip file.
-        size: Height and width that they get, in pixels.
-        channels: 1 for grey, 3 for colours; without it grey only if all of them are.
-
-    Returns:
-        The images, ordered by name on every system.
-
-    Raises:
-        FileNotFoundError: If there is no such folder or file.
-        ValueError: If it holds no images, one of them is refused, or labels do not match; the
-            message names the file.
+    `channels` is 1 for grey, 3 for colours; without it grey only if all of them are. What is
+    refused, an image or a label, is named.
     """
     if size < 1 or channels not in (None, 1, 3):
         raise ValueError(f"size {size}, channels {channels}: want a size above 0, 1 or 3 channels")
@@ -192,6 +180,8 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     return square if side == size else square.resize((size, size), Image.Resampling.LANCZOS)
 
 
+# --- data sets and grids --------------------------------------------------------------------------
+
 TORCHVISION = {
     "cifar10": "CIFAR10",
     "cifar100": "CIFAR100",
@@ -208,25 +198,13 @@ def load_images(
     train: bool = True,
     folder: str | Path = "runs/data",
 ) -> Images:
-    """Images by the name of a data set, or from a folder or zip (see `dmd_tutorial.runs.images`).
+    """Images by the name of a data set, or from a folder or zip (see `read_images`).
 
-    Args:
-        name_or_path: "digits", a set of torchvision's ("cifar10", "cifar100", "mnist",
-            "fashion-mnist"), which is downloaded once, or a path. ImageNet at 64 pixels is a path:
-            a folder of class folders, or EDM's zip with its ``dataset.json``.
-        size: Their height and width in pixels; that of the set where it has one, else 32.
-        channels: 1 for grey, 3 for colours; what they have without it.
-        train: The part for training of torchvision's sets, else the one for tests.
-        folder: Where torchvision's sets are kept.
-
-    Returns:
-        The images: digits as numbers in [-1, 1], all others as levels 0 to 255, which take a
-        quarter of the memory (CIFAR-10 154 MB, ImageNet at 64 pixels 15.7 GB).
-
-    Raises:
-        FileNotFoundError: If there is neither such a set nor such a path.
-        ValueError: If an image or a label is refused; the message names the file.
-        RuntimeError: If a set cannot be downloaded.
+    A name is "digits" or a key of `TORCHVISION`, which is downloaded into `folder` once. ImageNet
+    at 64 pixels is a path: a folder of class folders, or EDM's zip with its ``dataset.json``.
+    `size` and `channels` are what the set has without them, 32 pixels for a path. Digits are
+    numbers in [-1, 1], all others levels 0 to 255, which take a quarter of the memory (CIFAR-10
+    154 MB, ImageNet at 64 pixels 15.7 GB).
     """
     if name_or_path == "digits":
         return digits()
@@ -244,8 +222,6 @@ def load_images(
 def _torchvision(
     name: str, size: int | None, channels: int | None, train: bool, folder: Path
 ) -> Images:
-    import torchvision
-
     try:
         dataset = getattr(torchvision.datasets, TORCHVISION[name])(
             str(folder), train=train, download=True
@@ -263,3 +239,20 @@ def _torchvision(
         found = tuple(x.shape[1:])
         raise ValueError(f"{name} has images of shape {found}, not {channels} x {size} x {size}")
     return Images(x.contiguous(), torch.as_tensor(dataset.targets), len(dataset.classes))
+
+
+def save_grid(
+    x: Float[Tensor, "count channels height width"],
+    path: str | Path,
+    columns: int = 10,
+    scale: int | None = None,
+) -> None:
+    """Write images in [-1, 1] as one PNG, enlarged `scale` times (small ones to 64 pixels).
+
+    The file is written whole or not at all; values that are not finite are grey.
+    """
+    scale = scale or max(1, 64 // x.shape[-2])
+    x = x.detach().float().cpu().nan_to_num(0.0)
+    x = x.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
+    save = partial(save_image, x, format="png", nrow=columns, normalize=True, value_range=(-1, 1))
+    replace_file(path, save)

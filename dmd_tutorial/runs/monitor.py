@@ -12,37 +12,81 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from tqdm import tqdm
 
-from dmd_tutorial.notebook import plots
-from dmd_tutorial.runs.checkpoints import replace_file
 from dmd_tutorial.dmd import Record
+from dmd_tutorial.runs.checkpoints import replace_file
+from dmd_tutorial.runs.images import save_grid
+from dmd_tutorial.training import DistillSettings, FitSettings, Metrics
 
 WINDOW = 100  # steps that a running number looks back on
+LOG_STEPS = 10  # steps between two lines of the log
+
+
+class Watch:
+    """What the first process shows and notes of each step: bar, log, picture, warnings.
+
+    Log and pictures lie beside `path`; without it there are none.
+    """
+
+    def __init__(
+        self,
+        settings: FitSettings | DistillSettings,
+        path: Path | None,
+        step: int,
+        picture_steps: int = 500,
+        first: bool = True,
+    ) -> None:
+        self.path, self.picture_steps, self.first = path, picture_steps, first
+        self.speed, self.signs = Speed(settings.steps, settings.batch), Signs(settings.clip)
+        quiet = None if first else True  # None: no bar where nobody watches
+        self.bar = tqdm(total=settings.steps, initial=step, unit="step", disable=quiet)
+        self.log = Log(path.with_suffix(".jsonl"), step) if first and path else None
+
+    def __enter__(self) -> "Watch":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        if self.log is not None:
+            self.log.close()
+
+    def __call__(self, metric: Metrics, seconds: float) -> None:
+        """Show and note a step."""
+        if not self.first:
+            return
+        images, left = self.speed(metric.step)
+        self.bar.update()
+        self.bar.set_postfix(loss=f"{metric.loss:.4f}", images_per_second=f"{images:.0f}",
+                             minutes_left=f"{left / 60:.0f}")  # fmt: skip
+        record = metric.record
+        warnings = self.signs(record) if record is not None else []
+        for warning in warnings:
+            tqdm.write(f"step {metric.step}: {warning}")
+        if self.log is not None and (metric.step % LOG_STEPS == 0 or warnings):
+            numbers = record._asdict() if record is not None else {}
+            plain = {name: n for name, n in numbers.items() if isinstance(n, float)}
+            self.log.write(
+                metric.step, loss=metric.loss, learning_rate=metric.learning_rate,
+                images_per_second=None if math.isnan(images) else round(images, 1),
+                seconds=round(seconds, 1), warnings=warnings, **plain,
+            )  # fmt: skip
+        due = self.path is not None and metric.step % self.picture_steps == 0
+        if due and record is not None and record.denoised_real is not None:
+            picture(record, self.path.with_name(f"{self.path.name}-watch.png"))  # type: ignore[union-attr]
 
 
 class Speed:
-    """Images per second and time left, from the last steps.
-
-    Args:
-        steps: How many the run has in all.
-        batch: Images per step.
-    """
+    """Images per second and time left, from the last steps of a run."""
 
     def __init__(self, steps: int, batch: int) -> None:
         self.steps, self.batch = steps, batch
         self.times: deque[tuple[int, float]] = deque(maxlen=WINDOW)
 
     def __call__(self, step: int, now: float | None = None) -> tuple[float, float]:
-        """Note a step that was done.
+        """Note a step that was done, counted from 1; returns images per second, seconds left.
 
-        Args:
-            step: Its number, from 1.
-            now: The time in seconds; the clock's without it.
-
-        Returns:
-            Images per second, and seconds left; NaN at the first step of a run or a resumption.
+        Both are NaN at the first step of a run or a resumption.
         """
         self.times.append((step, time.monotonic() if now is None else now))
         (first, then), (last, latest) = self.times[0], self.times[-1]
@@ -56,11 +100,8 @@ class Log:
     """Numbers of a run, one JSON object a line; in TensorBoard too, if it is installed.
 
     Lines of a run that is resumed from an earlier step are cut off behind that step, and so is a
-    line that a killed process left half-written.
-
-    Args:
-        path: The file, ending in .jsonl; TensorBoard's files go into a folder beside it.
-        step: The step from which the run goes on.
+    line that a killed process left half-written. The file ends in .jsonl; TensorBoard's go into
+    a folder beside it.
     """
 
     def __init__(self, path: str | Path, step: int = 0) -> None:
@@ -73,12 +114,7 @@ class Log:
         self.board = _tensorboard(self.path.with_suffix(""))
 
     def write(self, step: int, **numbers: Any) -> None:
-        """Add a line.
-
-        Args:
-            step: The step, from 1.
-            **numbers: Plain values.
-        """
+        """Add a line of plain values."""
         self.file.write(json.dumps({"step": step, **numbers}) + "\n")
         self.file.flush()
         if self.board is not None:
@@ -94,14 +130,7 @@ class Log:
 
 
 def read_log(path: str | Path) -> list[dict]:
-    """Read a log.
-
-    Args:
-        path: What `Log` wrote, or nothing yet.
-
-    Returns:
-        One dictionary a line, without a last one that is half-written.
-    """
+    """One dictionary a line of what `Log` wrote, without a last one that is half-written."""
     if not Path(path).exists():
         return []
     lines = []
@@ -130,9 +159,6 @@ class Signs:
     Every number is compared with the run's own beginning (its first `WINDOW` iterations), because
     what is normal differs between data sets. A sentence is said once, and again only after its
     sign has gone away. Wide thresholds: healthy runs on digits reach a third of them.
-
-    Args:
-        clip: Largest L2 norm of a gradient, as in the settings.
     """
 
     def __init__(self, clip: float) -> None:
@@ -143,13 +169,9 @@ class Signs:
         self.seen = 0
 
     def __call__(self, record: Record) -> list[str]:
-        """Look at an iteration.
+        """Look at an iteration; returns sentences that were not said before.
 
-        Args:
-            record: What it did.
-
-        Returns:
-            Sentences that were not said before: what was seen, and what to do.
+        They say what was seen, and what to do.
         """
         self.seen += 1
         for name, value in _vital_numbers(record).items():
@@ -159,44 +181,52 @@ class Signs:
             self.start = now
         if self.seen < 2 * WINDOW:
             return []
-        wrong = {name: text for name, text in self._judge(now).items() if text}
+        wrong = self._judge(now)
         fresh = [text for name, text in wrong.items() if name not in self.said]
         self.said = set(wrong)
         return fresh
 
     def _judge(self, now: dict[str, float]) -> dict[str, str]:
+        """For each sign that is there a sentence."""
         start = self.start
         spread, before = now["spread"], start["spread"]
         drift = abs(now["mean"] - start["mean"])
         clipped = sum(norm > self.clip for norm in self.recent["norm_generator"])
-        return {
-            "drift": f"The samples' mean went from {start['mean']:.3f} to {now['mean']:.3f}: the "
-            "critic does not follow. Lower the generator's learning rate or take more critic steps."
-            if drift > 0.25 * max(before, 1e-3) and drift > 0.05
-            else "",
-            "saturation": f"{now['beyond']:.0%} of all values are beyond 1.2 (at first "
-            f"{start['beyond']:.0%}): the samples saturate. Go back to a checkpoint before, with a "
-            "lower learning rate."
-            if now["beyond"] > start["beyond"] + 0.1
-            else "",
-            "collapse": f"Samples differ by {spread:.3f}, at first by {before:.3f}: the generator "
-            "collapses. Raise lambda_reg or add pairs; look at the picture of G."
-            if spread < 0.6 * before
-            else "",
-            "critic": f"The critic's loss grew from {start['loss_critic']:.3f} to "
-            f"{now['loss_critic']:.3f}: it loses the generator. More critic steps, or a higher "
-            "critic rate, or a lower one for the generator."
-            if now["loss_critic"] > 3 * start["loss_critic"] > 0
-            else "",
-            "norm": f"The generator's gradient was clipped in {clipped} of {WINDOW} iterations "
-            f"(norm {now['norm_generator']:.2g}, clip {self.clip:g}): lower its learning rate."
-            if clipped > WINDOW // 2 and now["norm_generator"] > 5 * start["norm_generator"]
-            else "",
-            "overflow": "Gradients are not finite in half of the iterations: in fp16 the loss's "
-            "scale is at its floor. Use bf16, or fp32."
-            if sum(not math.isfinite(n) for n in self.recent["norm_critic"]) > WINDOW // 2
-            else "",
-        }
+        endless = sum(not math.isfinite(norm) for norm in self.recent["norm_critic"])
+        wrong = {}
+        if drift > 0.25 * max(before, 1e-3) and drift > 0.05:
+            wrong["drift"] = (
+                f"The samples' mean went from {start['mean']:.3f} to {now['mean']:.3f}: the critic "
+                "does not follow. Lower the generator's learning rate or take more critic steps."
+            )
+        if now["beyond"] > start["beyond"] + 0.1:
+            wrong["saturation"] = (
+                f"{now['beyond']:.0%} of all values are beyond 1.2 (at first "
+                f"{start['beyond']:.0%}): the samples saturate. Go back to a checkpoint before, "
+                "with a lower learning rate."
+            )
+        if spread < 0.6 * before:
+            wrong["collapse"] = (
+                f"Samples differ by {spread:.3f}, at first by {before:.3f}: the generator "
+                "collapses. Raise lambda_reg or add pairs; look at the picture of G."
+            )
+        if now["loss_critic"] > 3 * start["loss_critic"] > 0:
+            wrong["critic"] = (
+                f"The critic's loss grew from {start['loss_critic']:.3f} to "
+                f"{now['loss_critic']:.3f}: it loses the generator. More critic steps, or a higher "
+                "critic rate, or a lower one for the generator."
+            )
+        if clipped > WINDOW // 2 and now["norm_generator"] > 5 * start["norm_generator"]:
+            wrong["norm"] = (
+                f"The generator's gradient was clipped in {clipped} of {WINDOW} iterations (norm "
+                f"{now['norm_generator']:.2g}, clip {self.clip:g}): lower its learning rate."
+            )
+        if endless > WINDOW // 2:
+            wrong["overflow"] = (
+                "Gradients are not finite in half of the iterations: in fp16 the loss's scale is "
+                "at its floor. Use bf16, or fp32."
+            )
+        return wrong
 
 
 def _vital_numbers(record: Record) -> dict[str, float]:
@@ -217,28 +247,12 @@ def _vital_numbers(record: Record) -> dict[str, float]:
 def picture(record: Record, path: str | Path, columns: int = 8) -> str:
     """Draw G, D_real and D_fake of an iteration, one below the other, sorted by noise level.
 
-    Args:
-        record: What an iteration with matching did, on images.
-        path: Where to write the PNG, whole or not at all.
-        columns: How many samples.
-
-    Returns:
-        A text that says what is to be seen, with the levels.
-
-    Raises:
-        ValueError: If the record has no scores.
+    The PNG is written whole or not at all; the text says what is to be seen, with the levels.
     """
     if record.sigma is None or record.denoised_real is None or record.denoised_fake is None:
         raise ValueError("the iteration compared no scores: there is nothing beside G to draw")
     order = record.sigma[:columns].argsort()
     rows = [t[:columns][order] for t in (record.x, record.denoised_real, record.denoised_fake)]
-    path = Path(path)
-    partial = path.with_name(path.stem + ".part.png")
-    plots.save_grid(_finite(torch.cat(rows)), partial, columns=len(order))
-    partial.replace(path)
+    save_grid(torch.cat(rows), path, columns=len(order))
     levels = ", ".join(f"{sigma:.2g}" for sigma in record.sigma[:columns][order].tolist())
     return f"From top to bottom: G, D_real and D_fake of G with noise; levels {levels}."
-
-
-def _finite(x: Float[Tensor, "count *shape"]) -> Float[Tensor, "count *shape"]:
-    return x.detach().float().cpu().nan_to_num(0.0).clamp(-1, 1)

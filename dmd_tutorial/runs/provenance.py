@@ -1,4 +1,4 @@
-"""Where a result comes from: device, driver, versions, commit."""
+"""Where a result comes from, and where it goes."""
 
 import platform
 import subprocess
@@ -9,13 +9,19 @@ import torch
 
 from dmd_tutorial import __version__
 
+DRIVE = Path("/content/drive/MyDrive")  # Colab's, once it is mounted
+
+
+def runs_folder() -> Path:
+    """Where runs are kept: in Colab on a mounted Drive, which outlives the machine."""
+    return DRIVE / "dmd-tutorial" if DRIVE.is_dir() else Path("runs")
+
 
 def provenance() -> dict:
-    """What a result must say about how it was made.
+    """What a result must say about how it was made: device, driver, threads, versions, commit.
 
-    Returns:
-        Device (and driver, if it is a GPU), threads, versions, and the commit of the clone that
-        the package lies in, None elsewhere; ``+`` behind it where files were changed since.
+    The commit is that of the clone that the package lies in, None elsewhere; there is a ``+``
+    behind it where files were changed since.
     """
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
@@ -34,7 +40,7 @@ def _driver() -> str | None:
 
 
 def _commit() -> str | None:
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return None
     commit = _said("git", "-C", str(root), "rev-parse", "--short=12", "HEAD")

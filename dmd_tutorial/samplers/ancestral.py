@@ -43,13 +43,9 @@ def ddim_noise(sigma: float, sigma_next: float, eta: float) -> float:
 
 @torch.no_grad()
 def ancestral(
-    denoiser: Denoiser,
-    z: Float[Tensor, "batch *shape"],
-    levels: Float[Tensor, " steps+1"],
-    label: Condition | None = None,
-    *,
-    rng: Generator | None = None,
-) -> Iterator[Step]:
+    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
+    label: Condition | None = None, *, rng: Generator | None = None,
+) -> Iterator[Step]:  # fmt: skip
     """DDPM's sampler: draw from the posterior of the next level, given this one and D's guess.
 
     Source: Ho et al. 2020 (DDPM), Eq. 6, 7 and Algorithm 2, divided by the root of alpha_bar.
@@ -68,14 +64,9 @@ def ancestral(
 
 @torch.no_grad()
 def ddim(
-    denoiser: Denoiser,
-    z: Float[Tensor, "batch *shape"],
-    levels: Float[Tensor, " steps+1"],
-    label: Condition | None = None,
-    *,
-    eta: float = 0.0,
-    rng: Generator | None = None,
-) -> Iterator[Step]:
+    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
+    label: Condition | None = None, *, eta: float = 0.0, rng: Generator | None = None,
+) -> Iterator[Step]:  # fmt: skip
     """DDIM: guess the clean sample, put the guessed noise back, and some new noise.
 
     The levels may be any subsequence of those in training. `eta` says how much of DDPM's noise is

@@ -16,11 +16,9 @@ from dmd_tutorial.samplers.step import Counted, Step, start
 
 @torch.no_grad()
 def euler(
-    denoiser: Denoiser,
-    z: Float[Tensor, "batch *shape"],
-    levels: Float[Tensor, " steps+1"],
+    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
     label: Condition | None = None,
-) -> Iterator[Step]:
+) -> Iterator[Step]:  # fmt: skip
     """Euler's method on the probability-flow ODE: one evaluation a step, first order.
 
     Source: Song et al. 2021, Eq. 13; Karras et al. 2022 (EDM), Eq. 1.
@@ -35,11 +33,9 @@ def euler(
 
 @torch.no_grad()
 def heun(
-    denoiser: Denoiser,
-    z: Float[Tensor, "batch *shape"],
-    levels: Float[Tensor, " steps+1"],
+    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
     label: Condition | None = None,
-) -> Iterator[Step]:
+) -> Iterator[Step]:  # fmt: skip
     """Heun's method on the probability-flow ODE: two evaluations a step, second order.
 
     The step to noise level 0 is left at Euler's, since the slope there is 0/0: N steps cost
@@ -66,13 +62,9 @@ def heun_step(
 
 @torch.no_grad()
 def rk45(
-    denoiser: Denoiser,
-    z: Float[Tensor, "batch *shape"],
-    levels: Float[Tensor, " steps+1"],
-    label: Condition | None = None,
-    *,
-    tolerance: float = 1e-3,
-) -> Iterator[Step]:
+    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
+    label: Condition | None = None, *, tolerance: float = 1e-3,
+) -> Iterator[Step]:  # fmt: skip
     """Dormand and Prince's method of order 5, which chooses its own steps (scipy's).
 
     It solves the ODE over minus the logarithm of the noise level, ``dx / d(-ln sigma) = D - x``,

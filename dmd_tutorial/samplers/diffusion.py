@@ -94,15 +94,10 @@ VE, VP = VarianceExploding(), VariancePreserving()
 
 @torch.no_grad()
 def reverse_sde(
-    denoiser: Denoiser,
-    z: Float[Tensor, "batch *shape"],
-    levels: Float[Tensor, " steps+1"],
-    label: Condition | None = None,
-    *,
-    process: Process = VE,
-    chance: float = 1.0,
+    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
+    label: Condition | None = None, *, process: Process = VE, chance: float = 1.0,
     rng: Generator | None = None,
-) -> Iterator[Step]:
+) -> Iterator[Step]:  # fmt: skip
     """Run a diffusion backwards with the steps of Euler and Maruyama.
 
     ``dx = (f x - (1 + chance^2) / 2 g^2 score) dt + chance g dw``, with time running down. Every
@@ -131,13 +126,9 @@ def reverse_sde(
 
 
 def probability_flow(
-    denoiser: Denoiser,
-    z: Float[Tensor, "batch *shape"],
-    levels: Float[Tensor, " steps+1"],
-    label: Condition | None = None,
-    *,
-    process: Process = VE,
-) -> Iterator[Step]:
+    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
+    label: Condition | None = None, *, process: Process = VE,
+) -> Iterator[Step]:  # fmt: skip
     """Euler's steps on the probability-flow ODE of a diffusion; for `VE` they are `euler`'s.
 
     Source: Song et al. 2021, Eq. 13.

@@ -14,15 +14,9 @@ from dmd_tutorial.samplers.step import Counted, Step, start
 
 @torch.no_grad()
 def langevin(
-    denoiser: Denoiser,
-    x: Float[Tensor, "batch *shape"],
-    sigma: float,
-    steps: int,
-    step_size: float,
-    label: Condition | None = None,
-    *,
-    rng: Generator | None = None,
-) -> Iterator[Step]:
+    denoiser: Denoiser, x: Float[Tensor, "batch *shape"], sigma: float, steps: int,
+    step_size: float, label: Condition | None = None, *, rng: Generator | None = None,
+) -> Iterator[Step]:  # fmt: skip
     """Langevin dynamics at one noise level: up the score, plus noise.
 
     ``x <- x + step_size * score(x) + sqrt(2 step_size) * noise``
@@ -46,15 +40,10 @@ def langevin(
 
 @torch.no_grad()
 def annealed_langevin(
-    denoiser: Denoiser,
-    z: Float[Tensor, "batch *shape"],
-    levels: Float[Tensor, " levels"],
-    label: Condition | None = None,
-    *,
-    steps_per_level: int = 10,
-    step_ratio: float = 0.1,
+    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " levels"],
+    label: Condition | None = None, *, steps_per_level: int = 10, step_ratio: float = 0.1,
     rng: Generator | None = None,
-) -> Iterator[Step]:
+) -> Iterator[Step]:  # fmt: skip
     """Langevin dynamics down a ladder of noise levels, all above 0.
 
     The step shrinks with the level, ``step_ratio * sigma^2``. Source: Song and Ermon 2019, Alg. 1.

@@ -109,14 +109,9 @@ def predict(
 
 @torch.no_grad()
 def dpm_solver(
-    denoiser: Denoiser,
-    z: Float[Tensor, "batch *shape"],
-    levels: Float[Tensor, " steps+1"],
-    label: Condition | None = None,
-    *,
-    order: int = 2,
-    share: float = 1.0,
-) -> Iterator[Step]:
+    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
+    label: Condition | None = None, *, order: int = 2, share: float = 1.0,
+) -> Iterator[Step]:  # fmt: skip
     """DPM-Solver++, multistep: one evaluation a step, of order 1 (`euler`), 2 (2M) or 3.
 
     The first steps, and the last ones if they lead to level 0, are of lower order. For share see
@@ -134,13 +129,9 @@ def dpm_solver(
 
 @torch.no_grad()
 def deis(
-    denoiser: Denoiser,
-    z: Float[Tensor, "batch *shape"],
-    levels: Float[Tensor, " steps+1"],
-    label: Condition | None = None,
-    *,
-    order: int = 3,
-) -> Iterator[Step]:
+    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
+    label: Condition | None = None, *, order: int = 3,
+) -> Iterator[Step]:  # fmt: skip
     """DEIS: the polynomial goes through the noise estimates, which are the slopes dx/dsigma.
 
     Source: Zhang and Chen 2023 (DEIS), Eq. 14 and 15, polynomials in the logarithm of rho.
@@ -161,13 +152,9 @@ def deis(
 
 @torch.no_grad()
 def unipc(
-    denoiser: Denoiser,
-    z: Float[Tensor, "batch *shape"],
-    levels: Float[Tensor, " steps+1"],
-    label: Condition | None = None,
-    *,
-    order: int = 2,
-) -> Iterator[Step]:
+    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
+    label: Condition | None = None, *, order: int = 2,
+) -> Iterator[Step]:  # fmt: skip
     """UniPC: DPM-Solver++'s step, corrected as soon as the denoiser has answered at its end.
 
     The answer is needed for the next step anyway, so the correction is free; it raises the order by

@@ -14,15 +14,10 @@ from dmd_tutorial.samplers.step import Step
 
 
 def sample(
-    denoiser: Denoiser,
-    z: Float[Tensor, "batch *shape"],
-    label: Condition | None = None,
-    *,
-    steps: int = 18,
-    sampler: Callable[..., Iterator[Step]] = heun,
-    levels: Float[Tensor, " steps+1"] | None = None,
-    batch: int = 1000,
-) -> Float[Tensor, "batch *shape"]:
+    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], label: Condition | None = None, *,
+    steps: int = 18, sampler: Callable[..., Iterator[Step]] = heun,
+    levels: Float[Tensor, " steps+1"] | None = None, batch: int = 1000,
+) -> Float[Tensor, "batch *shape"]:  # fmt: skip
     """Run a sampler to its end; without levels it takes `steps` steps on EDM's.
 
     Options of the sampler are bound by `functools.partial`. The samples come back in the type of z;
@@ -39,12 +34,9 @@ def sample(
 
 @torch.no_grad()
 def one_step(
-    generator: nn.Module,
-    z: Float[Tensor, "count *shape"],
-    label: Condition | None = None,
-    *,
+    generator: nn.Module, z: Float[Tensor, "count *shape"], label: Condition | None = None, *,
     batch: int = 1000,
-) -> Float[Tensor, "count *shape"]:
+) -> Float[Tensor, "count *shape"]:  # fmt: skip
     """Run a one-step generator, `batch` samples at a time, without gradient."""
     return torch.cat([generator(*part) for part in _in_batches(z, label, batch)])
 

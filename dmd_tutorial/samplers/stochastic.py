@@ -16,17 +16,10 @@ from dmd_tutorial.samplers.step import Counted, Step, start
 
 @torch.no_grad()
 def stochastic(
-    denoiser: Denoiser,
-    z: Float[Tensor, "batch *shape"],
-    levels: Float[Tensor, " steps+1"],
-    label: Condition | None = None,
-    *,
-    churn: float = 40.0,
-    churn_min: float = 0.05,
-    churn_max: float = 50.0,
-    noise_scale: float = 1.003,
-    rng: Generator | None = None,
-) -> Iterator[Step]:
+    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
+    label: Condition | None = None, *, churn: float = 40.0, churn_min: float = 0.05,
+    churn_max: float = 50.0, noise_scale: float = 1.003, rng: Generator | None = None,
+) -> Iterator[Step]:  # fmt: skip
     """EDM's stochastic sampler: a little new noise before each of Heun's steps.
 
     `churn` says how much noise in all (S_churn), 0 gives `heun` exactly. It comes at the levels

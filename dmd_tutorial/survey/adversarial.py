@@ -28,13 +28,10 @@ def signal_weight(sigma: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
 
 
 def teacher_loss(
-    teacher: Denoiser,
-    x: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-    noise: Float[Tensor, "batch *shape"],
-    label: Condition | None = None,
+    teacher: Denoiser, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
+    noise: Float[Tensor, "batch *shape"], label: Condition | None = None,
     weight: Callable[[Tensor], Tensor] = signal_weight,
-) -> Float[Tensor, ""]:
+) -> Float[Tensor, ""]:  # fmt: skip
     """The generator's output against the teacher's denoising of it: ``c |x - sg[D(x_noisy)]|^2``.
 
     The noise is not the generator's own; no gradient passes through the teacher (ADD, Eq. 4).

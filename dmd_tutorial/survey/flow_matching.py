@@ -33,9 +33,7 @@ def sigma_from_time(t: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
 
 
 def interpolate(
-    x: Float[Tensor, "batch *shape"],
-    z: Float[Tensor, "batch *shape"],
-    t: Float[Tensor, " batch"],
+    x: Float[Tensor, "batch *shape"], z: Float[Tensor, "batch *shape"], t: Float[Tensor, " batch"]
 ) -> Float[Tensor, "batch *shape"]:
     """The straight path from data to noise, ``x_t = (1 - t) x + t z``, t from 0 to 1.
 
@@ -47,11 +45,9 @@ def interpolate(
 
 
 def velocity(
-    denoiser: Denoiser,
-    x_t: Float[Tensor, "batch *shape"],
-    t: Float[Tensor, " batch"],
+    denoiser: Denoiser, x_t: Float[Tensor, "batch *shape"], t: Float[Tensor, " batch"],
     label: Condition | None = None,
-) -> Float[Tensor, "batch *shape"]:
+) -> Float[Tensor, "batch *shape"]:  # fmt: skip
     """The velocity ``dx_t/dt = (x_t - D) / t`` that a denoiser implies, for times in (0, 1).
 
     Data lie against it: a sampler goes along minus the velocity.
@@ -62,12 +58,9 @@ def velocity(
 
 
 def conditional_flow_matching_loss(
-    denoiser: Denoiser,
-    x: Float[Tensor, "batch *shape"],
-    z: Float[Tensor, "batch *shape"],
-    t: Float[Tensor, " batch"],
-    label: Condition | None = None,
-) -> Float[Tensor, ""]:
+    denoiser: Denoiser, x: Float[Tensor, "batch *shape"], z: Float[Tensor, "batch *shape"],
+    t: Float[Tensor, " batch"], label: Condition | None = None,
+) -> Float[Tensor, ""]:  # fmt: skip
     """Mean square between the velocity at a point and that of the one path it was drawn from.
 
     Source: Lipman et al. 2023, Theorem 2; Liu et al. 2023 (rectified flow), Eq. 1.
@@ -76,12 +69,9 @@ def conditional_flow_matching_loss(
 
 
 def reflow_loss(
-    denoiser: Denoiser,
-    z: Float[Tensor, "batch *shape"],
-    y: Float[Tensor, "batch *shape"],
-    t: Float[Tensor, " batch"],
-    label: Condition | None = None,
-) -> Float[Tensor, ""]:
+    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], y: Float[Tensor, "batch *shape"],
+    t: Float[Tensor, " batch"], label: Condition | None = None,
+) -> Float[Tensor, ""]:  # fmt: skip
     """Flow matching on pairs: noise goes to the sample y that a flow, or the teacher, made of *it*.
 
     Source: Liu et al. 2023 (rectified flow), Section 2.1, "reflow"; Liu et al. 2024 (InstaFlow).
@@ -90,11 +80,9 @@ def reflow_loss(
 
 
 def distillation_loss(
-    generator: nn.Module,
-    z: Float[Tensor, "batch *shape"],
-    y: Float[Tensor, "batch *shape"],
+    generator: nn.Module, z: Float[Tensor, "batch *shape"], y: Float[Tensor, "batch *shape"],
     label: Condition | None = None,
-) -> Float[Tensor, ""]:
+) -> Float[Tensor, ""]:  # fmt: skip
     """Regression of one step on what the reflowed network made of z in several.
 
     Source: Liu et al. 2024 (InstaFlow), Eq. 6, which uses LPIPS for images of natural size.
@@ -125,12 +113,9 @@ class Path(NamedTuple):
 
 
 def flow_path(
-    denoiser: Denoiser,
-    z: Float[Tensor, "batch *shape"],
-    levels: Float[Tensor, " steps+1"],
-    label: Condition | None = None,
-    sampler: Callable[..., Iterator[Step]] = euler,
-) -> Path:
+    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
+    label: Condition | None = None, sampler: Callable[..., Iterator[Step]] = euler,
+) -> Path:  # fmt: skip
     """Run a sampler of the probability-flow ODE and keep its way, as a flow's, noise first."""
     states = [levels[0] * z.double()]
     states += [step.x for step in sampler(denoiser, z, levels, label)]

@@ -25,11 +25,9 @@ Draw = Callable[[int, Generator], tuple[Tensor, Condition | None]]  # (count, rn
 
 
 def ddim_step(
-    x: Float[Tensor, "batch *shape"],
-    denoised: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-    sigma_next: Float[Tensor, " batch"],
-) -> Float[Tensor, "batch *shape"]:
+    x: Float[Tensor, "batch *shape"], denoised: Float[Tensor, "batch *shape"],
+    sigma: Float[Tensor, " batch"], sigma_next: Float[Tensor, " batch"],
+) -> Float[Tensor, "batch *shape"]:  # fmt: skip
     """One step of DDIM: keep the denoised estimate and the direction of the noise, shrink it.
 
     Source: Song et al. 2021 (DDIM), Eq. 12 with eta = 0.
@@ -52,11 +50,9 @@ def two_steps(
 
 
 def target(
-    x: Float[Tensor, "batch *shape"],
-    x_next: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-    sigma_next: Float[Tensor, " batch"],
-) -> Float[Tensor, "batch *shape"]:
+    x: Float[Tensor, "batch *shape"], x_next: Float[Tensor, "batch *shape"],
+    sigma: Float[Tensor, " batch"], sigma_next: Float[Tensor, " batch"],
+) -> Float[Tensor, "batch *shape"]:  # fmt: skip
     """The denoised estimate from which one DDIM step goes from x exactly to x_next.
 
     ``(x_next - r x) / (1 - r)`` with ``r = sigma_next / sigma`` (Algorithm 2, appendix G).
@@ -111,11 +107,9 @@ class ReadAs(nn.Module):
         self.network, self.prediction = network, prediction
 
     def forward(
-        self,
-        x: Float[Tensor, "batch *shape"],
-        sigma: Float[Tensor, " batch"],
+        self, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
         label: Condition | None = None,
-    ) -> Float[Tensor, "batch *shape"]:
+    ) -> Float[Tensor, "batch *shape"]:  # fmt: skip
         """Denoise."""
         check_sigma(x, sigma)
         alpha = expand((1 + sigma**2).rsqrt(), x)

@@ -57,6 +57,18 @@ def loss_and_gradients(loss: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, 
     return {"loss": loss.detach(), **gradients}
 
 
+def gradients_by(places: Mapping[str, int]) -> Callable[..., dict[str, Tensor]]:
+    """A probe for a loss: its value, and its gradients by the arguments at these places."""
+
+    def probe(answer: Callable[..., Tensor], *arguments: Any) -> dict[str, Tensor]:
+        given = list(arguments)
+        for place in places.values():
+            given[place] = given[place].clone().requires_grad_()
+        return loss_and_gradients(answer(*given), {name: given[i] for name, i in places.items()})
+
+    return probe
+
+
 @dataclass(frozen=True)
 class Exercise:
     """An exercise: its right answer, and the wrong ones that it can name."""

@@ -1,8 +1,6 @@
 """Exercises of chapter 1: score functions."""
 
-from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,27 +14,8 @@ def score_of_denoiser(x: Tensor, denoised: Tensor, sigma: Tensor) -> Tensor:
     return (denoised - x) / expand(sigma, x) ** 2
 
 
-def _images() -> Sequence[tuple]:
-    """Three images of three pixels a side: a forgotten reshape of sigma raises no error here."""
-    x, denoised = torch.randn(2, 3, 1, 3, 3)
-    return [(x, denoised, torch.tensor([0.3, 0.7, 2.0]))]
-
-
-def mixture_score(x: Tensor, means: Tensor, std: float, weights: Tensor) -> Tensor:
-    """Score of a mixture of Gaussians on the line, as an average of scores: the answer to 1.2."""
-    shares = (weights.log() - (x[:, None] - means) ** 2 / (2 * std**2)).softmax(dim=1)
-    return (shares * (means - x[:, None]) / std**2).sum(dim=1)
-
-
-def _mixture() -> Sequence[tuple]:
-    means, weights = torch.tensor([-1.5, 0.5, 2.0]), torch.tensor([0.5, 0.2, 0.3])
-    return [(torch.linspace(-3, 3, 13), means, 0.6, weights)]
-
-
-def _score_with_shares(shares: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    """Mixture score in which another rule than Bayes' says how much each component counts."""
-    x, means, std, _ = arguments
-    return (shares(*arguments) * (means - x[:, None]) / std**2).sum(dim=1)
+def _bayes(x: Tensor, means: Tensor, std: float, weights: Tensor) -> Tensor:
+    return (weights.log() - (x[:, None] - means) ** 2 / (2 * std**2)).softmax(dim=1)
 
 
 def _densities(x: Tensor, means: Tensor, std: float, weights: Tensor) -> Tensor:
@@ -44,63 +23,44 @@ def _densities(x: Tensor, means: Tensor, std: float, weights: Tensor) -> Tensor:
     return weights * torch.distributions.Normal(means, std).log_prob(x[:, None]).exp()
 
 
-def _unweighted_shares(x: Tensor, means: Tensor, std: float, weights: Tensor) -> Tensor:
-    densities = _densities(x, means, std, torch.ones_like(weights))
-    return densities / densities.sum(dim=1, keepdim=True)
+def mixture_score(x: Tensor, means: Tensor, std: float, weights: Tensor, shares=_bayes) -> Tensor:
+    """Score of a mixture of Gaussians on the line, as an average of scores: the answer to 1.2."""
+    return (shares(x, means, std, weights) * (means - x[:, None]) / std**2).sum(dim=1)
 
 
 def best_denoiser(x_noisy: Tensor, data: Tensor, sigma: float) -> Tensor:
     """Conditional mean where the data are finitely many points: the answer to 1.3."""
-    return _weighted_points(x_noisy, data, lambda square: -square / (2 * sigma**2))
-
-
-def _weighted_points(x_noisy: Tensor, data: Tensor, log_weight: Callable) -> Tensor:
-    """Average of the points, weighted by a function of the squared distance."""
-    return log_weight(_squares_to(x_noisy, data)).softmax(dim=1) @ data
+    return (-_squares_to(x_noisy, data) / (2 * sigma**2)).softmax(dim=1) @ data
 
 
 def _squares_to(x_noisy: Tensor, data: Tensor) -> Tensor:
     return ((x_noisy[:, None] - data) ** 2).sum(dim=-1)  # (batch, points)
 
 
-def matching_loss(score: Callable, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+def matching_loss(score, x: Tensor, sigma: Tensor, noise: Tensor, target=None) -> Tensor:
     """Denoising score matching, weighted by the noise level squared: the answer to 1.4."""
-    return (_squares(score, x, sigma, noise) * sigma**2).mean() / 2
+    return (_squares(score, x, sigma, noise, target) * sigma**2).mean() / 2
 
 
-def _squares(score: Callable, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    """Squared distance between a score and the conditional score, (batch,)."""
-    level = sigma[:, None]
-    return ((score(x + level * noise, sigma) + noise / level) ** 2).sum(dim=1)
+def _squares(score, x: Tensor, sigma: Tensor, noise: Tensor, target=None) -> Tensor:
+    """Squared distance between a score and a target, else the conditional score, (batch,)."""
+    target = -noise / sigma[:, None] if target is None else target
+    return ((score(x + sigma[:, None] * noise, sigma) - target) ** 2).sum(dim=1)
 
 
-def _to(target: Tensor, score: Callable, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    error = score(x + sigma[:, None] * noise, sigma) - target
-    return ((error**2).sum(dim=1) * sigma**2).mean() / 2
+def _crude(x: Tensor, sigma: Tensor) -> Tensor:
+    return -(x - 0.3).sin() / (1 + sigma[:, None] ** 2)
 
 
-def _points_and_noise() -> Sequence[tuple]:
-    def crude(x: Tensor, sigma: Tensor) -> Tensor:
-        return -(x - 0.3).sin() / (1 + sigma[:, None] ** 2)
-
-    x, noise = torch.randn(2, 6, 3)
-    return [(crude, x, torch.linspace(0.2, 1.5, 6), noise)]
-
-
-def langevin_step(x: Tensor, score: Tensor, step_size: float, noise: Tensor) -> Tensor:
+def langevin_step(x, score, step_size, noise, along=1, spread=2) -> Tensor:
     """One step of Langevin dynamics: the answer to 1.5."""
-    return _walk(1, 2, x, score, step_size, noise)
-
-
-def _walk(along: float, spread: float, x: Tensor, score: Tensor, h: float, noise: Tensor) -> Tensor:
-    """A step `along` times the score, with noise of variance `spread` times the step size."""
-    return x + along * h * score + (spread * h) ** 0.5 * noise
+    return x + along * step_size * score + (spread * step_size) ** 0.5 * noise
 
 
 EXERCISES = [
     Exercise("1.1", "score of a denoiser", score_of_denoiser, {
         "the sign is the other way round: the score points from the noisy sample towards the "
-        "denoised one": lambda x, denoised, sigma: -score_of_denoiser(x, denoised, sigma),
+        "denoised one": lambda *a: -score_of_denoiser(*a),
         "divide by sigma twice: once gives minus the noise estimate, not the score":
             lambda x, denoised, sigma: (denoised - x) / expand(sigma, x),
         "multiply by sigma squared to go from the score to the denoiser; the way back divides":
@@ -108,31 +68,33 @@ EXERCISES = [
         "sigma has one number for each image, and torch lined them up with the last axis, the "
         "pixels of a row: reshape it to (batch, 1, 1, 1) first":
             lambda x, denoised, sigma: (denoised - x) / sigma**2,
-    }, inputs=_images),
+        # three pixels a side: a forgotten reshape of sigma raises no error
+    }, inputs=lambda: [(*torch.randn(2, 3, 1, 3, 3), torch.tensor([0.3, 0.7, 2.0]))]),
     Exercise("1.2", "score of a mixture", mixture_score, {
         "the sign is the other way round: each component pulls towards its mean":
             lambda *a: -mixture_score(*a),
         "each component counts by its responsibility at x, not by its weight: a far component has "
-        "hardly any say": partial(_score_with_shares, lambda x, m, s, w: w),
+        "hardly any say": partial(mixture_score, shares=lambda *a: a[3]),
         "the responsibilities leave out the weights of the components":
-            partial(_score_with_shares, _unweighted_shares),
+            lambda x, m, s, w: mixture_score(x, m, s, torch.ones_like(w)),
         "the responsibilities must sum to 1 at every x: divide by the density of the whole "
         "mixture (yours is the gradient of the density, not of its logarithm)":
-            partial(_score_with_shares, _densities),
+            partial(mixture_score, shares=_densities),
         "the components' scores are averaged, not summed: each has its responsibility as a factor":
-            partial(_score_with_shares, lambda x, m, s, w: torch.ones_like(w)),
+            partial(mixture_score, shares=lambda x, m, s, w: torch.ones_like(w)),
         "a component's score is (mean - x) divided by the variance, std**2, not by std":
             lambda x, m, s, w: mixture_score(x, m, s, w) * s,
-    }, inputs=_mixture),
+    }, inputs=lambda: [(torch.linspace(-3, 3, 13), torch.tensor([-1.5, 0.5, 2.0]), 0.6,
+                        torch.tensor([0.5, 0.2, 0.3]))]),
     Exercise("1.3", "best denoiser of a finite data set", best_denoiser, {
         "the squared distance is divided by 2 sigma**2: the 2 of the Gaussian is missing":
-            lambda x, data, s: _weighted_points(x, data, lambda d: -d / s**2),
+            lambda x, data, s: (-_squares_to(x, data) / s**2).softmax(1) @ data,
         "the squared distance is divided by 2 sigma**2; yours is divided by 2 sigma":
-            lambda x, data, s: _weighted_points(x, data, lambda d: -d / (2 * s)),
+            lambda x, data, s: (-_squares_to(x, data) / (2 * s)).softmax(1) @ data,
         "the exponent holds the *squared* distance; yours holds the distance":
-            lambda x, data, s: _weighted_points(x, data, lambda d: -d.sqrt() / (2 * s**2)),
+            lambda x, data, s: (-_squares_to(x, data).sqrt() / (2 * s**2)).softmax(1) @ data,
         "the exponent is negative: near points count most":
-            lambda x, data, s: _weighted_points(x, data, lambda d: d / (2 * s**2)),
+            lambda x, data, s: (_squares_to(x, data) / (2 * s**2)).softmax(1) @ data,
         "the nearest point alone is the most likely one, not the mean: average over all points "
         "with their probabilities": lambda x, data, s: data[_squares_to(x, data).argmin(dim=1)],
         "this is the mean of the data wherever x_noisy is: the weights must depend on the distance":
@@ -142,11 +104,11 @@ EXERCISES = [
     }, inputs=lambda: [(torch.randn(5, 2), torch.randn(7, 2), 0.6)]),
     Exercise("1.4", "denoising score matching loss", matching_loss, {
         "the target is minus noise / sigma: the score points back to where the sample came from":
-            lambda f, x, s, n: _to(n / s[:, None], f, x, s, n),
+            lambda f, x, s, n: matching_loss(f, x, s, n, n / s[:, None]),
         "the target is minus noise divided by sigma; yours is minus the noise itself":
-            lambda f, x, s, n: _to(-n, f, x, s, n),
+            lambda f, x, s, n: matching_loss(f, x, s, n, -n),
         "the target is minus noise divided by sigma; yours is divided by sigma squared":
-            lambda f, x, s, n: _to(-n / s[:, None] ** 2, f, x, s, n),
+            lambda f, x, s, n: matching_loss(f, x, s, n, -n / s[:, None] ** 2),
         "the score must be asked at the noisy point x + sigma noise, not at the clean one":
             lambda f, x, s, n: matching_loss(lambda y, _: f(x, s), x, s, n),
         "the weight sigma**2 is missing, so that the lowest noise level drowns the others":
@@ -158,12 +120,13 @@ EXERCISES = [
             lambda f, x, s, n: matching_loss(f, x, s, n) / x.shape[1],
         "the length of the error is squared: yours is missing the square, and its minimiser is no "
         "conditional mean": lambda f, x, s, n: (_squares(f, x, s, n).sqrt() * s**2).mean() / 2,
-    }, inputs=_points_and_noise),
+    }, inputs=lambda: [(_crude, x, torch.linspace(0.2, 1.5, 6), noise)
+                        for x, noise in [torch.randn(2, 6, 3)]]),
     Exercise("1.5", "Langevin step", langevin_step, {
         "the sign of the drift is the other way round: the walk climbs the score":
-            partial(_walk, -1, 2),
+            partial(langevin_step, along=-1),
         "the variance of the new noise is twice the step size: the 2 under the root is missing":
-            partial(_walk, 1, 1),
+            partial(langevin_step, spread=1),
         "without new noise the walk climbs to the top of a mode and stays there":
             lambda x, score, h, noise: x + h * score,
         "the noise is multiplied by the square root of twice the step size: the root is missing":
@@ -171,8 +134,9 @@ EXERCISES = [
         "the score is multiplied by the step size, not by its root":
             lambda x, score, h, noise: x + (2 * h) ** 0.5 * (score + noise),
         "this step is half as long as asked for: with step_size / 2 before the score the noise "
-        "has variance step_size, which is how Song and Ermon count": partial(_walk, 0.5, 1),
+        "has variance step_size, which is how Song and Ermon count":
+            partial(langevin_step, along=0.5, spread=1),
         "the factors are the wrong way round: the drift has step_size, the noise sqrt(2 step_size)":
-            partial(_walk, 2, 1),
-    }, inputs=lambda: [(*torch.randn(2, 8, 2).unbind(), 0.07, torch.randn(8, 2))]),
+            partial(langevin_step, along=2, spread=1),
+    }, inputs=lambda: [(*torch.randn(2, 8, 2), 0.07, torch.randn(8, 2))]),
 ]  # fmt: skip

@@ -95,9 +95,8 @@ EXERCISES = [
             lambda x, noise, sigma, predicted: -sds_gradient(x, noise, sigma, predicted),
         "subtract the noise that was added: SDS compares the two noises":
             lambda x, noise, sigma, predicted: sigma**2 / (1 + sigma**2) * predicted,
-        "the weight is sigma^2 / (1 + sigma^2), the variance of the noise of a "
-        "variance-preserving sample":
-            lambda x, noise, sigma, predicted: sigma**2 * (predicted - noise),
+        "the weight is sigma^2 / (1 + sigma^2), the variance of the noise of a variance-preserving "
+        "sample": lambda x, noise, sigma, predicted: sigma**2 * (predicted - noise),
         "the weight is a variance, not a standard deviation":
             lambda x, noise, sigma, predicted: sigma / (1 + sigma**2) ** 0.5 * (predicted - noise),
         "w_t has one power of sigma more: x - D_real is sigma times the difference of noises":

@@ -1,103 +1,69 @@
 """Exercises of chapter 2: the teacher and its many steps."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from dmd_tutorial.data import two_modes
-from dmd_tutorial.denoisers import Denoiser, edm_preconditioning
+from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.notebook.exercises import Exercise
 
-Factors = tuple[Tensor, Tensor, Tensor]
 
-
-def factors(sigma: Tensor, sigma_data: float) -> Factors:
-    """c_skip, c_out and c_in of EDM: the answer to 2.1."""
+def factors(sigma: Tensor, sigma_data: float, **wrong: Callable) -> tuple[Tensor, ...]:
+    """c_skip, c_out and c_in of EDM, except those given by name: the answer to 2.1."""
     total = sigma**2 + sigma_data**2
-    return sigma_data**2 / total, sigma * sigma_data / total.sqrt(), 1 / total.sqrt()
+    right = {"c_skip": sigma_data**2 / total, "c_out": sigma * sigma_data / total.sqrt()}
+    right["c_in"] = 1 / total.sqrt()
+    return tuple((right | {k: c(sigma, sigma_data) for k, c in wrong.items()}).values())
 
 
-def _except(**wrong: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor, float], Factors]:
-    """A wrong answer to 2.1: EDM's factors, except those given by name."""
-
-    def answer(sigma: Tensor, sigma_data: float) -> Factors:
-        right = dict(zip(("c_skip", "c_out", "c_in"), factors(sigma, sigma_data), strict=True))
-        found = right | {name: factor(sigma, sigma_data) for name, factor in wrong.items()}
-        return found["c_skip"], found["c_out"], found["c_in"]
-
-    return answer
-
-
-def _levels() -> Sequence[tuple]:
-    return [(torch.tensor([0.002, 0.1, 0.5, 2.0, 80.0]), 0.5), (torch.tensor([0.3, 3.0]), 1.4)]
-
-
-def denoise(network: Callable, x: Tensor, sigma: Tensor, sigma_data: float) -> Tensor:
-    """A denoiser made of a raw network, for images: the answer to 2.2."""
-    return _denoise(network, x, sigma, sigma_data)
-
-
-def _column(c: Tensor) -> Tensor:
-    return c[:, None, None, None]
-
-
-def _denoise(
-    network, x, sigma, sigma_data, axes=_column, told=None, scaled=True, skipped=True
+def denoise(
+    network, x, sigma, sigma_data, axes=(1, 1, 1), told=lambda s: s.log() / 4, scaled=1, skipped=1
 ) -> Tensor:
-    """The denoiser; axes, what the network is told, and factors of x can be wrong."""
-    told = told or (lambda sigma: sigma.log() / 4)
-    c_skip, c_out, c_in, _ = edm_preconditioning(sigma, sigma_data)
-    raw = network(axes(c_in) * x if scaled else x, told(sigma))
-    return (axes(c_skip) * x if skipped else x) + axes(c_out) * raw
+    """A denoiser made of a raw network, for images: the answer to 2.2."""
+    c_skip, c_out, c_in = (c.reshape(-1, *axes) for c in factors(sigma, sigma_data))
+    raw = network(c_in * x if scaled else x, told(sigma))
+    return (c_skip * x if skipped else x) + c_out * raw
 
 
-def _images() -> Sequence[tuple]:
+def _tanh(x: Tensor, c_noise: Tensor) -> Tensor:
+    return torch.tanh(x) + c_noise.reshape(-1, 1, 1, 1)
+
+
+def _images() -> list[tuple]:
     """Eight images of 8 x 8 pixels: here a sigma with too few axes raises no error."""
-
-    def network(x: Tensor, c_noise: Tensor) -> Tensor:
-        return torch.tanh(x) + c_noise.reshape(-1, 1, 1, 1)
-
     sigma = torch.tensor([0.002, 0.01, 0.1, 0.3, 1.0, 3.0, 20.0, 80.0])
-    x = torch.randn(8, 1, 8, 8) * (1 + sigma[:, None, None, None])
-    return [(network, x, sigma, 0.5)]
-
-
-def heun_step(denoiser: Denoiser, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
-    """One of Heun's steps, Euler's where it ends at noise level 0: the answer to 2.3."""
-    first = _slope(denoiser, x, sigma)
-    predicted = x + (sigma_next - sigma) * first
-    if sigma_next == 0:
-        return predicted
-    second = _slope(denoiser, predicted, sigma_next)
-    return x + (sigma_next - sigma) * (first + second) / 2
-
-
-def _slope(denoiser: Denoiser, x: Tensor, sigma: float, over: float | None = None) -> Tensor:
-    return (x - denoiser(x, torch.full((len(x),), sigma, dtype=x.dtype))) / (over or sigma)
-
-
-def _two_slopes(combine, moved=True, old_level=False, guarded=True, ahead=1) -> Callable:
-    """A wrong answer to 2.3: Heun's step with another combination or another second slope."""
-
-    def answer(denoiser: Denoiser, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
-        step = ahead * (sigma_next - sigma)
-        first = _slope(denoiser, x, sigma)
-        predicted = x + step * first
-        if guarded and sigma_next == 0:
-            return predicted
-        at = predicted if moved else x
-        return x + step * combine(first, _slope(denoiser, at, sigma_next, old_level * sigma))
-
-    return answer
+    return [(_tanh, torch.randn(8, 1, 8, 8) * (1 + sigma[:, None, None, None]), sigma, 0.5)]
 
 
 def _mean(first: Tensor, second: Tensor) -> Tensor:
     return (first + second) / 2
 
 
-def _steps() -> Sequence[tuple]:
+def heun_step(
+    denoiser, x, sigma, sigma_next, combine=_mean, moved=True, guarded=True, old=False, ahead=1
+) -> Tensor:
+    """One of Heun's steps, Euler's where it ends at noise level 0: the answer to 2.3.
+
+    Wrong ones combine the slopes in another way, or take another second slope.
+    """
+    step = ahead * (sigma_next - sigma)
+    first = _slope(denoiser, x, sigma)
+    predicted = x + step * first
+    if guarded and sigma_next == 0:
+        return predicted
+    second = _slope(denoiser, predicted if moved else x, sigma_next, over=sigma if old else None)
+    return x + step * combine(first, second)
+
+
+def _slope(denoiser: Denoiser, x: Tensor, sigma: float, over: float | None = None) -> Tensor:
+    return (x - denoiser(x, torch.full((len(x),), sigma, dtype=x.dtype))) / (over or sigma)
+
+
+def _steps() -> list[tuple]:
     """A step between two levels, and one that ends at 0."""
     x = 2 * torch.randn(5, 2, dtype=torch.float64)
     return [(two_modes(), x, 2.0, 1.0), (two_modes(), x, 0.4, 0.0)]
@@ -108,7 +74,7 @@ def gaussian_path(x: Tensor, sigma_start: float, sigma_end: float, std: float) -
     return x * math.sqrt((std**2 + sigma_end**2) / (std**2 + sigma_start**2))
 
 
-def _ways() -> Sequence[tuple]:
+def _ways() -> list[tuple]:
     x = torch.linspace(-3, 3, 6, dtype=torch.float64)
     return [(x, 5.0, 0.4, 1.5), (x, 0.1, 2.0, 0.5)]
 
@@ -124,7 +90,7 @@ def _fitted_slope(x: Tensor, y: Tensor) -> Tensor:
     return (x * (y - y.mean())).sum() / (x**2).sum()
 
 
-def _errors() -> Sequence[tuple]:
+def _errors() -> list[tuple]:
     """Errors of orders 1 and 2 at numbers of steps that do not double."""
     steps = torch.tensor([10.0, 30.0, 90.0], dtype=torch.float64)
     return [(steps, 3 / steps), (steps, 0.5 / steps**2)]
@@ -133,56 +99,56 @@ def _errors() -> Sequence[tuple]:
 EXERCISES = [
     Exercise("2.1", "factors of the preconditioning", factors, {
         "c_skip is the wrong way round: with no noise (sigma = 0) the input is the answer, so "
-        "c_skip must be 1 there": _except(c_skip=lambda s, sd: s**2 / (s**2 + sd**2)),
+        "c_skip must be 1 there": partial(factors, c_skip=lambda s, sd: s**2 / (s**2 + sd**2)),
         "c_skip is a ratio of variances: square both sigma_data and sigma":
-            _except(c_skip=lambda s, sd: sd / (s + sd)),
+            partial(factors, c_skip=lambda s, sd: sd / (s + sd)),
         "c_out is a standard deviation: a square root is missing in its denominator":
-            _except(c_out=lambda s, sd: s * sd / (s**2 + sd**2)),
+            partial(factors, c_out=lambda s, sd: s * sd / (s**2 + sd**2)),
         "c_out and c_in are standard deviations: the square roots are missing":
-            _except(
-                c_out=lambda s, sd: s * sd / (s**2 + sd**2), c_in=lambda s, sd: 1 / (s**2 + sd**2)
+            partial(
+                factors, c_out=lambda s, sd: s * sd / (s**2 + sd**2),
+                c_in=lambda s, sd: 1 / (s**2 + sd**2),
             ),
         "c_out is squared: what you return is the variance of the target before scaling":
-            _except(c_out=lambda s, sd: (s * sd) ** 2 / (s**2 + sd**2)),
+            partial(factors, c_out=lambda s, sd: (s * sd) ** 2 / (s**2 + sd**2)),
         "c_out must shrink with sigma at low noise; sqrt(sigma^2 + sigma_data^2) is the standard "
-        "deviation of the noisy input": _except(c_out=lambda s, sd: (s**2 + sd**2).sqrt()),
+        "deviation of the noisy input": partial(factors, c_out=lambda s, sd: (s**2 + sd**2).sqrt()),
         "c_in is a scale, so it is one over a standard deviation, not over a variance":
-            _except(c_in=lambda s, sd: 1 / (s**2 + sd**2)),
+            partial(factors, c_in=lambda s, sd: 1 / (s**2 + sd**2)),
         "variances of independent terms add, standard deviations do not: c_in is 1 / sqrt(sigma^2 "
-        "+ sigma_data^2)": _except(c_in=lambda s, sd: 1 / (s + sd)),
+        "+ sigma_data^2)": partial(factors, c_in=lambda s, sd: 1 / (s + sd)),
         "c_in leaves out the spread of the data: at low noise the input is not small":
-            _except(c_in=lambda s, sd: 1 / s),
-    }, inputs=_levels),
+            partial(factors, c_in=lambda s, sd: 1 / s),
+    }, inputs=lambda: [(torch.tensor([0.002, 0.1, 0.5, 2.0, 80.0]), 0.5),
+                       (torch.tensor([0.3, 3.0]), 1.4)]),
     Exercise("2.2", "denoiser for images", denoise, {
         "the network is told c_noise = ln(sigma) / 4, not sigma itself":
-            lambda *a: _denoise(*a, told=lambda s: s),
+            partial(denoise, told=lambda s: s),
         "the network is told ln(sigma) / 4: the quarter is missing":
-            lambda *a: _denoise(*a, told=torch.log),
-        "a factor of shape (batch, 1) meets images at their last two axes: here each row of "
-        "pixels got the factor of another image. Use c[:, None, None, None]":
-            lambda *a: _denoise(*a, axes=lambda c: c[:, None]),
+            partial(denoise, told=torch.log),
+        "a factor of shape (batch, 1) meets images at their last two axes: here each row of pixels "
+        "got the factor of another image. Use c[:, None, None, None]": partial(denoise, axes=(1,)),
         "a factor of shape (batch,) meets images at their last axis: here each column of pixels "
-        "got the factor of another image. Use c[:, None, None, None]":
-            lambda *a: _denoise(*a, axes=lambda c: c),
-        "the network's input is not scaled by c_in": lambda *a: _denoise(*a, scaled=False),
-        "the direct path is c_skip * x, not x": lambda *a: _denoise(*a, skipped=False),
+        "got the factor of another image. Use c[:, None, None, None]": partial(denoise, axes=()),
+        "the network's input is not scaled by c_in": partial(denoise, scaled=False),
+        "the direct path is c_skip * x, not x": partial(denoise, skipped=False),
     }, inputs=_images),
     Exercise("2.3", "Heun's step", heun_step, {
         "this is Euler's step: the slope at its end is not used":
-            _two_slopes(lambda first, second: first),
+            partial(heun_step, combine=lambda a, b: a),
         "only the slope at the end is used; take the mean of both":
-            _two_slopes(lambda first, second: second),
-        "the slopes are added; take their mean": _two_slopes(lambda first, second: first + second),
+            partial(heun_step, combine=lambda a, b: b),
+        "the slopes are added; take their mean": partial(heun_step, combine=lambda a, b: a + b),
         "the second slope is taken at the old x: take it where Euler's step arrives":
-            _two_slopes(_mean, moved=False),
+            partial(heun_step, moved=False),
         "the second slope is divided by the old noise level; everything in it belongs to "
-        "sigma_next": _two_slopes(_mean, old_level=True),
+        "sigma_next": partial(heun_step, old=True),
         "the step goes uphill: from sigma to sigma_next the change is sigma_next - sigma":
-            _two_slopes(_mean, ahead=-1),
+            partial(heun_step, ahead=-1),
         "the real step starts at x, not where Euler's step arrives":
-            _two_slopes(lambda first, second: first + (first + second) / 2),
+            partial(heun_step, combine=lambda a, b: a + (a + b) / 2),
         "at sigma_next = 0 the second slope is 0/0: there, stop at Euler's step":
-            _two_slopes(_mean, guarded=False),
+            partial(heun_step, guarded=False),
     }, inputs=_steps),
     Exercise("2.4", "path of a Gaussian", gaussian_path, {
         "the variances have this ratio; x scales like a standard deviation, its root":

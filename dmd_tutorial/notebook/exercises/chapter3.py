@@ -1,52 +1,30 @@
 """Exercises of chapter 3, the KL gradient."""
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from dmd_tutorial import dmd
-from dmd_tutorial.notebook.exercises import Exercise, loss_and_gradients
-
-# 3.1: the Gaussian that minimises the forward divergence
+from dmd_tutorial.notebook.exercises import Exercise, gradients_by
 
 
 def forward_fit(means: Tensor, stds: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of a one-dimensional mixture: the answer to 3.1."""
     mean = (weights * means).sum()
-    variance = (weights * (stds**2 + (means - mean) ** 2)).sum()
-    return mean, variance.sqrt()
+    return mean, (weights * (stds**2 + (means - mean) ** 2)).sum().sqrt()
 
 
-def _mixture() -> list[tuple]:
-    return [(torch.tensor([-2.0, 2.5]), torch.tensor([0.4, 1.1]), torch.tensor([0.3, 0.7]))]
-
-
-# 3.3: the gradient of a Gaussian generator, from scores
-
-
-def kl_gradient(
-    z: Tensor, mean: float, std: float, mean_real: float, std_real: float
-) -> tuple[Tensor, Tensor]:
+def kl_gradient(z, mean, std, mean_real, std_real, power=2) -> tuple[Tensor, Tensor]:
     """Estimate of dKL/dmean and dKL/dstd for x = mean + std z: the answer to 3.3."""
-    difference = _difference(z, mean, std, mean_real, std_real)
-    return difference.mean(), (difference * z).mean()
-
-
-def _difference(
-    z: Tensor, mean: float, std: float, mean_real: float, std_real: float, power: int = 2
-) -> Tensor:
-    """The fake score minus the real one, their signs in the brackets, at x = mean + std z."""
     x = mean + std * z
-    return (x - mean_real) / std_real**power - (x - mean) / std**power
+    # the fake score minus the real one, their signs in the brackets
+    return _means((x - mean_real) / std_real**power - (x - mean) / std**power, z)
 
 
 def _means(difference: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
     return difference.mean(), (difference * factor).mean()
-
-
-# 3.4: the pixel gradient with the weight of Eq. 8
 
 
 def pixel_gradient(x: Tensor, denoised_real: Tensor, denoised_fake: Tensor) -> Tensor:
@@ -65,23 +43,10 @@ def _images() -> list[tuple[Tensor, Tensor, Tensor]]:
     return [(x, x + size * torch.randn(x.shape), x + 0.5 * torch.randn(x.shape))]
 
 
-# 3.5: the loss with a stop-gradient
-
-
-def stop_gradient_loss(x: Tensor, gradient: Tensor) -> Tensor:
-    """A loss whose derivative is the given gradient over the number of values: answer to 3.5."""
-    return dmd.matching_loss(x, gradient)
-
-
-def _probe(answer: Callable[..., Tensor], x: Tensor, gradient: Tensor) -> dict[str, Tensor]:
-    x = x.clone().requires_grad_()
-    return loss_and_gradients(answer(x, gradient), {"gradient of the loss": x})
-
-
 EXERCISES = [
     Exercise("3.1", "the Gaussian of the forward fit", forward_fit, {
         "that is the variance; the standard deviation is its root":
-            lambda m, s, w: (forward_fit(m, s, w)[0], forward_fit(m, s, w)[1] ** 2),
+            lambda *a: (forward_fit(*a)[0], forward_fit(*a)[1] ** 2),
         "the components count by their weights: mean = sum(weights * means), and the same weights "
         "again in the variance": lambda m, s, w: forward_fit(m, s, torch.full_like(w, 1 / len(w))),
         "the distance between the centres is missing: each component adds (means - mean)**2 to "
@@ -90,7 +55,7 @@ EXERCISES = [
             lambda m, s, w: forward_fit(m, torch.zeros_like(s), w),
         "average the variances stds**2, not the standard deviations":
             lambda m, s, w: forward_fit(m, (w * s).sum().expand_as(s), w),
-    }, inputs=_mixture),
+    }, inputs=lambda: [tuple(torch.tensor([[-2.0, 2.5], [0.4, 1.1], [0.3, 0.7]]))]),
     Exercise("3.2", "mean of the dropped term where the support moves", -1.0, {
         "it would be 0 if the density were differentiable in theta for every x, but at x = theta "
         "it jumps: compute it from log p inside the interval": 0.0,
@@ -99,7 +64,7 @@ EXERCISES = [
             -0.5,
         "that is the mean derivative of the density 2x / theta^2; the term is the derivative of "
         "its logarithm": -2 / 3,
-    }, ),
+    }),
     Exercise("3.3", "KL gradient of a Gaussian generator", kl_gradient, {
         "the sign is the other way round: it is s_fake - s_real":
             lambda *a: tuple(-d for d in kl_gradient(*a)),
@@ -108,15 +73,16 @@ EXERCISES = [
         "dx/dstd is z, not 1: multiply by it before taking the mean":
             lambda *a: (kl_gradient(*a)[0], kl_gradient(*a)[0]),
         "dx/dstd is z, not x":
-            lambda z, m, s, *real: _means(_difference(z, m, s, *real), m + s * z),
-        "a Gaussian's score divides by the variance, std**2":
-            lambda z, *a: _means(_difference(z, *a, power=1), z),
+            lambda z, m, s, m_real, s_real: (
+                _means((m + s * z - m_real) / s_real**2 - z / s, m + s * z)
+            ),
+        "a Gaussian's score divides by the variance, std**2": partial(kl_gradient, power=1),
         "the expectation is a mean over the samples, not a sum":
             lambda z, *a: tuple(len(z) * d for d in kl_gradient(z, *a)),
     }, inputs=lambda: [(torch.randn(50), -1.0, 0.7, 0.5, 1.3)]),
     Exercise("3.4", "pixel gradient under Eq. 8", pixel_gradient, {
         "the sign is the other way round: descending it would leave the real density":
-            lambda x, real, fake: -pixel_gradient(x, real, fake),
+            lambda *a: -pixel_gradient(*a),
         "the error divides: Eq. 8 normalises the gradient, it does not multiply it":
             lambda x, real, fake: (fake - real) * _mean((x - real).abs()),
         "each sample has its own error: average over channels and pixels, not over the batch":
@@ -130,7 +96,7 @@ EXERCISES = [
         "the fake estimate is missing: this follows the real score alone, and collapses":
             lambda x, real, fake: pixel_gradient(x, real, x),
     }, inputs=_images),
-    Exercise("3.5", "loss with a stop-gradient", stop_gradient_loss, {
+    Exercise("3.5", "loss with a stop-gradient", dmd.matching_loss, {
         "without .detach() on the target, x cancels and nothing is left to learn from":
             lambda x, gradient: 0.5 * functional.mse_loss(x, x - gradient),
         "the half is missing: the derivative of a square brings a factor 2":
@@ -142,5 +108,6 @@ EXERCISES = [
             lambda x, gradient: 0.5 * (x - (x - gradient).detach()).square().sum(),
         "this has the right derivative, but it is not the squared form that is asked for":
             lambda x, gradient: (x * gradient.detach()).mean(),
-    }, inputs=lambda: [(torch.randn(2, 1, 3, 3), torch.randn(2, 1, 3, 3))], probe=_probe),
+    }, inputs=lambda: [(torch.randn(2, 1, 3, 3), torch.randn(2, 1, 3, 3))],
+       probe=gradients_by({"gradient of the loss": 0})),
 ]  # fmt: skip

@@ -1,6 +1,7 @@
 """Exercises of chapter 4."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,41 +20,23 @@ def _shrink(sigma: float, C: Tensor) -> Tensor:
 
 
 def _points() -> list[tuple]:
-    x = torch.randn(5, 2)
     A, b = torch.tensor([[0.5, 0.2], [-0.3, 0.8]]), torch.tensor([0.4, -1.0])
-    return [(x, 0.3, A, b), (x, 2.0, A, b)]
+    return [(x, sigma, A, b) for x in [torch.randn(5, 2)] for sigma in (0.3, 2.0)]
 
 
-class _Shift(nn.Module):
-    """A generator with one parameter, G(z) = z / 2 + shift."""
-
-    def __init__(self) -> None:
+class _OneParameter(nn.Module):
+    def __init__(self, start, function) -> None:
         super().__init__()
-        self.shift = nn.Parameter(torch.tensor([0.3, -0.2]))
+        self.parameter, self.function = nn.Parameter(torch.tensor(start)), function
 
-    def forward(self, z: Tensor) -> Tensor:
-        return 0.5 * z + self.shift
-
-
-class _Scale(nn.Module):
-    """A critic with one parameter, D(x, sigma) = scale x / (1 + sigma)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.tensor(0.8))
-
-    def forward(self, x: Tensor, sigma: Tensor) -> Tensor:
-        return self.scale * x / (1 + sigma[:, None])
+    def forward(self, *given: Tensor) -> Tensor:
+        return self.function(self.parameter, *given)
 
 
-def _weight(sigma: Tensor) -> Tensor:
-    return 1 / sigma**2 + 1 / 0.5**2
-
-
-def _critic_loss(
-    *given, detach="samples", target="x", weight=_weight, scale=torch.clone, mean=torch.mean
+def critic_loss(
+    *given, detach="samples", target="x", weight=None, scale=torch.clone, mean=torch.mean
 ) -> Tensor:
-    """The answer to 4.2, and with other settings its wrong ones."""
+    """The critic's loss, first form of Eq. (4.4): the answer to 4.2."""
     critic, generator, z, sigma, noise = given
     x = generator(z)
     x = x.detach() if detach == "samples" else x
@@ -62,23 +45,16 @@ def _critic_loss(
     denoised = denoised.detach() + 0 * x.sum() if detach == "critic" else denoised
     aim = {"x": x, "x_noisy": x_noisy, "noise": noise}[target]
     aim = aim.detach() if detach == "target" else aim
-    return mean(weight(sigma)[:, None] * (denoised - aim) ** 2)
-
-
-def critic_loss(critic, generator, z, sigma, noise) -> Tensor:
-    """The critic's loss, first form of Eq. (4.4): the answer to 4.2."""
-    return _critic_loss(critic, generator, z, sigma, noise)
-
-
-def _with(**settings):
-    return lambda *arguments: _critic_loss(*arguments, **settings)
+    weights = weight(sigma) if weight else 1 / sigma**2 + 1 / 0.5**2
+    return mean(weights[:, None] * (denoised - aim) ** 2)
 
 
 def _loss_and_gradients(answer, z: Tensor, sigma: Tensor, noise: Tensor) -> dict[str, Tensor]:
-    generator, critic = _Shift(), _Scale()
+    generator = _OneParameter([0.3, -0.2], lambda shift, z: 0.5 * z + shift)
+    critic = _OneParameter(0.8, lambda scale, x, sigma: scale * x / (1 + sigma[:, None]))
     leaves = {
-        "gradient that reaches the generator": generator.shift,
-        "gradient that reaches the critic": critic.scale,
+        "gradient that reaches the generator": generator.parameter,
+        "gradient that reaches the critic": critic.parameter,
     }
     return loss_and_gradients(answer(critic, generator, z, sigma, noise), leaves)
 
@@ -89,37 +65,21 @@ def gradient_bias(z: Tensor, learnt: Tensor, exact: Tensor) -> tuple[Tensor, Ten
     return e.mT @ z / len(z), e.mean(dim=0)
 
 
-def _answers() -> list[tuple]:
-    return [(torch.randn(6, 2), torch.randn(6, 2), torch.randn(6, 2))]
-
-
-def enough_critic_steps(eta: float, kappa_1: float) -> int:
+def enough_critic_steps(eta: float, kappa_1: float, times: float = 4) -> int:
     """Fewest critic updates with 1 - (1 - kappa_1)^k >= 4 eta, Eq. (4.9): the answer to 4.4."""
-    return _steps_until(4 * eta, kappa_1)
-
-
-def _steps_until(speed: float, kappa_1: float) -> int:
     steps = 1
-    while 1 - (1 - kappa_1) ** steps < speed:
+    while 1 - (1 - kappa_1) ** steps < times * eta:
         steps += 1
     return steps
 
 
-def slowest_factor(eta: float, kappa: float, rho: float) -> float:
+def slowest_factor(eta: float, kappa: float, rho: float, **size) -> float:
     """Largest |mu| of the swing with a spring rho on the generator: the answer to 4.5."""
-    return _radius(_swing(eta, kappa, rho))
+    return _radius([[1 - rho, -eta], [kappa, 1 - kappa]], **size)
 
 
-def _swing(eta: float, kappa: float, rho: float) -> list[list[float]]:
-    return [[1 - rho, -eta], [kappa, 1 - kappa]]
-
-
-def _factors(step: list[list[float]]) -> Tensor:
-    return torch.linalg.eigvals(torch.tensor(step, dtype=torch.float64))
-
-
-def _radius(step: list[list[float]]) -> float:
-    return _factors(step).abs().max().item()
+def _radius(step: list[list[float]], size=lambda factors: factors.abs().max()) -> float:
+    return size(torch.linalg.eigvals(torch.tensor(step, dtype=torch.float64))).item()
 
 
 EXERCISES = [
@@ -141,27 +101,27 @@ EXERCISES = [
     }, inputs=_points),
     Exercise("4.2", "the critic's loss", critic_loss, {
         "a gradient reaches the generator: it would learn to make samples that are easy to "
-        "denoise; detach the samples": _with(detach=None),
+        "denoise; detach the samples": partial(critic_loss, detach=None),
         "the target is detached, but the generator still gets a gradient through the noisy "
-        "sample: detach where the samples are made": _with(detach="target"),
+        "sample: detach where the samples are made": partial(critic_loss, detach="target"),
         "the critic gets no gradient: detach the samples, not the critic's answer":
-            _with(detach="critic"),
-        "the target is the clean sample, not the noisy one": _with(target="x_noisy"),
+            partial(critic_loss, detach="critic"),
+        "the target is the clean sample, not the noisy one": partial(critic_loss, target="x_noisy"),
         "the target is the clean sample, not the noise: the critic is a denoiser":
-            _with(target="noise"),
-        "the weight of the noise levels is missing": _with(weight=torch.ones_like),
-        "the weight has 1 / sigma_data**2 in it, too": _with(weight=lambda s: 1 / s**2),
+            partial(critic_loss, target="noise"),
+        "the weight of the noise levels is missing": partial(critic_loss, weight=torch.ones_like),
+        "the weight has 1 / sigma_data**2 in it, too": partial(critic_loss, weight=lambda s: 1 / s**2),
         "the weight is 1 / sigma**2 + 1 / sigma_data**2, without roots":
-            _with(weight=lambda s: 1 / s + 1 / 0.5),
+            partial(critic_loss, weight=lambda s: 1 / s + 1 / 0.5),
         "this is the weight upside down: low noise levels must count more":
-            _with(weight=lambda s: 1 / (1 / s**2 + 1 / 0.5**2)),
-        "take the mean over samples and values, not the sum": _with(mean=torch.sum),
+            partial(critic_loss, weight=lambda s: 1 / (1 / s**2 + 1 / 0.5**2)),
+        "take the mean over samples and values, not the sum": partial(critic_loss, mean=torch.sum),
         "take the mean over the values of a sample, too, not their sum":
-            _with(mean=lambda squares: squares.sum(dim=1).mean()),
-        "there is no factor 1/2 in this loss": _with(mean=lambda squares: squares.mean() / 2),
-        "the noise must be scaled by sigma before it is added": _with(scale=torch.ones_like),
+            partial(critic_loss, mean=lambda squares: squares.sum(dim=1).mean()),
+        "there is no factor 1/2 in this loss": partial(critic_loss, mean=lambda squares: squares.mean() / 2),
+        "the noise must be scaled by sigma before it is added": partial(critic_loss, scale=torch.ones_like),
         "the critic is asked at the noisy samples, not at the clean ones":
-            _with(scale=torch.zeros_like),
+            partial(critic_loss, scale=torch.zeros_like),
     }, inputs=lambda: [(torch.randn(6, 2), torch.rand(6) + 0.3, torch.randn(6, 2))],
        probe=_loss_and_gradients),
     Exercise("4.3", "bias of the gradient", gradient_bias, {
@@ -173,20 +133,17 @@ EXERCISES = [
             lambda z, *a: tuple(len(z) * part for part in gradient_bias(z, *a)),
         "e and z belong together sample by sample: the mean of a product is not the product of "
         "the means":
-            lambda z, *a: (
-                torch.outer(gradient_bias(z, *a)[1], z.mean(dim=0)),
-                gradient_bias(z, *a)[1],
-            ),
+            lambda z, u, v: (torch.outer((u - v).mean(0), z.mean(0)), (u - v).mean(0)),
         "this is the whole gradient of a critic; its bias takes the exact answer off":
             lambda z, learnt, exact: gradient_bias(z, learnt, torch.zeros_like(exact)),
-    }, inputs=_answers),
+    }, inputs=lambda: [(torch.randn(6, 2), torch.randn(6, 2), torch.randn(6, 2))]),
     Exercise("4.4", "fewest critic steps without a swing", enough_critic_steps, {
         "as fast as the generator is too slow: the border is 4 eta":
-            lambda eta, kappa_1: _steps_until(eta, kappa_1),
+            partial(enough_critic_steps, times=1),
         "k updates close 1 - (1 - kappa_1)**k of the gap, less than k * kappa_1":
             lambda eta, kappa_1: math.ceil(4 * eta / kappa_1),
         "one step too few: round up, so that the condition holds":
-            lambda eta, kappa_1: _steps_until(4 * eta, kappa_1) - 1,
+            lambda *a: enough_critic_steps(*a) - 1,
         "a whole number is asked for: round up":
             lambda eta, kappa_1: math.log(1 - 4 * eta) / math.log(1 - kappa_1),
         "(1 - kappa_1)**k is the gap that remains; what counts is what was closed":
@@ -210,8 +167,8 @@ EXERCISES = [
         "these are the factors less one: the new value is the old one plus the change":
             lambda eta, kappa, rho: _radius([[-rho, -eta], [kappa, -kappa]]),
         "this is the fastest part: the largest of the two sizes is asked for":
-            lambda *a: _factors(_swing(*a)).abs().min().item(),
+            partial(slowest_factor, size=lambda factors: factors.abs().min()),
         "the factor has a sign or an imaginary part: its size is asked for":
-            lambda *a: _factors(_swing(*a)).real.max().item(),
+            partial(slowest_factor, size=lambda factors: factors.real.max()),
     }, inputs=lambda: [(0.05, 0.1, 0.02), (0.1, 0.05, 0.2), (0.2, 0.3, 0.05), (0.1, 0.9, 0.1)]),
 ]  # fmt: skip

@@ -1,12 +1,13 @@
 """Exercises of chapter 5."""
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from dmd_tutorial.notebook.exercises import Exercise, loss_and_gradients
+from dmd_tutorial.notebook.exercises import Exercise, gradients_by
 
 
 def border_level(distance: float, std: float) -> float:
@@ -14,60 +15,29 @@ def border_level(distance: float, std: float) -> float:
     return math.sqrt(max(0.0, distance**2 / 4 - std**2))
 
 
-def pull(x: Tensor, m1: Tensor, m2: Tensor, std: float, sigma: float) -> Tensor:
+def pull(x: Tensor, m1: Tensor, m2: Tensor, std: float, sigma: float, odds: float = 2) -> Tensor:
     """Difference of scores where the second mode is lost, Eq. (5.2): the answer to 5.2."""
-    return _pull(x, m1, m2, std**2 + sigma**2)
-
-
-def _pull(x: Tensor, m1: Tensor, m2: Tensor, v: float, odds: float = 2) -> Tensor:
+    v = std**2 + sigma**2
     squares = ((x - m1) ** 2).sum(dim=1) - ((x - m2) ** 2).sum(dim=1)
     return torch.sigmoid(squares / (odds * v))[:, None] * (m2 - m1) / v
 
 
 def _points() -> list[tuple]:
-    x = torch.randn(8, 2)
-    m1, m2 = torch.tensor([1.0, 0.2]), torch.tensor([-0.8, 0.5])
+    x, m1, m2 = torch.randn(8, 2), torch.tensor([1.0, 0.2]), torch.tensor([-0.8, 0.5])
     return [(x, m1, m2, 0.4, 0.7), (x, m1, m2, 0.3, 2.0)]
 
 
-def _loss(x, gradient, x_ref, y, lambda_reg, reduce=torch.mean, half=0.5, detach=True) -> Tensor:
-    """The answer to 5.3, and with other settings its wrong ones."""
-    aim = (x - gradient).detach() if detach else x - gradient
-    return half * reduce((x - aim) ** 2) + lambda_reg * reduce((x_ref - y) ** 2)
-
-
-def anchored_loss(
-    x: Tensor, gradient: Tensor, x_ref: Tensor, y: Tensor, lambda_reg: float
-) -> Tensor:
+def anchored_loss(x, gradient, x_ref, y, lam, reduce=torch.mean, half=0.5, detach=True) -> Tensor:
     """Stop-gradient loss plus L2 anchor, with the gradients of Eq. (5.11): the answer to 5.3."""
-    return _loss(x, gradient, x_ref, y, lambda_reg)
+    aim = (x - gradient).detach() if detach else x - gradient
+    return half * reduce((x - aim) ** 2) + lam * reduce((x_ref - y) ** 2)
 
 
-def _loss_and_gradients(answer, x, gradient, x_ref, y, lambda_reg) -> dict[str, Tensor]:
-    x, x_ref = x.clone().requires_grad_(), x_ref.clone().requires_grad_()
-    loss = answer(x, gradient, x_ref, y, lambda_reg)
-    return loss_and_gradients(loss, {"gradient at x": x, "gradient at x_ref": x_ref})
-
-
-def _batches() -> list[tuple]:
-    x, gradient = torch.randn(6, 2), torch.randn(6, 2)
-    return [(x, gradient, torch.randn(4, 2), torch.randn(4, 2), 0.25)]
-
-
-def lpips_layer(features_x: Tensor, features_y: Tensor, omega: Tensor) -> Tensor:
-    """One layer of Eq. (5.10): the answer to 5.4."""
-    return _layer(features_x, features_y, omega, dim=1)
-
-
-def _layer(x, y, omega, dim=(), power=2) -> Tensor:
-    """The answer to 5.4, normalised over other axes, or over none."""
+def lpips_layer(x: Tensor, y: Tensor, omega: Tensor, dim=1, power=2) -> Tensor:
+    """One layer of Eq. (5.10), of features normalised over some axes: the answer to 5.4."""
     if dim:
         x, y = (each / vector_norm(each, dim=dim, keepdim=True) for each in (x, y))
     return (omega[:, None, None] * (x - y) ** power).sum(dim=1).mean(dim=(1, 2))
-
-
-def _features() -> list[tuple]:
-    return [(torch.randn(3, 5, 4, 2), torch.randn(3, 5, 4, 2), torch.rand(5) + 0.2)]
 
 
 def l2_floor(y: Tensor) -> Tensor:
@@ -92,46 +62,46 @@ EXERCISES = [
     }, inputs=lambda: [(4.0, 0.4), (3.0, 1.0), (1.0, 0.8)]),
     Exercise("5.2", "the pull to a lost mode", pull, {
         "the sign is the other way round: s_real - s_fake points to the lost mode":
-            lambda x, m1, m2, std, sigma: -pull(x, m1, m2, std, sigma),
+            lambda *a: -pull(*a),
         "this is the responsibility of the mode that the generator has; the lost one counts":
             lambda x, m1, m2, std, sigma: -pull(x, m2, m1, std, sigma),
         "noise adds its variance to the modes': v = std**2 + sigma**2":
-            lambda x, m1, m2, std, sigma: _pull(x, m1, m2, std**2),
+            lambda x, m1, m2, std, sigma: pull(x, m1, m2, std, 0.0),
         "variances add, standard deviations do not: v = std**2 + sigma**2":
-            lambda x, m1, m2, std, sigma: _pull(x, m1, m2, (std + sigma) ** 2),
+            lambda x, m1, m2, std, sigma: pull(x, m1, m2, std + sigma, 0.0),
         "divide by the variance, not by the standard deviation":
             lambda x, m1, m2, s, t: pull(x, m1, m2, s, t) * math.sqrt(s**2 + t**2),
         "the responsibility is missing: the teacher cannot be sure of the lost mode":
             lambda x, m1, m2, std, sigma: ((m2 - m1) / (std**2 + sigma**2)).expand_as(x),
         "the exponent of a Gaussian is the squared distance over 2 v, not over v":
-            lambda x, m1, m2, std, sigma: _pull(x, m1, m2, std**2 + sigma**2, odds=1),
+            partial(pull, odds=1),
         "this is s_real alone; subtract the score of what the generator makes":
             lambda x, m1, m2, s, t: pull(x, m1, m2, s, t) + (m1 - x) / (s**2 + t**2),
     }, inputs=_points),
     Exercise("5.3", "the generator's loss", anchored_loss, {
         "the stop-gradient is missing: without it the gradient does not reach x":
-            lambda *a: _loss(*a, detach=False),
-        "take means over all values, not sums": lambda *a: _loss(*a, reduce=torch.sum),
+            partial(anchored_loss, detach=False),
+        "take means over all values, not sums": partial(anchored_loss, reduce=torch.sum),
         "the factor one half of the matching loss is missing, so its gradient is doubled":
-            lambda *a: _loss(*a, half=1.0),
+            partial(anchored_loss, half=1.0),
         "the sign is the other way round: the target is x - gradient":
-            lambda x, gradient, *rest: _loss(x, -gradient, *rest),
+            lambda x, gradient, *rest: anchored_loss(x, -gradient, *rest),
         "the anchor is missing":
-            lambda x, gradient, x_ref, y, lam: _loss(x, gradient, x_ref, y, 0.0),
+            lambda *a: anchored_loss(*a[:4], 0.0),
         "lambda_reg weighs the anchor, not the matching loss":
-            lambda x, gradient, x_ref, y, lam: lam * _loss(x, gradient, x_ref, y, 1 / lam),
+            lambda *a: a[4] * anchored_loss(*a[:4], 1 / a[4]),
         "the anchor has no factor one half":
-            lambda x, gradient, x_ref, y, lam: _loss(x, gradient, x_ref, y, lam / 2),
+            lambda *a: anchored_loss(*a[:4], a[4] / 2),
         "the anchor is the mean square, not its root":
-            lambda x, gradient, x_ref, y, lam: (
-                _loss(x, gradient, x_ref, y, 0.0) + lam * ((x_ref - y) ** 2).mean().sqrt()
-            ),
-    }, inputs=_batches, probe=_loss_and_gradients),
+            lambda x, g, r, y, lam: anchored_loss(x, g, r, y, 0.0) + lam * ((r - y) ** 2).mean() ** 0.5,
+    }, inputs=lambda: [(*torch.randn(2, 6, 2), *torch.randn(2, 4, 2), 0.25)],
+       probe=gradients_by({"gradient at x": 0, "gradient at x_ref": 2})),
     Exercise("5.4", "one layer of LPIPS", lpips_layer, {
-        "divide the vector of channels at each place by its length first": _layer,
-        "normalise over the channels, not over the places": lambda *a: _layer(*a, dim=(2, 3)),
+        "divide the vector of channels at each place by its length first":
+            partial(lpips_layer, dim=()),
+        "normalise over the channels, not over the places": partial(lpips_layer, dim=(2, 3)),
         "normalise each place by itself, not the image as a whole":
-            lambda *a: _layer(*a, dim=(1, 2, 3)),
+            partial(lpips_layer, dim=(1, 2, 3)),
         "the weights of the channels are missing":
             lambda x, y, omega: lpips_layer(x, y, torch.ones_like(omega)),
         "the weights stand outside of the square": lambda x, y, omega: lpips_layer(x, y, omega**2),
@@ -139,10 +109,10 @@ EXERCISES = [
             lambda x, y, omega: lpips_layer(x, y, omega) / x.shape[1],
         "the mean over the places, not the sum":
             lambda x, y, omega: lpips_layer(x, y, omega) * x[0, 0].numel(),
-        "square the differences: without it they cancel": lambda *a: _layer(*a, dim=1, power=1),
+        "square the differences: without it they cancel": partial(lpips_layer, power=1),
         "one number for each image: do not average over the batch":
             lambda x, y, omega: lpips_layer(x, y, omega).mean(),
-    }, inputs=_features),
+    }, inputs=lambda: [(torch.randn(3, 5, 4, 2), torch.randn(3, 5, 4, 2), torch.rand(5) + 0.2)]),
     Exercise("5.5", "the floor under regression", l2_floor, {
         "the mean belongs to one noise: a generator may answer each noise differently":
             lambda y: ((y - y.mean(dim=(0, 1))) ** 2).mean(),

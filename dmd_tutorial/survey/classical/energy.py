@@ -39,13 +39,9 @@ def energy_denoiser(energy: Callable[..., Tensor]) -> Denoiser:
 
 
 def walk(
-    energy: Callable[..., Tensor],
-    x: Float[Tensor, "batch dim"],
-    steps: int,
-    step_size: float,
-    label: Condition | None = None,
-    rng: Generator | None = None,
-) -> Float[Tensor, "batch dim"]:
+    energy: Callable[..., Tensor], x: Float[Tensor, "batch dim"], steps: int, step_size: float,
+    label: Condition | None = None, rng: Generator | None = None,
+) -> Float[Tensor, "batch dim"]:  # fmt: skip
     """Run Langevin chains from x down an energy's slope, plus noise: an evaluation a step."""
     *_, last = langevin(energy_denoiser(energy), x, 1.0, steps, step_size, label, rng=rng)
     return last.x.to(x)

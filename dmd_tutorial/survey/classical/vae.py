@@ -37,11 +37,9 @@ class VAE(nn.Module):
         self.log_std = nn.Parameter(torch.zeros(copies))
 
     def forward(
-        self,
-        x: Float[Tensor, "batch *shape"],
-        noise: Float[Tensor, "batch latent"],
+        self, x: Float[Tensor, "batch *shape"], noise: Float[Tensor, "batch latent"],
         label: Condition | None = None,
-    ) -> Coded:
+    ) -> Coded:  # fmt: skip
         """Encode points, or images, make a z for each of standard normal noise, and decode it."""
         mean, log_std = self.encoder(x, label).chunk(2, dim=1)
         std = log_std.exp()
@@ -56,22 +54,18 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def sample(
-        self,
-        z: Float[Tensor, "batch latent"],
-        noise: Float[Tensor, "batch dim"],
+        self, z: Float[Tensor, "batch latent"], noise: Float[Tensor, "batch dim"],
         label: Condition | None = None,
-    ) -> Float[Tensor, "batch dim"]:
+    ) -> Float[Tensor, "batch dim"]:  # fmt: skip
         """Draw from the model: its mean for z, plus the decoder's own noise."""
         mean, std = self.decode(z, label)
         return mean + std * noise
 
 
 def elbo(
-    vae: VAE,
-    x: Float[Tensor, "batch dim"],
-    noise: Float[Tensor, "batch latent"],
+    vae: VAE, x: Float[Tensor, "batch dim"], noise: Float[Tensor, "batch latent"],
     label: Condition | None = None,
-) -> Float[Tensor, " batch"]:
+) -> Float[Tensor, " batch"]:  # fmt: skip
     """``log p(x | z) - KL(q(z | x) || p(z))``: a bound of each log-density, in nats, by one z.
 
     The noise makes z. Source: Kingma and Welling 2014, Eq. 3 and 10.

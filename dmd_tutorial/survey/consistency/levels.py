@@ -11,13 +11,9 @@ from torch import Generator, Tensor
 
 
 def neighbour_levels(
-    batch: int,
-    grid: Float[Tensor, " bins"],
-    rng: Generator | None = None,
-    *,
-    skip: int = 1,
+    batch: int, grid: Float[Tensor, " bins"], rng: Generator | None = None, *, skip: int = 1,
     probability: Float[Tensor, " bins-1"] | None = None,
-) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:  # fmt: skip
     """Draw a level of the grid and the one `skip` places below it, or the lowest; float32.
 
     `probability`, of each level but the lowest, is up to a factor; without it all are equal.

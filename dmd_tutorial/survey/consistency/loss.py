@@ -26,13 +26,9 @@ def pseudo_huber(a: Float[Tensor, "batch *shape"], b: Tensor) -> Float[Tensor, "
 
 
 def consistency_loss(
-    model: Denoiser,
-    target: Denoiser,
-    pair: Pair,
-    label: Condition | None = None,
-    distance: Distance = squared,
-    weight: Float[Tensor, " batch"] | None = None,
-) -> Float[Tensor, ""]:
+    model: Denoiser, target: Denoiser, pair: Pair, label: Condition | None = None,
+    distance: Distance = squared, weight: Float[Tensor, " batch"] | None = None,
+) -> Float[Tensor, ""]:  # fmt: skip
     """How far two points of one path are sent apart: ``d(f(x, sigma), sg[f(x_next, sigma_next)])``.
 
     The target answers at the lower level, without gradient: f itself, or its average.

@@ -40,11 +40,9 @@ class ConsistencyModel(nn.Module):
         self.sigma_min = sigma_min
 
     def forward(
-        self,
-        x: Float[Tensor, "batch *shape"],
-        sigma: Float[Tensor, " batch"],
+        self, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
         label: Condition | None = None,
-    ) -> Float[Tensor, "batch *shape"]:
+    ) -> Float[Tensor, "batch *shape"]:  # fmt: skip
         """Send points to the ends of their paths."""
         check_sigma(x, sigma)
         if (sigma < self.sigma_min * (1 - 1e-5)).any():

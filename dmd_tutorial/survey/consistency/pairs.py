@@ -34,10 +34,8 @@ def distillation_pair(
 
 
 def training_pair(
-    x: Float[Tensor, "batch *shape"],
-    noise: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-    sigma_next: Float[Tensor, " batch"],
-) -> Pair:
+    x: Float[Tensor, "batch *shape"], noise: Float[Tensor, "batch *shape"],
+    sigma: Float[Tensor, " batch"], sigma_next: Float[Tensor, " batch"],
+) -> Pair:  # fmt: skip
     """The pair of consistency training: the same data and noise (Song et al. 2023, Alg. 3)."""
     return Pair(add_noise(x, sigma, noise), sigma, add_noise(x, sigma_next, noise), sigma_next)

@@ -35,12 +35,9 @@ def solve(
 
 
 def guided_denoised(
-    denoiser: Denoiser,
-    x: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-    label: Condition,
-    guidance: Float[Tensor, " batch"],
-) -> Float[Tensor, "batch *shape"]:
+    denoiser: Denoiser, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
+    label: Condition, guidance: Float[Tensor, " batch"],
+) -> Float[Tensor, "batch *shape"]:  # fmt: skip
     """The denoised estimate of the guidance-augmented ODE: ``(1 + w) D(x, c) - w D(x)``.
 
     The teacher was trained with and without labels; `guidance` is w, 0 for none.

@@ -31,13 +31,9 @@ class TrajectoryModel(nn.Module):
         self.network, self.sigma_data = _with_channel(denoiser.network), denoiser.sigma_data
 
     def forward(
-        self,
-        x: Float[Tensor, "batch *shape"],
-        sigma: Float[Tensor, " batch"],
-        sigma_next: Float[Tensor, " batch"],
-        label: Condition | None = None,
-        aim: bool = False,
-    ) -> Float[Tensor, "batch *shape"]:
+        self, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
+        sigma_next: Float[Tensor, " batch"], label: Condition | None = None, aim: bool = False,
+    ) -> Float[Tensor, "batch *shape"]:  # fmt: skip
         """Go along the path from sigma to sigma_next, above 0 and at most sigma.
 
         With `aim` it is g: where the straight line from x to the landing point meets level 0.

@@ -34,12 +34,9 @@ class FewStepGenerator(nn.Module):
     """
 
     def __init__(
-        self,
-        denoiser: nn.Module,
-        levels: tuple[float, ...],
-        seed: int = 0,
+        self, denoiser: nn.Module, levels: tuple[float, ...], seed: int = 0,
         last: float | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         if any(low >= high for high, low in itertools.pairwise(levels)):
             raise ValueError(f"levels must fall from first to last, they are {levels}")

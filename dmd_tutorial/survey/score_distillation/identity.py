@@ -10,13 +10,10 @@ from dmd_tutorial.dmd import Weighting
 
 
 def sid_loss(
-    x: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-    denoised_real: Float[Tensor, "batch *shape"],
-    denoised_fake: Float[Tensor, "batch *shape"],
-    alpha: float = 1.0,
-    weighting: Weighting | str | dmd.WeightFunction = Weighting.EQ8,
-) -> Float[Tensor, ""]:
+    x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
+    denoised_real: Float[Tensor, "batch *shape"], denoised_fake: Float[Tensor, "batch *shape"],
+    alpha: float = 1.0, weighting: Weighting | str | dmd.WeightFunction = Weighting.EQ8,
+) -> Float[Tensor, ""]:  # fmt: skip
     """Score identity distillation: a loss, maybe negative, that descends the Fisher divergence.
 
     Gradients run through x and both answers, not through the weight. With the exact critic and

@@ -48,7 +48,7 @@ def adversarial_step(
         raise ValueError("an adversarial loss needs data, the batch has none")
     y: Tensor = batch.y_ref
     x = generator(batch.z, batch.label)
-    batch = dmd.judged(batch, dmd_sigma(len(x), objective.grid, rng), rng)
+    batch = dmd.judged(batch, objective.grid, rng)
     same = lambda z, label: x  # noqa: E731  # one pass of the generator for both losses
     loss, record = dmd.generator_loss(same, critic, teacher, batch, objective)  # type: ignore[arg-type]
     sigma = dmd_sigma(len(x), objective.grid, rng).to(x)
@@ -77,9 +77,9 @@ def sid_step(
 ) -> Record:  # fmt: skip
     """SiD (Zhou et al. 2024, Algorithm 1): the gradient runs through both denoisers, too."""
     x = generator(batch.z, batch.label)
-    batch = dmd.judged(batch, dmd_sigma(len(x), objective.grid, rng), rng)
-    sigma: Tensor = batch.sigma  # type: ignore[assignment]
-    x_noisy = add_noise(x, sigma, batch.noise)  # type: ignore[arg-type]
+    batch = dmd.judged(batch, objective.grid, rng)
+    sigma: Tensor = batch.sigma
+    x_noisy = add_noise(x, sigma, batch.noise)
     real, fake = (D(x_noisy, sigma, batch.label) for D in (teacher, critic))
     loss = sid_loss(x, sigma, real, fake, alpha, objective.weighting)
     norm = dmd.update(generator_optimizer, loss, objective.clip)

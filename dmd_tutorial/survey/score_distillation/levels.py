@@ -15,10 +15,9 @@ from dmd_tutorial.noise import BINS, karras_grid, linear_schedule
 
 
 def noise_prediction(
-    x: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
+    x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
     denoised_real: Float[Tensor, "batch *shape"],
-) -> Float[Tensor, " batch"]:
+) -> Float[Tensor, " batch"]:  # fmt: skip
     """The weight w_t of SDS and VSD, ``sigma^3 / (1 + sigma^2)``.
 
     They weight a difference of predicted *noises*, ``(D_critic - D_real) / sigma``, with the

@@ -1,0 +1,1 @@
+"""Runs at full size: the command line, presets, hardware, checkpoints, images, provenance."""

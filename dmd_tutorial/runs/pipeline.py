@@ -1,0 +1,259 @@
+"""One pipeline for whoever makes a student: the command line, `dmd demo` and the benchmarks.
+
+Train a teacher, make its pairs, regress on them (the warm start), distil, draw, measure. A training
+can be stopped at any moment and goes on from its last checkpoint; a result is a network
+(safetensors), what it was made with (JSON) and a grid of its samples (PNG), side by side.
+"""
+
+import copy
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Generator, Tensor, nn
+from tqdm import tqdm
+
+from dmd_tutorial import dmd, metrics, pretrained
+from dmd_tutorial.anchor import Pairs, fingerprint, make_pairs
+from dmd_tutorial.data import Images, balanced_labels
+from dmd_tutorial.denoisers import OneStepGenerator, image_shape
+from dmd_tutorial.runs import checkpoints, monitor
+from dmd_tutorial.runs.compute import Compute, Processes, Updater, prepare
+from dmd_tutorial.runs.images import save_grid
+from dmd_tutorial.runs.provenance import provenance
+from dmd_tutorial.samplers import one_step, sample
+from dmd_tutorial.training import (
+    DistillationRun,
+    DistillSettings,
+    FitRun,
+    FitSettings,
+    Metrics,
+    TeacherSettings,
+    distill,
+    train_teacher,
+)
+
+
+@dataclass(frozen=True)
+class Control:
+    """How a training is watched, kept and stopped.
+
+    Attributes:
+        fresh: Start over instead of continuing.
+        checkpoint_minutes: Minutes between two checkpoints.
+        minutes: Stop after so many minutes, saved; the same command goes on.
+        picture_steps: Steps between two pictures of G, D_real and D_fake.
+    """
+
+    fresh: bool = False
+    checkpoint_minutes: float = 2.0
+    minutes: float = math.inf
+    picture_steps: int = 500
+
+
+class Trained(NamedTuple):
+    """A network whose training is done."""
+
+    network: Any  # the averaged one: what is kept
+    settings: FitSettings | DistillSettings
+    seconds: float  # of training, those before an interruption included
+
+
+def make_teacher(
+    network: nn.Module,
+    images: Images,
+    settings: TeacherSettings,
+    compute: Compute = Compute(),  # noqa: B008
+    checkpoint: Path | None = None,
+    control: Control = Control(),
+) -> Trained | None:
+    """Train a teacher; None where the time was up. Without a checkpoint nothing is written."""
+    run = FitRun(network, settings)
+    prepare(run.network, compute)
+    updater = Updater(compute, run.optimizer)
+    return _drive(run, train_teacher(run, images, updater), updater, checkpoint, control)
+
+
+def make_student(
+    teacher: nn.Module,
+    settings: DistillSettings,
+    pairs: Pairs | None,
+    start: nn.Module | None = None,
+    compute: Compute = Compute(),  # noqa: B008
+    checkpoint: Path | None = None,
+    control: Control = Control(),
+) -> Trained | None:
+    """Distil a teacher, from `start` where that is given; None where the time was up."""
+    run = DistillationRun(teacher, settings, start)
+    for network in (run.generator, run.critic):
+        prepare(network, compute)
+    if compute.frozen != "fp32":  # the caller's teacher stays exact
+        run.teacher = copy.deepcopy(run.teacher)
+    prepare(run.teacher, compute, frozen=True)
+    updater = Updater(compute, run.generator_optimizer, run.critic_optimizer)
+    iteration = partial(dmd.iteration, updater=updater)
+    loop = distill(run, *image_shape(teacher), pairs, iteration=iteration)
+    return _drive(run, loop, updater, checkpoint, control)
+
+
+def make_student_in(
+    folder: Path,
+    teacher: nn.Module,
+    warm_start: DistillSettings | None,
+    settings: DistillSettings,
+    pairs: Pairs | None,
+    start: nn.Module | None = None,
+    compute: Compute = Compute(),  # noqa: B008
+    control: Control = Control(),
+    notes: Mapping[str, Any] = MappingProxyType({}),
+) -> Trained | None:
+    """Regression on the pairs, where a warm start is given, then the distillation; both kept."""
+    if warm_start is not None:
+        checkpoint = folder / "warm-start.ckpt"
+        warm = make_student(teacher, warm_start, pairs, start, compute, checkpoint, control)
+        if warm is None:
+            return None
+        keep(folder / "warm-start", warm, notes)
+        start, notes = warm.network, {**notes, "warm_start_seconds": round(warm.seconds, 1)}
+    checkpoint = folder / "student.ckpt"
+    made = make_student(teacher, settings, pairs, start, compute, checkpoint, control)
+    if made is not None:
+        keep(folder / "student", made, notes)
+    return made
+
+
+def _drive(
+    run: FitRun | DistillationRun,
+    loop: Iterator[Metrics],
+    updater: Updater,
+    checkpoint: Path | None,
+    control: Control,
+) -> Trained | None:
+    """Go through a loop, watched, with checkpoints."""
+    settings, processes, earlier = run.settings, updater.processes, 0.0
+    if checkpoint and checkpoints.newest(checkpoint) and not control.fresh:
+        kept = checkpoints.load(run, checkpoint, updater, settings=asdict(settings))
+        earlier = kept["seconds"]
+    started = saved = time.monotonic()
+
+    def seconds() -> float:
+        return earlier + time.monotonic() - started
+
+    def save() -> None:
+        if checkpoint and processes.first:
+            notes = {"settings": asdict(settings), "seconds": seconds()}
+            checkpoints.save(run, checkpoint, updater, **notes)
+
+    path = checkpoint.with_suffix("") if checkpoint else None
+    with monitor.Watch(settings, path, run.step, control.picture_steps, processes.first) as watch:
+        for metric in loop:
+            watch(metric, seconds())
+            if time.monotonic() - saved > 60 * control.checkpoint_minutes:
+                save()
+                saved = time.monotonic()
+            out_of_time = time.monotonic() - started > 60 * control.minutes
+            if control.minutes < math.inf and processes.any(out_of_time):
+                break
+    save()
+    if run.step < settings.steps:
+        if processes.first:
+            print(f"Stopped at step {run.step} of {settings.steps}; the same command goes on.")
+        return None
+    return Trained(run.average, settings, seconds())
+
+
+# --- pairs, samples, results ----------------------------------------------------------------------
+
+
+def make_pairs_in(
+    folder: Path, teacher: nn.Module, count: int, steps: int, seed: int = 0,
+    batch: int = 1_000, minutes: float = math.inf,
+) -> bool:  # fmt: skip
+    """Make the pairs that are not there yet, shared by the processes; False if the time was up."""
+    processes, started = Processes(), time.monotonic()
+    made = make_pairs(
+        teacher, folder, count, *image_shape(teacher), steps=steps, seed=seed, batch=batch,
+        share=(processes.rank, processes.count),
+    )  # fmt: skip
+    mine = len(processes.mine(count // 1_000)) * 1_000
+    with tqdm(total=mine, unit="pair", disable=None if processes.first else True) as bar:
+        for total in made:
+            bar.update(total - bar.n)
+            if total < mine and time.monotonic() - started > 60 * minutes:
+                return False
+    processes.wait()
+    if processes.first:
+        print(f"{count} pairs in {folder}, {time.monotonic() - started:.0f} s")
+    return True
+
+
+@torch.no_grad()
+def draw(
+    model: nn.Module, z: Tensor, label: Tensor | None, steps: int = 18, batch: int = 1_000
+) -> Tensor:
+    """A teacher's samples in `steps` Heun steps, or a student's in one, on the CPU.
+
+    Each process makes its share, and all of them get the whole.
+    """
+    model.eval()
+    processes, device = Processes(), next(model.parameters()).device
+    mine = processes.mine(len(z))
+    z_mine = z.cpu()[mine].to(device)
+    label_mine = None if label is None else label.cpu()[mine].to(device)
+    if isinstance(model, OneStepGenerator):
+        x = one_step(model, z_mine, label_mine, batch=batch)
+    else:
+        x = sample(model, z_mine, label_mine, steps=steps, batch=batch)
+    return processes.gather(x.cpu(), len(z))
+
+
+def noise(model: nn.Module, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    """Noise of one seed for a network's images, and balanced labels where it has classes."""
+    shape, classes = image_shape(model)
+    z = torch.randn(count, *shape, generator=Generator().manual_seed(seed))
+    return z, balanced_labels(count, classes) if classes else None
+
+
+def measure(
+    model: nn.Module, x: Tensor, label: Tensor | None, images: Images, features: str, steps: int
+) -> dict:
+    """What a model's samples, made in `steps` steps if it is a teacher, are worth beside images."""
+    reference = images.take(torch.arange(len(images.x)))
+    result = metrics.evaluate(
+        x, reference, label=label, features=features, minimum=min(10_000, len(x))
+    )
+    plain = {name: getattr(v, "tolist", lambda v=v: v)() for name, v in result._asdict().items()}
+    return {
+        "fingerprint": fingerprint(model), "samples": len(x),
+        "evaluations": 1 if isinstance(model, OneStepGenerator) else 2 * steps - 1,
+        "name": result.name, "result": plain, **provenance(),
+    }  # fmt: skip
+
+
+def keep(path: Path, trained: Trained, notes: Mapping[str, Any], half: bool = False) -> None:
+    """Write a network, what it was made with and a hundred samples, in the first process.
+
+    `half` stores the weights in 16 bits.
+    """
+    model = trained.network
+    z, label = noise(model, 100, seed=0)
+    x = draw(model, z, label, steps=18, batch=100)
+    if not Processes().first:
+        return
+    made_by = {
+        "settings": asdict(trained.settings), "seconds": round(trained.seconds, 1),
+        **notes, **provenance(),
+    }  # fmt: skip
+    kept = copy.deepcopy(model).half() if half else model
+    pretrained.save_denoiser(path.with_suffix(".safetensors"), kept, **made_by)
+    path.with_suffix(".json").write_text(json.dumps(made_by, indent=1) + "\n")
+    save_grid(x, path.with_suffix(".png"))
+    weights, grid = path.with_suffix(".safetensors"), path.with_suffix(".png")
+    print(f"{weights} ({trained.seconds:.0f} s), {grid}")
