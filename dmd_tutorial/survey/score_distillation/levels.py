@@ -18,11 +18,10 @@ def noise_prediction(
     x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
     denoised_real: Float[Tensor, "batch *shape"],
 ) -> Float[Tensor, " batch"]:  # fmt: skip
-    """The weight w_t of SDS and VSD, ``sigma^3 / (1 + sigma^2)``.
+    """``sigma^3 / (1 + sigma^2)`` (SDS, Eq. 3, w(t) = sigma_t^2; Wang et al. 2023, VSD, Eq. 9).
 
     They weight a difference of predicted *noises*, ``(D_critic - D_real) / sigma``, with the
     variance ``sigma^2 / (1 + sigma^2)`` of a variance-preserving schedule's noise.
-    Source: Poole et al. 2022 (SDS), Eq. 3 with w(t) = sigma_t^2; Wang et al. 2023 (VSD), Eq. 9.
     """
     return sigma**3 / (1 + sigma**2)
 
