@@ -87,12 +87,10 @@ EXERCISES = [
             partial(anchored_loss, half=1.0),
         "the sign is the other way round: the target is x - gradient":
             lambda x, gradient, *rest: anchored_loss(x, -gradient, *rest),
-        "the anchor is missing":
-            lambda *a: anchored_loss(*a[:4], 0.0),
+        "the anchor is missing": lambda *a: anchored_loss(*a[:4], 0.0),
         "lambda_reg weighs the anchor, not the matching loss":
             lambda *a: a[4] * anchored_loss(*a[:4], 1 / a[4]),
-        "the anchor has no factor one half":
-            lambda *a: anchored_loss(*a[:4], a[4] / 2),
+        "the anchor has no factor one half": lambda *a: anchored_loss(*a[:4], a[4] / 2),
         "the anchor is the mean square, not its root":
             lambda *a: anchored_loss(*a[:4], 0.0) + a[4] * functional.mse_loss(*a[2:4]).sqrt(),
     }, inputs=lambda: [(*(torch.randn(n, 2) for n in (6, 6, 4, 4)), 0.25)],

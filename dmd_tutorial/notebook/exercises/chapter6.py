@@ -60,8 +60,7 @@ def forward_equivalents(critic_steps: int, generator: int = 2 * (1 + 2), scores:
 
 EXERCISES = [
     Exercise("6.1", "a denoiser as one-step generator", generate, {
-        "the noise must be scaled: the denoiser expects an input of size sigma_max":
-            _ask,
+        "the noise must be scaled: the denoiser expects an input of size sigma_max": _ask,
         "the noise level is not sigma_max itself but the second-highest level of a grid":
             lambda D, z, top: _ask(D, top * z, karras_grid(100, sigma_max=top)[-2].item()),
         "the denoiser must be told the level sigma_max, not 1":

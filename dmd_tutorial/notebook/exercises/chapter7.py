@@ -32,13 +32,13 @@ def _posterior_std(sigma: float, sigma_next: float) -> float:
     return sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
 
 
-def ddim_step(x: Tensor, D: Tensor, sigma: float, next: float, eta: float, fresh: Tensor) -> Tensor:
+def ddim_step(x: Tensor, D: Tensor, sigma: float, low: float, eta: float, fresh: Tensor) -> Tensor:
     """One step of DDIM with some new noise: the answer to 7.3."""
-    return _ddim(x, D, sigma, next, eta * _posterior_std(sigma, next), fresh)
+    return _ddim(x, D, sigma, low, eta * _posterior_std(sigma, low), fresh)
 
 
-def _ddim(x: Tensor, D: Tensor, sigma: float, next: float, new: float, fresh: Tensor) -> Tensor:
-    return D + math.sqrt(next**2 - new**2) * (x - D) / sigma + new * fresh
+def _ddim(x: Tensor, D: Tensor, sigma: float, low: float, new: float, fresh: Tensor) -> Tensor:
+    return D + math.sqrt(low**2 - new**2) * (x - D) / sigma + new * fresh
 
 
 def reverse_drift(x: Tensor, score: Tensor, f: float, g: float, chance: float) -> Tensor:
@@ -116,7 +116,6 @@ EXERCISES = [
             lambda *a: _dpm(*a, 2 * _ratio(a[3])),
         "the line goes on in its direction: add newest - older, do not subtract it":
             lambda *a: _dpm(*a, -_ratio(a[3])),
-        "that is Euler's step: the older estimate is not used":
-            lambda *a: _dpm(*a, 0.0),
+        "that is Euler's step: the older estimate is not used": lambda *a: _dpm(*a, 0.0),
     }, inputs=lambda: [(torch.randn(4, 2), torch.randn(4, 2), torch.randn(4, 2), (3.0, 1.5, 0.4))]),
 ]  # fmt: skip

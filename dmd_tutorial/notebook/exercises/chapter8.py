@@ -53,8 +53,7 @@ EXERCISES = [
             lambda mean, std: (0.5 * (mean**2 + std - 1) - std.log()).sum(1),
         "sum over the axes of a code, do not average":
             lambda mean, std: code_price(mean, std) / mean.shape[1],
-        "one number for each row: sum over dim=1 only":
-            lambda *a: code_price(*a).sum(),
+        "one number for each row: sum over dim=1 only": lambda *a: code_price(*a).sum(),
         "the -1 is missing: a code equal to the prior costs nothing":
             lambda mean, std: code_price(mean, std) + mean.shape[1] / 2,
     }, inputs=lambda: [(torch.randn(5, 3), 0.2 + torch.rand(5, 3))]),
