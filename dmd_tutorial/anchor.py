@@ -58,24 +58,25 @@ def make_pairs(
     one undisturbed run makes; `share` is (rank, count) of this process among several. Classes are
     balanced; N steps cost 2N - 1 evaluations; `batch` is a matter of memory. Yields how many pairs
     this process has made or found. A folder whose pairs were made otherwise is refused.
-
     Source: Yin et al. 2024 (DMD), Section 3.3.
     """
     if count <= 0 or count % CHUNK:
         raise ValueError(f"the number of pairs must be a multiple of {CHUNK}, not {count}")
-    made_by = {
-        "teacher": fingerprint(teacher), "sampler": "heun", "steps": steps, "seed": seed,
-        "evaluations": 2 * steps - 1,
-    }  # fmt: skip
+    made_by = {"teacher": fingerprint(teacher), "sampler": "heun", "steps": steps, "seed": seed}
+    made_by["evaluations"] = 2 * steps - 1
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for number, chunk in enumerate(range(share[0], count // CHUNK, share[1]), 1):
         path = folder / f"{chunk:05d}.safetensors"
+        made_by["chunk"] = chunk
         if path.exists():
-            _check_made_by(path, made_by | {"chunk": chunk})
+            _check_made_by(path, made_by)
         else:
             pairs = _make_chunk(teacher, shape, classes, steps, seed, chunk, batch)
-            _save(path, pairs, made_by, chunk)
+            tensors = {name: t for name, t in pairs._asdict().items() if t is not None}
+            partial = path.with_suffix(f".part{os.getpid()}")
+            save_file(tensors, partial, {"made_by": json.dumps(made_by, sort_keys=True)})
+            os.replace(partial, path)  # a file is whole or not there
         yield number * CHUNK
 
 
@@ -95,8 +96,7 @@ def load_pairs(
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118  (not a dict)
                 parts.setdefault(name, []).append(file.get_tensor(name))
-    columns = {name: torch.cat(tensors)[:count] for name, tensors in parts.items()}
-    pairs = Pairs(columns["z"], columns["y"], columns.get("label"))
+    pairs = Pairs(**{name: torch.cat(tensors)[:count] for name, tensors in parts.items()})
     if count is not None and len(pairs.z) < count:
         raise ValueError(f"{folder} holds {len(pairs.z)} pairs, {count} are wanted")
     check_same_shape(z=pairs.z, y=pairs.y)
@@ -117,14 +117,6 @@ def _make_chunk(
     return Pairs(z, y.cpu(), label)
 
 
-def _save(path: Path, pairs: Pairs, made_by: dict, chunk: int) -> None:
-    tensors = {name: t for name, t in pairs._asdict().items() if t is not None}
-    partial = path.with_suffix(f".part{os.getpid()}")
-    header = {"made_by": json.dumps(made_by | {"chunk": chunk}, sort_keys=True)}
-    save_file(tensors, partial, metadata=header)
-    os.replace(partial, path)  # a file is whole or not there
-
-
 def _check_made_by(path: Path, wanted: dict) -> None:
     try:
         with safe_open(path, "pt") as file:
@@ -143,13 +135,11 @@ def l2(x: Float[Tensor, "batch *shape"], y: Float[Tensor, "batch *shape"]) -> Fl
 
 
 class LPIPS(nn.Module):
-    """The learned perceptual distance of the paper's anchor, from the `lpips` package.
+    """The learned perceptual distance of the paper's anchor (Zhang et al. 2018; DMD, Eq. 9).
 
     The backbone is ``"vgg"`` (the paper's), ``"alex"`` or ``"squeeze"``; at random weights it needs
     no download, for tests. Images, in [-1, 1], are resized to `size`; the paper takes 224. A
     RuntimeError says that weights are missing.
-
-    Source: Zhang et al. 2018; Yin et al. 2024 (DMD), Eq. 9 and appendix.
     """
 
     def __init__(

@@ -163,7 +163,7 @@ class ClassCoverage(NamedTuple):
 def class_coverage(
     samples: Float[Tensor, "count *image_or_features"], label: Int[Tensor, " count"] | None = None
 ) -> ClassCoverage:
-    """How often each digit appears, by the classifier's reading of images or of their features."""
+    """How often each digit appears, as the classifier reads images or their features."""
     check_label(samples, label, 10)
     read = load_classifier().head(_features_of(samples, "digits")).argmax(1)
     share = torch.bincount(read, minlength=10).double() / len(read)

@@ -1,7 +1,6 @@
 """Energy-based model: a loss that compares data with samples, which Langevin chains make.
 
-The energy is any function of points and classes, ``E(x, label)`` of (batch, 1); without its
-normalising constant it has a score. Source: Hinton 2002; Du and Mordatch 2019, Eq. 2, Section 3.3.
+The energy is any ``E(x, label)`` of (batch, 1). Source: Hinton 2002; Du and Mordatch 2019, Eq. 2.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,6 @@
-"""Generative adversarial network: two losses, and a step that descends one after the other.
+"""Generative adversarial network: two losses on log-odds, and a step that descends both.
 
-Logits are log-odds of being real. Source: Goodfellow et al. 2014, Eq. 1 and Section 3; on noised
-samples Yin et al. 2024 (DMD2), Eq. 4.
+Source: Goodfellow et al. 2014, Eq. 1 and Section 3; on noised samples DMD2, Eq. 4.
 """
 
 from jaxtyping import Float
@@ -31,10 +30,7 @@ def gan_step(
     x: Float[Tensor, "batch dim"], z: Float[Tensor, "batch latent"],
     label: Condition | None = None, clip: float = 10.0,
 ) -> tuple[float, float]:  # fmt: skip
-    """Update the discriminator, then the generator, on the same samples, of the data's classes.
-
-    Returns both losses, the discriminator's first. Source: Goodfellow et al. 2014, Algorithm 1.
-    """
+    """Update the discriminator, then the generator, on the same samples; returns both losses."""
     fake = generator(z, label)
     told = discriminator_loss(discriminator(x, label), discriminator(fake.detach(), label))
     dmd.update(discriminator_optimizer, told, clip)

@@ -14,8 +14,7 @@ from dmd_tutorial.networks.mlp import Linears
 class Perceptron(nn.Module):
     """Linear layers with SiLU between them; the class is told as a one-hot row, or zeros.
 
-    Without hidden layers it is an affine map. `copies` networks side by side are independent, each
-    for its block of the batch, see `networks.MLP`.
+    Without hidden layers it is an affine map. `copies` networks are independent (`networks.MLP`).
     """
 
     def __init__(

@@ -16,7 +16,7 @@ def neighbour_levels(
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:  # fmt: skip
     """Draw a level of the grid and the one `skip` places below it, or the lowest; float32.
 
-    `probability`, of each level but the lowest, is up to a factor; without it all are equal.
+    `probability`, of each level but the lowest, is up to a factor.
     Source: Song et al. 2023, Algorithm 2; `skip` is that of latent consistency (Luo et al. 2023).
     """
     if probability is None:
@@ -28,10 +28,7 @@ def neighbour_levels(
 def lognormal_probability(
     grid: Float[Tensor, " bins"], mean: float = -1.1, std: float = 2.0
 ) -> Float[Tensor, " bins-1"]:
-    """How likely ``ln(sigma) ~ N(mean, std^2)`` falls between neighbours, up to a factor.
-
-    Source: Song and Dhariwal 2024, Section 3.5, for data of width 0.5.
-    """
+    """How likely ``ln(sigma)`` falls between neighbours, up to a factor (Song and Dhariwal 3.5)."""
     return torch.special.ndtr((grid.log() - mean) / std).diff()
 
 

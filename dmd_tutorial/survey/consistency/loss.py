@@ -31,8 +31,7 @@ def consistency_loss(
 ) -> Float[Tensor, ""]:  # fmt: skip
     """How far two points of one path are sent apart: ``d(f(x, sigma), sg[f(x_next, sigma_next)])``.
 
-    The target answers at the lower level, without gradient: f itself, or its average.
-    Source: Song et al. 2023, Eq. 7 (distillation) and Eq. 10 (training).
+    The target is f itself, or its average. Source: Song et al. 2023, Eq. 7 and Eq. 10.
     """
     with torch.no_grad():
         answer = target(pair.x_next, pair.sigma_next, label)

@@ -1,7 +1,4 @@
-"""A consistency model, which sends every point of a path to its end; and sampling with it.
-
-A path ends at sigma_min, where the model is the identity.
-"""
+"""A consistency model sends every point of a path to its end at sigma_min; sampling with it."""
 
 import math
 from collections.abc import Iterator
@@ -28,10 +25,9 @@ def consistency_preconditioning(
 
 
 class ConsistencyModel(nn.Module):
-    """A denoiser's network F as ``f = c_skip x + c_out F``, where ``f(x, sigma_min) = x``.
+    """A denoiser's own network F as ``f = c_skip x + c_out F``, where ``f(x, sigma_min) = x``.
 
-    It is called as a denoiser is, and starts as the one whose network it uses and trains, nearly.
-    Source: Song et al. 2023, Eq. 5 and appendix C.
+    It is called as a denoiser is. Source: Song et al. 2023, Eq. 5 and appendix C.
     """
 
     def __init__(self, denoiser: EDMDenoiser, sigma_min: float = SIGMA_MIN) -> None:
@@ -58,10 +54,9 @@ def multistep(
     label: Condition | None = None, *,
     sigma_min: float = SIGMA_MIN, rng: Generator | None = None,
 ) -> Iterator[Step]:  # fmt: skip
-    """Sample with a consistency model: to the end of the path, noise again, to the end, ...
+    """To the end of the path, noise again, to the end, ...: an evaluation for each falling level.
 
-    It starts at ``levels[0] * z``; the levels fall, one for each evaluation.
-    Source: Song et al. 2023, Algorithm 1.
+    It starts at ``levels[0] * z``. Source: Song et al. 2023, Algorithm 1.
     """
     for index, sigma in enumerate(levels.tolist()):
         if index == 0:

@@ -1,7 +1,4 @@
-"""The paths of the probability-flow ODE, ``dx/dsigma = (x - D(x, sigma)) / sigma``.
-
-A path ends at sigma_min. Latent consistency follows the paths of a guided denoiser.
-"""
+"""The paths of the probability-flow ODE, ``dx/dsigma = (x - D(x, sigma)) / sigma``."""
 
 import torch
 from jaxtyping import Float
@@ -20,8 +17,7 @@ def solve(
 ) -> Float[Tensor, "batch *shape"]:  # fmt: skip
     """Follow the probability-flow ODE from a level to another, each sample between its own two.
 
-    The steps, of Heun's method, take two evaluations each and are spaced as EDM's; sigma_next is
-    above 0. Source: Karras et al. 2022 (EDM), Algorithm 1.
+    The steps, of Heun's method, are spaced as EDM's (Algorithm 1); sigma_next is above 0.
     """
     start, end = sigma ** (1 / RHO), sigma_next ** (1 / RHO)
     for step in range(steps):
@@ -40,8 +36,7 @@ def guided_denoised(
 ) -> Float[Tensor, "batch *shape"]:  # fmt: skip
     """The denoised estimate of the guidance-augmented ODE: ``(1 + w) D(x, c) - w D(x)``.
 
-    The teacher was trained with and without labels; `guidance` is w, 0 for none.
-    Source: Luo et al. 2023 (LCM), Section 4.2, for denoised estimates; Ho and Salimans 2022.
+    `guidance` is w, 0 for none. Source: Luo et al. 2023 (LCM), Section 4.2; Ho and Salimans 2022.
     """
     w = expand(guidance, x)
     return (1 + w) * denoiser(x, sigma, label) - w * denoiser(x, sigma, None)

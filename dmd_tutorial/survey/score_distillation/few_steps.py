@@ -24,13 +24,11 @@ class FewStepGenerator(nn.Module):
     """A denoiser used several times, at falling levels, with fresh noise between.
 
     In evaluation it runs to its end. In training it answers after one of its steps, drawn for each
-    sample, and only that step is differentiated. What the step starts from has been made by the
-    steps before it, as it will be when it is used (backward simulation).
-
-    One critic judges the answers of all steps, so it is their mixture that is matched. Only where
-    `last`, the probability of drawing the last step, is high is that nearly what the last step
-    makes; without it all are equally likely, as in the paper. `seed` is that of the fresh noise
-    and the drawn steps. Source: Yin et al. 2024 (DMD2), Sections 4.4 and 4.5.
+    sample, and only that step is differentiated, from what the steps before it have made (backward
+    simulation). One critic judges the answers of all steps, so it is their mixture that is matched:
+    nearly that of the last one only where `last`, its probability, is high. Without `last` all are
+    equally likely, as in the paper. `seed` is that of the fresh noise and the drawn steps.
+    Source: Yin et al. 2024 (DMD2), Sections 4.4 and 4.5.
     """
 
     def __init__(
