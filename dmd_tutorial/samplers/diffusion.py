@@ -59,7 +59,7 @@ class VarianceExploding:
 
 @dataclass(frozen=True)
 class VariancePreserving:
-    """``dx = -beta x / 2 dt + sqrt(beta) dw``, linear beta (Song et al. 2021, Eq. 11 and App. B)."""
+    """``dx = -beta x / 2 dt + sqrt(beta) dw``, a linear beta (Song et al. 2021, Eq. 11 and B)."""
 
     beta_min: float = 0.1  # at time 0, in one over time
     beta_max: float = 20.0  # at time 1

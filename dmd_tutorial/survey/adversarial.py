@@ -1,7 +1,6 @@
-"""Adversarial diffusion distillation: a teacher says where to go, a critic what looks real.
+"""Adversarial diffusion distillation (ADD, Sauer et al. 2023): a teacher and a discriminator.
 
-Equations are those of Sauer et al. 2023 (ADD), with alpha = 1. The generator takes one step here;
-theirs is trained at four noise levels.
+The generator takes one step here; theirs is trained at four noise levels. alpha = 1.
 """
 
 import math
@@ -148,9 +147,10 @@ def iteration(
     generator_optimizer: torch.optim.Optimizer, discriminator_optimizer: torch.optim.Optimizer,
     batch: Batch, objective: Objective, rng: Generator | None = None,
 ) -> float:  # fmt: skip
-    """Update the generator, then the discriminator on the same samples (ADD, Figure 2, Section 3).
+    """Update the generator, then the discriminator on the same samples (ADD, Section 3).
 
-    Returns the discriminator's loss before: 2 where it knows nothing, 0 where it tells all apart.
+    Returns the discriminator's loss before its update: 2 where it knows nothing, 0 where it tells
+    all apart, NaN without one.
     """
 
     def judge(x: Tensor, label: Condition | None) -> Tensor:

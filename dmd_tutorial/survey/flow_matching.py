@@ -111,8 +111,8 @@ def flow_path(
 def straightness(path: Path) -> float:
     """How far paths are from straight lines at constant speed: 0 for such lines; without unit.
 
-    The mean of ``|velocity - mean velocity|^2``, over that of ``|mean velocity|^2``.
-    Source: after Liu et al. 2023 (rectified flow), Eq. 3, whose measure has no divisor.
+    The mean of ``|velocity - mean velocity|^2`` over that of ``|mean velocity|^2``; the measure of
+    Liu et al. 2023 (rectified flow), Eq. 3, has no divisor.
     """
     t, x = path.t, path.x.flatten(2)
     share = t.diff() / (t[-1] - t[0])

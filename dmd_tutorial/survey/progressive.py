@@ -83,10 +83,8 @@ def weight(weighting: Weighting, sigma: Float[Tensor, " batch"]) -> Float[Tensor
     """The weight of a squared error of the denoised estimate, for levels above 0 (Section 4)."""
     snr = 1 / sigma**2
     return {
-        Weighting.SNR: snr,
-        Weighting.TRUNCATED: snr.clamp_min(1),
-        Weighting.SNR_PLUS_ONE: snr + 1,
-    }[weighting]
+        Weighting.SNR: snr, Weighting.TRUNCATED: snr.clamp_min(1), Weighting.SNR_PLUS_ONE: snr + 1,
+    }[weighting]  # fmt: skip
 
 
 class ReadAs(nn.Module):
@@ -181,10 +179,10 @@ def progressive(
     teacher: Denoiser, student: nn.Module, draw: Draw, levels: Float[Tensor, " steps+1"],
     settings: Callable[[int], FitSettings], weighting: Weighting = Weighting.SNR_PLUS_ONE,
 ) -> Iterator[Halved]:  # fmt: skip
-    """Halve a sampler's steps, a power of two, until one is left; each student teaches the next.
+    """Halve a sampler's steps, a power of two, until one is left (Algorithm 2).
 
-    The first starts as a copy of the given one; ``settings(steps)`` say how the one of so many
-    steps is trained. Source: Salimans and Ho 2022, Algorithm 2.
+    Each student teaches the next; the first starts as a copy of the given one, and
+    ``settings(steps)`` say how the one of so many steps is trained.
     """
     while len(levels) > 2:
         student = copy.deepcopy(student).requires_grad_(True)

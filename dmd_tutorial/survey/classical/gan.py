@@ -12,9 +12,7 @@ from dmd_tutorial import dmd
 from dmd_tutorial.checks import Condition
 
 
-def discriminator_loss(
-    real: Float[Tensor, " *batch"], fake: Float[Tensor, " *batch"]
-) -> Float[Tensor, ""]:
+def discriminator_loss(real: Float[Tensor, " *batch"], fake: Float[Tensor, " *batch"]) -> Tensor:
     """Cross-entropy of telling data from samples, by logits; 2 log 2 where they look alike."""
     return functional.softplus(-real).mean() + functional.softplus(fake).mean()
 
@@ -25,10 +23,9 @@ def generator_loss(fake: Float[Tensor, " *batch"]) -> Float[Tensor, ""]:
 
 
 def gan_step(
-    generator: nn.Module, discriminator: nn.Module,
-    generator_optimizer: Optimizer, discriminator_optimizer: Optimizer,
-    x: Float[Tensor, "batch dim"], z: Float[Tensor, "batch latent"],
-    label: Condition | None = None, clip: float = 10.0,
+    generator: nn.Module, discriminator: nn.Module, generator_optimizer: Optimizer,
+    discriminator_optimizer: Optimizer, x: Float[Tensor, "batch dim"],
+    z: Float[Tensor, "batch latent"], label: Condition | None = None, clip: float = 10.0,
 ) -> tuple[float, float]:  # fmt: skip
     """Update the discriminator, then the generator, on the same samples; returns both losses."""
     fake = generator(z, label)

@@ -1,8 +1,7 @@
 """Consistency models: a network that sends every point of a path straight to the path's end.
 
-The teacher's paths stand in `paths`, two points of one path in `pairs` and their noise levels in
-`levels`; `model` learns with `loss` to send both to one end. `trajectory` goes to any lower level
-instead.
+`paths` are the teacher's, `pairs` two points of one, `levels` theirs; `model` learns with `loss` to
+send both to one end. `trajectory` goes to any lower level instead.
 """
 
 from .levels import doubling_bins, lognormal_probability, neighbour_levels

@@ -1,7 +1,4 @@
-"""The two noise levels of a pair: neighbours of a grid, how likely each, and how fine the grid.
-
-A grid is ascending noise levels, at least 2.
-"""
+"""The noise levels of a pair, out of a grid of ascending levels, and how fine the grid is."""
 
 import math
 

@@ -18,10 +18,8 @@ def consistency_preconditioning(
 ) -> Preconditioning:
     """EDM's factors, shifted: ``c_skip = 1``, ``c_out = 0`` at sigma_min (Song et al. 2023, C)."""
     above, total = sigma - sigma_min, sigma**2 + sigma_data**2
-    return edm_preconditioning(sigma, sigma_data)._replace(
-        c_skip=sigma_data**2 / (above**2 + sigma_data**2),
-        c_out=above * sigma_data / total.sqrt(),
-    )
+    c_skip, c_out = sigma_data**2 / (above**2 + sigma_data**2), above * sigma_data / total.sqrt()
+    return edm_preconditioning(sigma, sigma_data)._replace(c_skip=c_skip, c_out=c_out)
 
 
 class ConsistencyModel(nn.Module):
@@ -51,8 +49,7 @@ class ConsistencyModel(nn.Module):
 @torch.no_grad()
 def multistep(
     model: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " evaluations"],
-    label: Condition | None = None, *,
-    sigma_min: float = SIGMA_MIN, rng: Generator | None = None,
+    label: Condition | None = None, *, sigma_min: float = SIGMA_MIN, rng: Generator | None = None,
 ) -> Iterator[Step]:  # fmt: skip
     """To the end of the path, noise again, to the end, ...: an evaluation for each falling level.
 

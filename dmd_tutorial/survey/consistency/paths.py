@@ -11,9 +11,8 @@ from dmd_tutorial.noise import RHO
 
 @torch.no_grad()
 def solve(
-    denoiser: Denoiser, x: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"], sigma_next: Float[Tensor, " batch"],
-    label: Condition | None = None, *, steps: int = 1,
+    denoiser: Denoiser, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
+    sigma_next: Float[Tensor, " batch"], label: Condition | None = None, *, steps: int = 1,
 ) -> Float[Tensor, "batch *shape"]:  # fmt: skip
     """Follow the probability-flow ODE from a level to another, each sample between its own two.
 

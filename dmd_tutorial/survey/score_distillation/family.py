@@ -91,11 +91,9 @@ class Member:
     def objective(self, sigma_max: float, sigma_data: float = SIGMA_DATA) -> Objective:
         """What an iteration of it optimises, on levels up to sigma_max, for data of a width."""
         return Objective(
-            weighting=self.weighting,
-            lambda_reg=self.lambda_reg,
-            critic_steps=self.critic_steps,
+            weighting=self.weighting, lambda_reg=self.lambda_reg, critic_steps=self.critic_steps,
             grid=self.law(sigma_max, sigma_data),
-        )
+        )  # fmt: skip
 
     def row(self) -> tuple[str, ...]:
         """Name, weight, critic, noise law, data?, pairs?, for a table in Markdown."""

@@ -35,10 +35,9 @@ def point_step(
 
 
 def adversarial_step(
-    generator: nn.Module, critic: Judge, teacher: Denoiser,
-    generator_optimizer: Optimizer, critic_optimizer: Optimizer | None,
-    batch: Batch, objective: Objective, rng: Generator | None = None,
-    *, fooling: float, discrimination: float,
+    generator: nn.Module, critic: Judge, teacher: Denoiser, generator_optimizer: Optimizer,
+    critic_optimizer: Optimizer | None, batch: Batch, objective: Objective,
+    rng: Generator | None = None, *, fooling: float, discrimination: float,
 ) -> Record:  # fmt: skip
     """DMD2: distribution matching, and a critic that also tells noised data from samples.
 
@@ -77,9 +76,9 @@ def sid_loss(
 ) -> Float[Tensor, ""]:  # fmt: skip
     """A loss, maybe negative, that descends the Fisher divergence (Zhou et al. 2024, SiD, Eq. 23).
 
-    Gradients run through x and both answers, not through the weight. With the exact critic and
-    alpha 1/2 it is half of that of ``w |D_real - D_fake|^2``, critic's dependence on the generator
-    included. Above 1 samples much wider than the teacher's are driven apart.
+    Gradients run through x and both answers, not through the weight. Above alpha 1 samples much
+    wider than the teacher's are driven apart. At 1/2, with the exact critic, it is half of that of
+    ``w |D_real - D_fake|^2``, critic's dependence on the generator included.
     """
     check_same_shape(x=x, denoised_real=denoised_real, denoised_fake=denoised_fake)
     with torch.no_grad():
@@ -90,10 +89,9 @@ def sid_loss(
 
 
 def sid_step(
-    generator: nn.Module, critic: Denoiser, teacher: Denoiser,
-    generator_optimizer: Optimizer, critic_optimizer: Optimizer | None,
-    batch: Batch, objective: Objective, rng: Generator | None = None,
-    *, alpha: float,
+    generator: nn.Module, critic: Denoiser, teacher: Denoiser, generator_optimizer: Optimizer,
+    critic_optimizer: Optimizer | None, batch: Batch, objective: Objective,
+    rng: Generator | None = None, *, alpha: float,
 ) -> Record:  # fmt: skip
     """SiD (Zhou et al. 2024, Algorithm 1): the gradient runs through both denoisers, too."""
     x = generator(batch.z, batch.label)
