@@ -1,13 +1,14 @@
 """The regression anchor: pairs (z, y) of noise and what the teacher's ODE makes of it.
 
-Pairs lie in a folder of safetensors files, one per chunk. Each file says in its header how it was
-made: teacher, sampler, steps, seed, chunk. A run that stopped continues at the first missing one.
+Pairs lie in a folder of safetensors files, one per chunk, whose header says how it was made: by
+which teacher, sampler, steps and seed. A run that stopped continues at the first missing one.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,8 +73,12 @@ def make_pairs(
         if path.exists():
             _check_made_by(path, made_by)
         else:
-            pairs = _make_chunk(teacher, shape, classes, steps, seed, chunk, batch)
-            tensors = {name: t for name, t in pairs._asdict().items() if t is not None}
+            device = next(teacher.parameters()).device
+            rng = Generator().manual_seed(seed * 1_000_003 + chunk)
+            z = torch.randn(CHUNK, *shape, generator=rng)
+            label = torch.arange(CHUNK, device=device) % classes if classes else None
+            y = sample(teacher, z.to(device), label, steps=steps, sampler=heun, batch=batch)
+            tensors = {"z": z, "y": y.cpu()} | ({} if label is None else {"label": label.cpu()})
             partial = path.with_suffix(f".part{os.getpid()}")
             save_file(tensors, partial, {"made_by": json.dumps(made_by, sort_keys=True)})
             os.replace(partial, path)  # a file is whole or not there
@@ -104,19 +109,6 @@ def load_pairs(
     return pairs
 
 
-def _make_chunk(
-    teacher: nn.Module, shape: tuple[int, ...], classes: int,
-    steps: int, seed: int, chunk: int, batch: int,
-) -> Pairs:  # fmt: skip
-    rng = Generator().manual_seed(seed * 1_000_003 + chunk)
-    z = torch.randn(CHUNK, *shape, generator=rng)
-    label = torch.arange(CHUNK) % classes if classes else None
-    device = next(teacher.parameters()).device
-    on_device = None if label is None else label.to(device)
-    y = sample(teacher, z.to(device), on_device, steps=steps, sampler=heun, batch=batch)
-    return Pairs(z, y.cpu(), label)
-
-
 def _check_made_by(path: Path, wanted: dict) -> None:
     try:
         with safe_open(path, "pt") as file:
@@ -137,9 +129,8 @@ def l2(x: Float[Tensor, "batch *shape"], y: Float[Tensor, "batch *shape"]) -> Fl
 class LPIPS(nn.Module):
     """The learned perceptual distance of the paper's anchor (Zhang et al. 2018; DMD, Eq. 9).
 
-    The backbone is ``"vgg"`` (the paper's), ``"alex"`` or ``"squeeze"``; at random weights it needs
-    no download, for tests. Images, in [-1, 1], are resized to `size`; the paper takes 224. A
-    RuntimeError says that weights are missing.
+    The backbone is ``"vgg"`` (the paper's), ``"alex"`` or ``"squeeze"``, for tests at random
+    weights. Images, in [-1, 1], are resized to `size`. Missing weights are a RuntimeError.
     """
 
     def __init__(
@@ -148,8 +139,20 @@ class LPIPS(nn.Module):
         super().__init__()
         if size < 64:
             raise ValueError(f"LPIPS needs images of at least 64 pixels, size is {size}")
+        import lpips
+
         self.size = size
-        self.network = _load_lpips(backbone, random_backbone)
+        with warnings.catch_warnings():  # lpips still uses torchvision's old argument names
+            warnings.simplefilter("ignore")
+            try:
+                network = lpips.LPIPS(net=backbone, pnet_rand=random_backbone, verbose=False)
+            except OSError as error:  # URLError is one
+                raise RuntimeError(
+                    f"LPIPS needs torchvision's ImageNet weights of '{backbone}', neither in "
+                    f"{torch.hub.get_dir()}/checkpoints nor to be downloaded ({error}): get them "
+                    "on a machine with a network, or choose the L2 anchor"
+                ) from error
+        self.network = network.requires_grad_(False).eval()
 
     def forward(
         self, x: Float[Tensor, "batch channels h w"], y: Float[Tensor, "batch channels h w"]
@@ -163,21 +166,3 @@ class LPIPS(nn.Module):
             raise ValueError(f"LPIPS wants images with 1 or 3 channels, not {tuple(x.shape)}")
         x = x.expand(-1, 3, -1, -1)  # grey images count as three equal channels
         return functional.interpolate(x, size=(self.size, self.size), mode="bilinear")
-
-
-def _load_lpips(backbone: str, random_backbone: bool) -> Callable:
-    import warnings
-
-    import lpips
-
-    with warnings.catch_warnings():  # lpips still uses torchvision's old argument names
-        warnings.simplefilter("ignore")
-        try:
-            network = lpips.LPIPS(net=backbone, pnet_rand=random_backbone, verbose=False)
-        except OSError as error:  # URLError is one
-            raise RuntimeError(
-                f"LPIPS needs torchvision's ImageNet weights of '{backbone}', which are neither "
-                f"in {torch.hub.get_dir()}/checkpoints nor could be downloaded ({error}). "
-                "Get them on a machine with a network, or choose the L2 anchor."
-            ) from error
-    return network.requires_grad_(False).eval()

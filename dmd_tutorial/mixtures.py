@@ -16,11 +16,11 @@ Levels = Float[Tensor, " batch"] | float  # one number is the level of all point
 
 
 class GaussianMixture:
-    """A mixture of Gaussians in any number of dimensions.
+    """A mixture of Gaussians in any number of dimensions, and its exact denoiser.
 
-    It is a denoiser like any other, ``mixture(x, sigma, label)``, whose classes are its components:
-    a label leaves one of them, `NO_CLASS` the whole mixture. Covariances are symmetric and
-    positive definite; components without weights weigh the same.
+    The classes of ``mixture(x, sigma, label)`` are the components: a label leaves one, `NO_CLASS`
+    the whole mixture. Covariances are symmetric and positive definite; components without weights
+    weigh the same.
     """
 
     def __init__(
@@ -33,12 +33,10 @@ class GaussianMixture:
         if means.ndim != 2:
             raise ValueError(f"means must be (components, dim), not {tuple(means.shape)}")
         components, dim = means.shape
-        if weights is None:
-            weights = torch.full((components,), 1 / components)
-        weights = torch.as_tensor(weights, dtype=torch.float64)
+        equal = torch.full((components,), 1 / components)
+        weights = torch.as_tensor(equal if weights is None else weights, dtype=torch.float64)
         check_finite(means=means, covariances=covariances, weights=weights)
-        if covariances.shape != (components, dim, dim):
-            shape, wanted = tuple(covariances.shape), (components, dim, dim)
+        if (shape := tuple(covariances.shape)) != (wanted := (components, dim, dim)):
             raise ValueError(f"covariances have shape {shape}, means want {wanted}")
         if weights.shape != (components,):
             raise ValueError(f"weights have shape {tuple(weights.shape)}, not ({components},)")

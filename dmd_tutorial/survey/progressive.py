@@ -49,10 +49,7 @@ def target(
     x: Float[Tensor, "batch *shape"], x_next: Float[Tensor, "batch *shape"],
     sigma: Float[Tensor, " batch"], sigma_next: Float[Tensor, " batch"],
 ) -> Float[Tensor, "batch *shape"]:  # fmt: skip
-    """The denoised estimate from which one DDIM step goes from x exactly to x_next.
-
-    ``(x_next - r x) / (1 - r)`` with ``r = sigma_next / sigma`` (Algorithm 2, appendix G).
-    """
+    """The estimate whose DDIM step goes from x to x_next: ``(x_next - r x) / (1 - r)`` (App. G)."""
     check_same_shape(x=x, x_next=x_next)
     check_sigma(x, sigma)
     check_sigma(x, sigma_next)
@@ -179,10 +176,10 @@ def progressive(
     teacher: Denoiser, student: nn.Module, draw: Draw, levels: Float[Tensor, " steps+1"],
     settings: Callable[[int], FitSettings], weighting: Weighting = Weighting.SNR_PLUS_ONE,
 ) -> Iterator[Halved]:  # fmt: skip
-    """Halve a sampler's steps, a power of two, until one is left (Algorithm 2).
+    """Halve a sampler's steps, a power of two, until one is left; each student teaches the next.
 
-    Each student teaches the next; the first starts as a copy of the given one, and
-    ``settings(steps)`` say how the one of so many steps is trained.
+    The first starts as a copy of the given one; ``settings(steps)`` say how the one of so many
+    steps is trained (Algorithm 2).
     """
     while len(levels) > 2:
         student = copy.deepcopy(student).requires_grad_(True)

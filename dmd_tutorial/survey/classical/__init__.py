@@ -1,7 +1,4 @@
-"""Generators from before diffusion: VAE, normalising flow, GAN, energy-based model.
-
-All four are perceptrons on flat points. Each is a loss and what it needs of a network.
-"""
+"""Generators from before diffusion, on flat points: VAE, normalising flow, GAN, energy model."""
 
 from .energy import contrastive_loss, energy_denoiser, walk
 from .gan import discriminator_loss, gan_step, generator_loss

@@ -1,7 +1,4 @@
-"""Generative adversarial network: two losses on log-odds, and a step that descends both.
-
-Source: Goodfellow et al. 2014, Eq. 1 and Section 3; on noised samples DMD2, Eq. 4.
-"""
+"""Generative adversarial network, on log-odds of being real (Goodfellow et al. 2014, Eq. 1, 3)."""
 
 from jaxtyping import Float
 from torch import Tensor, nn

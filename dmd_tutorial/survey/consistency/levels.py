@@ -11,10 +11,9 @@ def neighbour_levels(
     batch: int, grid: Float[Tensor, " bins"], rng: Generator | None = None, *, skip: int = 1,
     probability: Float[Tensor, " bins-1"] | None = None,
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:  # fmt: skip
-    """Draw a level of the grid and the one `skip` places below it, or the lowest; float32.
+    """Draw a level and the one `skip` places below (latent consistency), or the lowest; float32.
 
-    `probability`, of each level but the lowest, is up to a factor.
-    Source: Song et al. 2023, Algorithm 2; `skip` is that of latent consistency (Luo et al. 2023).
+    `probability`, of each but the lowest, is up to a factor. Source: Song et al. 2023, Alg. 2.
     """
     if probability is None:
         probability = torch.ones(len(grid) - 1)

@@ -1,4 +1,4 @@
-"""A consistency model sends every point of a path to its end at sigma_min; sampling with it."""
+"""A consistency model sends every point of a path to its end at sigma_min (Song et al. 2023)."""
 
 import math
 from collections.abc import Iterator
@@ -23,10 +23,7 @@ def consistency_preconditioning(
 
 
 class ConsistencyModel(nn.Module):
-    """A denoiser's own network F as ``f = c_skip x + c_out F``, where ``f(x, sigma_min) = x``.
-
-    It is called as a denoiser is. Source: Song et al. 2023, Eq. 5 and appendix C.
-    """
+    """A denoiser's own network as ``f = c_skip x + c_out F``, the identity at sigma_min (Eq. 5)."""
 
     def __init__(self, denoiser: EDMDenoiser, sigma_min: float = SIGMA_MIN) -> None:
         super().__init__()
@@ -51,10 +48,7 @@ def multistep(
     model: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " evaluations"],
     label: Condition | None = None, *, sigma_min: float = SIGMA_MIN, rng: Generator | None = None,
 ) -> Iterator[Step]:  # fmt: skip
-    """To the end of the path, noise again, to the end, ...: an evaluation for each falling level.
-
-    It starts at ``levels[0] * z``. Source: Song et al. 2023, Algorithm 1.
-    """
+    """To the end of the path from ``levels[0] * z``, noise again, to the end, ... (Algorithm 1)."""
     for index, sigma in enumerate(levels.tolist()):
         if index == 0:
             x = sigma * z

@@ -14,10 +14,7 @@ def solve(
     denoiser: Denoiser, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
     sigma_next: Float[Tensor, " batch"], label: Condition | None = None, *, steps: int = 1,
 ) -> Float[Tensor, "batch *shape"]:  # fmt: skip
-    """Follow the probability-flow ODE from a level to another, each sample between its own two.
-
-    The steps, of Heun's method, are spaced as EDM's (Algorithm 1); sigma_next is above 0.
-    """
+    """Follow the ODE between two levels above 0 a sample by Heun's method in EDM's steps."""
     start, end = sigma ** (1 / RHO), sigma_next ** (1 / RHO)
     for step in range(steps):
         after = ((start + (step + 1) / steps * (end - start)) ** RHO).clamp(sigma_next, sigma)
@@ -33,9 +30,6 @@ def guided_denoised(
     denoiser: Denoiser, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
     label: Condition, guidance: Float[Tensor, " batch"],
 ) -> Float[Tensor, "batch *shape"]:  # fmt: skip
-    """The denoised estimate of the guidance-augmented ODE: ``(1 + w) D(x, c) - w D(x)``.
-
-    `guidance` is w, 0 for none. Source: Luo et al. 2023 (LCM), Section 4.2; Ho and Salimans 2022.
-    """
+    """``(1 + w) D(x, label) - w D(x)``, w the guidance, 0 for none (Luo et al. 2023, LCM, 4.2)."""
     w = expand(guidance, x)
     return (1 + w) * denoiser(x, sigma, label) - w * denoiser(x, sigma, None)

@@ -19,11 +19,10 @@ Jump = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # (x, sigma, s
 
 
 class TrajectoryModel(nn.Module):
-    """A network that goes from any level to any lower one: ``G = s/t x + (1 - s/t) g(x, t, s)``.
+    """From any level to any lower one: ``G = s/t x + (1 - s/t) g(x, t, s)`` (Kim et al. 2024, CTM).
 
     g is a copy of the denoiser that is given, around an MLP or the book's U-Net, with one more
     input, a constant channel of ``ln(s) / 4``, which at first counts for nothing.
-    Source: Kim et al. 2024 (CTM), Section 3.
     """
 
     def __init__(self, denoiser: EDMDenoiser) -> None:
@@ -34,10 +33,7 @@ class TrajectoryModel(nn.Module):
         self, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
         sigma_next: Float[Tensor, " batch"], label: Condition | None = None, aim: bool = False,
     ) -> Float[Tensor, "batch *shape"]:  # fmt: skip
-        """Go along the path from sigma to sigma_next, above 0 and at most sigma.
-
-        With `aim` it is g, where the straight line from x to the landing point meets level 0.
-        """
+        """Go to sigma_next, above 0 and at most sigma; with `aim` give g, its line's end at level 0."""
         check_sigma(x, sigma)
         check_sigma(x, sigma_next)
         factors = edm_preconditioning(sigma, self.sigma_data)
@@ -104,8 +100,7 @@ def trajectory_sampler(
 ) -> Iterator[Step]:  # fmt: skip
     """Jump down falling levels, all above 0: below the next one, and up to it with new noise.
 
-    gamma goes from 0, no new noise, to 1, where every jump goes to the end, as in `multistep`.
-    Source: Kim et al. 2024 (CTM), gamma-sampling.
+    gamma goes from 0, no new noise, to 1, where every jump goes to the end (CTM, gamma-sampling).
     """
     x, end = levels[0].item() * z, levels[-1].item()
     ones = z.new_ones(len(z))

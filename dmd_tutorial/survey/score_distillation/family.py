@@ -48,10 +48,7 @@ def schedule_levels(sigma_max: float, sigma_data: float = SIGMA_DATA) -> Float[T
 
 
 def teacher_levels(sigma_max: float, sigma_data: float = SIGMA_DATA) -> Float[Tensor, " bins"]:
-    """EDM's log-normal law, of median 0.3 for data of width 0.5, below sigma_max: Diff-Instruct.
-
-    Source: Luo et al. 2023 (Diff-Instruct), public code; Karras et al. 2022 (EDM), Table 1.
-    """
+    """EDM's log-normal law, of median 0.3 for data of width 0.5 (Diff-Instruct, public code)."""
     mean, std = -1.2 + math.log(sigma_data / SIGMA_DATA), 1.2
     below = torch.special.ndtr(torch.tensor((math.log(sigma_max) - mean) / std))
     probability = below.double() * (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS

@@ -1,7 +1,4 @@
-"""One iteration of the methods that are not `dmd.iteration` as it is, with its arguments.
-
-Each updates the generator, then its critic by `dmd.train_critic`. `training.distill` runs them.
-"""
+"""One iteration of each method that is not `dmd.iteration` as it is, for `training.distill`."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,10 +36,9 @@ def adversarial_step(
     critic_optimizer: Optimizer | None, batch: Batch, objective: Objective,
     rng: Generator | None = None, *, fooling: float, discrimination: float,
 ) -> Record:  # fmt: skip
-    """DMD2: distribution matching, and a critic that also tells noised data from samples.
+    """DMD2: distribution matching, and a critic that also tells noised data (y_ref) from samples.
 
-    The batch has data for y_ref. `fooling` and `discrimination` weigh the generator's adversarial
-    loss and the head's. Source: Yin et al. 2024 (DMD2), Eq. 4.
+    `fooling` and `discrimination` weigh the generator's adversarial loss and the head's (Eq. 4).
     """
     if batch.y_ref is None:
         raise ValueError("an adversarial loss needs data, the batch has none")
