@@ -58,8 +58,7 @@ def make_pairs(
     Chunk k depends on the seed and k alone, so a run that stopped, or several at once, make what
     one undisturbed run makes; `share` is (rank, count) of this process among several. Classes are
     balanced; N steps cost 2N - 1 evaluations; `batch` is a matter of memory. Yields how many pairs
-    this process has made or found. A folder whose pairs were made otherwise is refused.
-    Source: Yin et al. 2024 (DMD), Section 3.3.
+    this process has made or found. A folder of pairs made otherwise is refused. Source: DMD, 3.3.
     """
     if count <= 0 or count % CHUNK:
         raise ValueError(f"the number of pairs must be a multiple of {CHUNK}, not {count}")

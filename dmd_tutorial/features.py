@@ -1,9 +1,8 @@
 """Features in which images are compared: 8-bit images in, rows of numbers out.
 
-For digits they are the penultimate layer of a small classifier that lies in the package
-(`python -m dmd_tutorial.features` makes it again, torch-fidelity knows it as "dmd-digits" once this
-module is imported), for natural images torch-fidelity's Inception, or a classifier of one's own,
-whose Frechet distances rank models of one data set and mean nothing beside another's.
+For digits they are the penultimate layer of a small classifier that lies in the package (`python -m
+dmd_tutorial.features` makes it again), for others torch-fidelity's Inception, or a classifier of
+one's own, whose Frechet distances rank models of one data set and mean nothing beside another's.
 """
 
 import json

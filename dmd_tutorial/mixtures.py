@@ -19,8 +19,7 @@ class GaussianMixture:
     """A mixture of Gaussians in any number of dimensions, and its exact denoiser.
 
     The classes of ``mixture(x, sigma, label)`` are the components: a label leaves one, `NO_CLASS`
-    the whole mixture. Covariances are symmetric and positive definite; components without weights
-    weigh the same.
+    the whole mixture. Components without weights weigh the same.
     """
 
     def __init__(

@@ -85,10 +85,7 @@ def weight(weighting: Weighting, sigma: Float[Tensor, " batch"]) -> Float[Tensor
 
 
 class ReadAs(nn.Module):
-    """A denoiser whose network's raw answer is read as x, eps or v (Section 4 and appendix D).
-
-    It is called as ``network(x / sqrt(1 + sigma^2), ln(sigma) / 4, label)``, levels above 0.
-    """
+    """A denoiser: ``network(x / sqrt(1 + sigma^2), ln(sigma) / 4, label)`` read as x, eps or v."""
 
     sigma_data = 1.0  # the width of data for which the network's input has unit variance
 

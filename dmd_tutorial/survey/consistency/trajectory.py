@@ -33,7 +33,7 @@ class TrajectoryModel(nn.Module):
         self, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
         sigma_next: Float[Tensor, " batch"], label: Condition | None = None, aim: bool = False,
     ) -> Float[Tensor, "batch *shape"]:  # fmt: skip
-        """Go to sigma_next, above 0 and at most sigma; with `aim` give g, its line's end at level 0."""
+        """To sigma_next, above 0, up to sigma; with `aim` g, where the line there meets level 0."""
         check_sigma(x, sigma)
         check_sigma(x, sigma_next)
         factors = edm_preconditioning(sigma, self.sigma_data)

@@ -32,9 +32,10 @@ def point_step(
 
 
 def adversarial_step(
-    generator: nn.Module, critic: Judge, teacher: Denoiser, generator_optimizer: Optimizer,
-    critic_optimizer: Optimizer | None, batch: Batch, objective: Objective,
-    rng: Generator | None = None, *, fooling: float, discrimination: float,
+    generator: nn.Module, critic: Judge, teacher: Denoiser,
+    generator_optimizer: Optimizer, critic_optimizer: Optimizer | None,
+    batch: Batch, objective: Objective, rng: Generator | None = None,
+    *, fooling: float, discrimination: float,
 ) -> Record:  # fmt: skip
     """DMD2: distribution matching, and a critic that also tells noised data (y_ref) from samples.
 
@@ -85,9 +86,9 @@ def sid_loss(
 
 
 def sid_step(
-    generator: nn.Module, critic: Denoiser, teacher: Denoiser, generator_optimizer: Optimizer,
-    critic_optimizer: Optimizer | None, batch: Batch, objective: Objective,
-    rng: Generator | None = None, *, alpha: float,
+    generator: nn.Module, critic: Denoiser, teacher: Denoiser,
+    generator_optimizer: Optimizer, critic_optimizer: Optimizer | None,
+    batch: Batch, objective: Objective, rng: Generator | None = None, *, alpha: float,
 ) -> Record:  # fmt: skip
     """SiD (Zhou et al. 2024, Algorithm 1): the gradient runs through both denoisers, too."""
     x = generator(batch.z, batch.label)
