@@ -1,13 +1,14 @@
 """The regression anchor: pairs (z, y) of noise and what the teacher's ODE makes of it.
 
-Pairs lie in a folder of safetensors files, one per chunk. Each file says in its header how it was
-made: teacher, sampler, steps, seed, chunk. A run that stopped continues at the first missing one.
+Pairs lie in a folder of safetensors files, one per chunk, whose header says how it was made: by
+which teacher, sampler, steps and seed. A run that stopped continues at the first missing one.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,25 +58,29 @@ def make_pairs(
     Chunk k depends on the seed and k alone, so a run that stopped, or several at once, make what
     one undisturbed run makes; `share` is (rank, count) of this process among several. Classes are
     balanced; N steps cost 2N - 1 evaluations; `batch` is a matter of memory. Yields how many pairs
-    this process has made or found. A folder whose pairs were made otherwise is refused.
-
-    Source: Yin et al. 2024 (DMD), Section 3.3.
+    this process has made or found. A folder of pairs made otherwise is refused. Source: DMD, 3.3.
     """
     if count <= 0 or count % CHUNK:
         raise ValueError(f"the number of pairs must be a multiple of {CHUNK}, not {count}")
-    made_by = {
-        "teacher": fingerprint(teacher), "sampler": "heun", "steps": steps, "seed": seed,
-        "evaluations": 2 * steps - 1,
-    }  # fmt: skip
+    made_by = {"teacher": fingerprint(teacher), "sampler": "heun", "steps": steps, "seed": seed}
+    made_by["evaluations"] = 2 * steps - 1
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for number, chunk in enumerate(range(share[0], count // CHUNK, share[1]), 1):
         path = folder / f"{chunk:05d}.safetensors"
+        made_by["chunk"] = chunk
         if path.exists():
-            _check_made_by(path, made_by | {"chunk": chunk})
+            _check_made_by(path, made_by)
         else:
-            pairs = _make_chunk(teacher, shape, classes, steps, seed, chunk, batch)
-            _save(path, pairs, made_by, chunk)
+            device = next(teacher.parameters()).device
+            rng = Generator().manual_seed(seed * 1_000_003 + chunk)
+            z = torch.randn(CHUNK, *shape, generator=rng)
+            label = torch.arange(CHUNK, device=device) % classes if classes else None
+            y = sample(teacher, z.to(device), label, steps=steps, sampler=heun, batch=batch)
+            tensors = {"z": z, "y": y.cpu()} | ({} if label is None else {"label": label.cpu()})
+            partial = path.with_suffix(f".part{os.getpid()}")
+            save_file(tensors, partial, {"made_by": json.dumps(made_by, sort_keys=True)})
+            os.replace(partial, path)  # a file is whole or not there
         yield number * CHUNK
 
 
@@ -95,34 +100,12 @@ def load_pairs(
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118  (not a dict)
                 parts.setdefault(name, []).append(file.get_tensor(name))
-    columns = {name: torch.cat(tensors)[:count] for name, tensors in parts.items()}
-    pairs = Pairs(columns["z"], columns["y"], columns.get("label"))
+    pairs = Pairs(**{name: torch.cat(tensors)[:count] for name, tensors in parts.items()})
     if count is not None and len(pairs.z) < count:
         raise ValueError(f"{folder} holds {len(pairs.z)} pairs, {count} are wanted")
     check_same_shape(z=pairs.z, y=pairs.y)
     check_finite(z=pairs.z, y=pairs.y)
     return pairs
-
-
-def _make_chunk(
-    teacher: nn.Module, shape: tuple[int, ...], classes: int,
-    steps: int, seed: int, chunk: int, batch: int,
-) -> Pairs:  # fmt: skip
-    rng = Generator().manual_seed(seed * 1_000_003 + chunk)
-    z = torch.randn(CHUNK, *shape, generator=rng)
-    label = torch.arange(CHUNK) % classes if classes else None
-    device = next(teacher.parameters()).device
-    on_device = None if label is None else label.to(device)
-    y = sample(teacher, z.to(device), on_device, steps=steps, sampler=heun, batch=batch)
-    return Pairs(z, y.cpu(), label)
-
-
-def _save(path: Path, pairs: Pairs, made_by: dict, chunk: int) -> None:
-    tensors = {name: t for name, t in pairs._asdict().items() if t is not None}
-    partial = path.with_suffix(f".part{os.getpid()}")
-    header = {"made_by": json.dumps(made_by | {"chunk": chunk}, sort_keys=True)}
-    save_file(tensors, partial, metadata=header)
-    os.replace(partial, path)  # a file is whole or not there
 
 
 def _check_made_by(path: Path, wanted: dict) -> None:
@@ -143,13 +126,10 @@ def l2(x: Float[Tensor, "batch *shape"], y: Float[Tensor, "batch *shape"]) -> Fl
 
 
 class LPIPS(nn.Module):
-    """The learned perceptual distance of the paper's anchor, from the `lpips` package.
+    """The learned perceptual distance of the paper's anchor (Zhang et al. 2018; DMD, Eq. 9).
 
-    The backbone is ``"vgg"`` (the paper's), ``"alex"`` or ``"squeeze"``; at random weights it needs
-    no download, for tests. Images, in [-1, 1], are resized to `size`; the paper takes 224. A
-    RuntimeError says that weights are missing.
-
-    Source: Zhang et al. 2018; Yin et al. 2024 (DMD), Eq. 9 and appendix.
+    The backbone is ``"vgg"`` (the paper's), ``"alex"`` or ``"squeeze"``, for tests at random
+    weights. Images, in [-1, 1], are resized to `size`. Missing weights are a RuntimeError.
     """
 
     def __init__(
@@ -158,8 +138,20 @@ class LPIPS(nn.Module):
         super().__init__()
         if size < 64:
             raise ValueError(f"LPIPS needs images of at least 64 pixels, size is {size}")
+        import lpips
+
         self.size = size
-        self.network = _load_lpips(backbone, random_backbone)
+        with warnings.catch_warnings():  # lpips still uses torchvision's old argument names
+            warnings.simplefilter("ignore")
+            try:
+                network = lpips.LPIPS(net=backbone, pnet_rand=random_backbone, verbose=False)
+            except OSError as error:  # URLError is one
+                raise RuntimeError(
+                    f"LPIPS needs torchvision's ImageNet weights of '{backbone}', neither in "
+                    f"{torch.hub.get_dir()}/checkpoints nor to be downloaded ({error}): get them "
+                    "on a machine with a network, or choose the L2 anchor"
+                ) from error
+        self.network = network.requires_grad_(False).eval()
 
     def forward(
         self, x: Float[Tensor, "batch channels h w"], y: Float[Tensor, "batch channels h w"]
@@ -173,21 +165,3 @@ class LPIPS(nn.Module):
             raise ValueError(f"LPIPS wants images with 1 or 3 channels, not {tuple(x.shape)}")
         x = x.expand(-1, 3, -1, -1)  # grey images count as three equal channels
         return functional.interpolate(x, size=(self.size, self.size), mode="bilinear")
-
-
-def _load_lpips(backbone: str, random_backbone: bool) -> Callable:
-    import warnings
-
-    import lpips
-
-    with warnings.catch_warnings():  # lpips still uses torchvision's old argument names
-        warnings.simplefilter("ignore")
-        try:
-            network = lpips.LPIPS(net=backbone, pnet_rand=random_backbone, verbose=False)
-        except OSError as error:  # URLError is one
-            raise RuntimeError(
-                f"LPIPS needs torchvision's ImageNet weights of '{backbone}', which are neither "
-                f"in {torch.hub.get_dir()}/checkpoints nor could be downloaded ({error}). "
-                "Get them on a machine with a network, or choose the L2 anchor."
-            ) from error
-    return network.requires_grad_(False).eval()

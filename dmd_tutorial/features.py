@@ -1,10 +1,8 @@
 """Features in which images are compared: 8-bit images in, rows of numbers out.
 
-For digits they are the penultimate layer of a small classifier that lies in the package
-(`python -m dmd_tutorial.features` makes it again); for natural images torch-fidelity's Inception,
-or a classifier of one's own: a Frechet distance in its features ranks models of one data set; its
-numbers mean nothing beside those of another classifier. torch-fidelity knows the first under the
-name "dmd-digits" as soon as this module is imported.
+For digits they are the penultimate layer of a small classifier that lies in the package (`python -m
+dmd_tutorial.features` makes it again), for others torch-fidelity's Inception, or a classifier of
+one's own, whose Frechet distances rank models of one data set and mean nothing beside another's.
 """
 
 import json
@@ -45,8 +43,7 @@ def extract_features(
     """Features of images, rounded to 8 bits first; float32, on the CPU.
 
     `features` is "digits" (64 of them, for 1 x 8 x 8), "inception" (2048, for one or three channels
-    of any size; a RuntimeError if its weights are missing), or a file of `save_classifier`. The
-    network works where the images are.
+    of any size; a RuntimeError if its weights are missing), or a file of `save_classifier`.
     """
     if len(x) == 0:
         raise ValueError("there are 0 images")
@@ -66,25 +63,19 @@ def _extractor(features: str, device: torch.device) -> Any:
     if features.endswith(".safetensors"):
         return ClassifierFeatures(features, ["64"], features).to(device)
     if features not in EXTRACTORS:
-        raise ValueError(
-            f"features must be one of {list(EXTRACTORS)} or a classifier's file, not {features!r}"
-        )
+        known = [*EXTRACTORS, "a classifier's file"]
+        raise ValueError(f"features must be one of {known}, not {features!r}")
     name, layer = EXTRACTORS[features]
     try:
         extractor = create_feature_extractor(name, [layer], cuda=False, verbose=False)
     except OSError as error:  # URLError is one
-        raise RuntimeError(
-            "torch-fidelity's Inception weights are neither in "
-            f"{torch.hub.get_dir()}/checkpoints nor could they be downloaded ({error})."
-        ) from error
+        where = f"{torch.hub.get_dir()}/checkpoints nor could they be downloaded ({error})."
+        raise RuntimeError(f"torch-fidelity's Inception weights are neither in {where}") from error
     return extractor.to(device)
 
 
 class ClassifierFeatures(FeatureExtractorBase):
-    """A classifier's penultimate layer, as torch-fidelity wants it; the digits' without a path.
-
-    The layer is called "64" after the number of the digits' features.
-    """
+    """A classifier's penultimate layer, as torch-fidelity wants it, under the name "64"."""
 
     def __init__(
         self, name: str, features_list: list[str], path: str | Path = CLASSIFIER_FILE, **_: object
@@ -180,11 +171,9 @@ def _moved(images: Images, chosen: Tensor) -> Tensor:
 def accuracy(classifier: Classifier, images: Images, batch: int = 1000) -> float:
     """Share of images that a classifier reads as their class."""
     device = next(classifier.parameters()).device
-    correct = 0
-    for index in torch.arange(len(images.x)).split(batch):
-        read = classifier(images.take(index).to(device)).argmax(1).cpu()
-        correct += int((read == images.label[index]).sum())
-    return correct / len(images.x)
+    parts = torch.arange(len(images.x)).split(batch)
+    read = [classifier(images.take(part).to(device)).argmax(1).cpu() for part in parts]
+    return int((torch.cat(read) == images.label).sum()) / len(images.x)
 
 
 def remake_classifier() -> None:

@@ -1,7 +1,6 @@
 """How good samples are: Frechet distance, precision and recall, coverage, sliced Wasserstein.
 
-Images are compared in the features of a network, see `dmd_tutorial.features`. None of these numbers
-is ideal even for perfect samples, because samples are finite; the floors measure what these get.
+None of these is ideal even for perfect samples, which are finite: floors measure what these get.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -68,20 +67,16 @@ def evaluate(
     `extract_features`. Source: Heusel et al. 2017 (Frechet distance); Kynkäänniemi et al. 2019.
     """
     if len(samples) < minimum:
-        raise ValueError(
-            f"{len(samples)} samples are too few, {minimum} are wanted; a smaller `minimum` "
-            "allows them, and `sampling_floor` says what they are worth"
-        )
+        worth = "a smaller `minimum` allows them, `sampling_floor` says what they are worth"
+        raise ValueError(f"{len(samples)} samples are too few, {minimum} are wanted; {worth}")
     if label is not None:
         classes = 10 if features == "digits" else int(label.max()) + 1
         check_label(samples, label, classes)
         counts = torch.bincount(label, minlength=classes)
         if balanced and counts.max() - counts.min() > 1:
             most, least = int(counts.argmax()), int(counts.argmin())
-            raise ValueError(
-                f"labels are unbalanced: class {most} has {counts[most]}, class {least} has "
-                f"{counts[least]}; draw them with data.balanced_labels"
-            )
+            found = f"class {most} has {counts[most]}, class {least} has {counts[least]}"
+            raise ValueError(f"labels are unbalanced: {found}; draw them with data.balanced_labels")
     ours, theirs = extract_features(samples, features), _features_of(reference, features)
     share, as_label = class_coverage(ours, label) if features == "digits" else (None, None)
     return Evaluation(
@@ -110,8 +105,7 @@ def frechet_distance(
 ) -> float:  # fmt: skip
     """Frechet distance between two Gaussians, their squared Wasserstein distance of order 2.
 
-    ``|mean1 - mean2|^2 + trace(cov1 + cov2 - 2 (cov1 cov2)^(1/2))`` (Dowson and Landau 1982); the
-    computation is torch-fidelity's.
+    ``|mean1 - mean2|^2 + trace(cov1 + cov2 - 2 (cov1 cov2)^(1/2))``, by torch-fidelity.
     """
     check_finite(mean1=mean1, cov1=cov1, mean2=mean2, cov2=cov2)
     dim = len(mean1)
@@ -138,9 +132,8 @@ def precision_recall(
     for every in (samples.cpu(), reference.cpu()):
         order = torch.randperm(len(every), generator=Generator().manual_seed(0))
         chosen.append(every if len(every) <= nearest else every[order[:nearest]])
-    answer = prc_features_to_metric(
-        *chosen, prc_neighborhood=3, prc_batch_size=1_000, save_cpu_ram=True, verbose=False
-    )
+    options = {"prc_neighborhood": 3, "prc_batch_size": 1_000, "save_cpu_ram": True}
+    answer = prc_features_to_metric(*chosen, **options, verbose=False)
     return answer["precision"], answer["recall"]
 
 
@@ -163,7 +156,7 @@ class ClassCoverage(NamedTuple):
 def class_coverage(
     samples: Float[Tensor, "count *image_or_features"], label: Int[Tensor, " count"] | None = None
 ) -> ClassCoverage:
-    """How often each digit appears, by the classifier's reading of images or of their features."""
+    """How often each digit appears, as the classifier reads images or their features."""
     check_label(samples, label, 10)
     read = load_classifier().head(_features_of(samples, "digits")).argmax(1)
     share = torch.bincount(read, minlength=10).double() / len(read)
@@ -266,10 +259,9 @@ def evaluation_floor(
 ) -> EvaluationFloor:  # fmt: skip
     """What `evaluate` would give for `count` more images like the reference.
 
-    Random halves of the reference are compared. The Frechet distance of samples of one distribution
-    is proportional to ``1/count1 + 1/count2``, so that of the halves is scaled to the counts of the
-    evaluation; precision and recall are not. A generator that was trained on the reference, and
-    remembers it, can go below this floor.
+    Random halves of the reference are compared. The Frechet distance is proportional to ``1/count1
+    + 1/count2``, so it is scaled to the counts of the evaluation; precision and recall are not. A
+    generator that was trained on the reference, and remembers it, can go below this floor.
     """
     values = _features_of(reference, features)
     half = len(values) // 2

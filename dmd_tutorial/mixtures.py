@@ -12,13 +12,14 @@ from torch import Generator, Tensor
 
 from dmd_tutorial.checks import NO_CLASS, Condition, check_finite, check_label, check_sigma
 
+Levels = Float[Tensor, " batch"] | float  # one number is the level of all points
+
 
 class GaussianMixture:
-    """A mixture of Gaussians in any number of dimensions.
+    """A mixture of Gaussians in any number of dimensions, and its exact denoiser.
 
-    It is a denoiser like any other, ``mixture(x, sigma, label)``, whose classes are its components:
-    a label leaves one of them, `NO_CLASS` the whole mixture. Levels may be one number for all.
-    Covariances are symmetric and positive definite; components without weights weigh the same.
+    The classes of ``mixture(x, sigma, label)`` are the components: a label leaves one, `NO_CLASS`
+    the whole mixture. Components without weights weigh the same.
     """
 
     def __init__(
@@ -31,12 +32,10 @@ class GaussianMixture:
         if means.ndim != 2:
             raise ValueError(f"means must be (components, dim), not {tuple(means.shape)}")
         components, dim = means.shape
-        if weights is None:
-            weights = torch.full((components,), 1 / components)
-        weights = torch.as_tensor(weights, dtype=torch.float64)
+        equal = torch.full((components,), 1 / components)
+        weights = torch.as_tensor(equal if weights is None else weights, dtype=torch.float64)
         check_finite(means=means, covariances=covariances, weights=weights)
-        if covariances.shape != (components, dim, dim):
-            shape, wanted = tuple(covariances.shape), (components, dim, dim)
+        if (shape := tuple(covariances.shape)) != (wanted := (components, dim, dim)):
             raise ValueError(f"covariances have shape {shape}, means want {wanted}")
         if weights.shape != (components,):
             raise ValueError(f"weights have shape {tuple(weights.shape)}, not ({components},)")
@@ -72,31 +71,27 @@ class GaussianMixture:
         return self.means.shape[0]
 
     def log_prob(
-        self, x: Float[Tensor, "batch dim"], sigma: Float[Tensor, " batch"] | float = 0.0,
-        label: Condition | None = None,
-    ) -> Float[Tensor, " batch"]:  # fmt: skip
+        self, x: Float[Tensor, "batch dim"], sigma: Levels = 0.0, label: Condition | None = None
+    ) -> Float[Tensor, " batch"]:
         """Log-density of the noisy mixture, or of the component of the label, exactly."""
         return self._joint(x, self._levels(x, sigma), label).logsumexp(dim=1)
 
     def responsibilities(
-        self, x: Float[Tensor, "batch dim"], sigma: Float[Tensor, " batch"] | float = 0.0,
-        label: Condition | None = None,
-    ) -> Float[Tensor, "batch components"]:  # fmt: skip
+        self, x: Float[Tensor, "batch dim"], sigma: Levels = 0.0, label: Condition | None = None
+    ) -> Float[Tensor, "batch components"]:
         """Probability of each component behind each noisy point."""
         return self._joint(x, self._levels(x, sigma), label).softmax(dim=1)
 
     def score(
-        self, x: Float[Tensor, "batch dim"], sigma: Float[Tensor, " batch"] | float = 0.0,
-        label: Condition | None = None,
-    ) -> Float[Tensor, "batch dim"]:  # fmt: skip
+        self, x: Float[Tensor, "batch dim"], sigma: Levels = 0.0, label: Condition | None = None
+    ) -> Float[Tensor, "batch dim"]:
         """Score of the noisy mixture, the gradient of its log-density, exactly."""
         sigma = self._levels(x, sigma)
         return -self._mean_of_components(x, sigma, label, lambda v, s2: 1 / (v + s2), centre=False)
 
     def __call__(
-        self, x: Float[Tensor, "batch dim"], sigma: Float[Tensor, " batch"] | float,
-        label: Condition | None = None,
-    ) -> Float[Tensor, "batch dim"]:  # fmt: skip
+        self, x: Float[Tensor, "batch dim"], sigma: Levels, label: Condition | None = None
+    ) -> Float[Tensor, "batch dim"]:
         """Denoise: the mean of the clean points behind each noisy one, exactly."""
         sigma = self._levels(x, sigma)
         return self._mean_of_components(x, sigma, label, lambda v, s2: v / (v + s2), centre=True)

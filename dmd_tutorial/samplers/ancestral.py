@@ -1,7 +1,7 @@
 """DDPM's ancestral sampler, and DDIM, which leaves out some of its noise and most of its steps.
 
-Both are written for the book's form of the noisy sample, ``x = clean + sigma * noise``. In it the
-schedule of alphas and betas is gone: all that is left of it is the ladder of noise levels.
+In the book's form, ``x = clean + sigma * noise``, of the schedule of alphas and betas only the
+ladder of noise levels is left.
 """
 
 import math
@@ -21,12 +21,10 @@ from dmd_tutorial.samplers.step import Counted, Step, start
 def ddpm_levels(
     steps: int = 1000, train_steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02
 ) -> Float[Tensor, " steps+1"]:
-    """DDPM's noise levels, or an evenly spaced subsequence of them, in the book's form.
+    """DDPM's noise levels, or an evenly spaced subsequence of them, from about 157 to 0.
 
-    They fall from about 157 to 0: ``sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t)``, where
-    alpha_bar is the running product of ``1 - beta`` and beta rises linearly.
-
-    Source: Ho et al. 2020 (DDPM), Section 4.
+    ``sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t)``, alpha_bar the running product of 1 - beta,
+    where beta rises linearly. Source: Ho et al. 2020 (DDPM), Section 4.
     """
     if not 1 <= steps <= train_steps:
         raise ValueError(f"steps must be from 1 to {train_steps}, not {steps}")
@@ -71,7 +69,6 @@ def ddim(
 
     The levels may be any subsequence of those in training. `eta` says how much of DDPM's noise is
     new, from 0 (none: `euler`) to 1 (`ancestral`).
-
     Source: Song, Meng and Ermon 2021 (DDIM), Eq. 12 and 16, divided by the root of alpha.
     """
     if not 0 <= eta <= 1:

@@ -19,10 +19,7 @@ def euler(
     denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
     label: Condition | None = None,
 ) -> Iterator[Step]:  # fmt: skip
-    """Euler's method on the probability-flow ODE: one evaluation a step, first order.
-
-    Source: Song et al. 2021, Eq. 13; Karras et al. 2022 (EDM), Eq. 1.
-    """
+    """Euler's method on the probability-flow ODE, of first order (Song et al. 2021, Eq. 13)."""
     counted = Counted(denoiser, label, z.dtype)
     x = start(z, levels)
     for index, (sigma, sigma_next) in enumerate(pairwise(levels.tolist())):
@@ -36,10 +33,9 @@ def heun(
     denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
     label: Condition | None = None,
 ) -> Iterator[Step]:  # fmt: skip
-    """Heun's method on the probability-flow ODE: two evaluations a step, second order.
+    """Heun's method on the probability-flow ODE, of second order (EDM, Algorithm 1).
 
-    The step to noise level 0 is left at Euler's, since the slope there is 0/0: N steps cost
-    2N - 1 evaluations. Source: Karras et al. 2022 (EDM), Algorithm 1.
+    The step to level 0 is Euler's, as the slope there is 0/0: N steps cost 2N - 1 evaluations.
     """
     counted = Counted(denoiser, label, z.dtype)
     x = start(z, levels)
@@ -67,13 +63,11 @@ def rk45(
 ) -> Iterator[Step]:  # fmt: skip
     """Dormand and Prince's method of order 5, which chooses its own steps (scipy's).
 
-    It solves the ODE over minus the logarithm of the noise level, ``dx / d(-ln sigma) = D - x``,
-    for the whole batch as one system, with six evaluations a step, and six more for a step refused.
-    Of the levels only the first and the last above 0 count; if the last is 0, Euler's step to it
-    ends the path. The tolerance is the error allowed in a step, absolute and relative. A
-    RuntimeError says that no step is small enough for it.
-
-    Source: Dormand and Prince 1980; Song et al. 2021, Section 4.3, use it for the same ODE.
+    It solves ``dx / d(-ln sigma) = D - x`` for the whole batch as one system, with six evaluations
+    a step, and six more for a step refused. Of the levels only the first and the last above 0
+    count; if the last is 0, Euler's step to it ends the path. The tolerance is the error allowed
+    in a step, absolute and relative. A RuntimeError says that no step is small enough for it.
+    Source: Song et al. 2021, Section 4.3.
     """
     from scipy.integrate import RK45
 

@@ -38,10 +38,7 @@ class Process(Protocol):
 
 @dataclass(frozen=True)
 class VarianceExploding:
-    """``dx = sqrt(2 t) dw``: the clean sample stays, time is the noise level itself.
-
-    Source: Song et al. 2021, Eq. 9, with the clock of Karras et al. 2022 (EDM).
-    """
+    """``dx = sqrt(2 t) dw``: time is the noise level (Song et al. 2021, Eq. 9, in EDM's clock)."""
 
     def time(self, sigma: float) -> float:
         """Time is the noise level."""
@@ -62,10 +59,7 @@ class VarianceExploding:
 
 @dataclass(frozen=True)
 class VariancePreserving:
-    """``dx = -beta x / 2 dt + sqrt(beta) dw`` with a beta that rises linearly: DDPM's limit.
-
-    Source: Song et al. 2021, Eq. 11 and appendix B.
-    """
+    """``dx = -beta x / 2 dt + sqrt(beta) dw``, a linear beta (Song et al. 2021, Eq. 11 and B)."""
 
     beta_min: float = 0.1  # at time 0, in one over time
     beta_max: float = 20.0  # at time 1
@@ -103,9 +97,7 @@ def reverse_sde(
     ``dx = (f x - (1 + chance^2) / 2 g^2 score) dt + chance g dw``, with time running down. Every
     value of chance, 0 or above, has the same marginals: 1 is the reverse-time SDE, 0 the
     probability-flow ODE. No noise is added in a step to level 0. The levels, and the x of a record,
-    are those of the state over alpha, in the book's form.
-
-    Source: Anderson 1982; Song et al. 2021, Eq. 6 and 13.
+    are those of the state over alpha. Source: Anderson 1982; Song et al. 2021, Eq. 6 and 13.
     """
     if chance < 0:
         raise ValueError(f"chance must not be negative, it is {chance}")
@@ -129,8 +121,5 @@ def probability_flow(
     denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
     label: Condition | None = None, *, process: Process = VE,
 ) -> Iterator[Step]:  # fmt: skip
-    """Euler's steps on the probability-flow ODE of a diffusion; for `VE` they are `euler`'s.
-
-    Source: Song et al. 2021, Eq. 13.
-    """
+    """Euler's steps on a diffusion's probability-flow ODE; for `VE` they are `euler`'s (Eq. 13)."""
     return reverse_sde(denoiser, z, levels, label, process=process, chance=0.0)

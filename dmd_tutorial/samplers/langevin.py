@@ -17,12 +17,10 @@ def langevin(
     denoiser: Denoiser, x: Float[Tensor, "batch *shape"], sigma: float, steps: int,
     step_size: float, label: Condition | None = None, *, rng: Generator | None = None,
 ) -> Iterator[Step]:  # fmt: skip
-    """Langevin dynamics at one noise level: up the score, plus noise.
+    """Langevin dynamics at one noise level, from x: up the score, plus noise.
 
-    ``x <- x + step_size * score(x) + sqrt(2 step_size) * noise``
-
-    Here x is where the samples start, and step_size a length of Langevin's time, in the units of x
-    squared. Source: Song and Ermon 2019, Eq. 4 (their step is twice ours).
+    ``x <- x + step_size * score(x) + sqrt(2 step_size) * noise``, where step_size is in the units
+    of x squared. Source: Song and Ermon 2019, Eq. 4 (their step is twice ours).
     """
     check_finite(x=x)
     if sigma <= 0 or step_size <= 0:

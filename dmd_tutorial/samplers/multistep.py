@@ -27,12 +27,10 @@ History = Sequence[tuple[float, Tensor]]  # (sigma, answer there), the newest fi
 
 
 def polynomial_weights(nodes: Sequence[float], h: float, rate: float) -> list[float]:
-    """Weights of the values of a polynomial in ``integral_0^h exp(rate u) polynomial(u) du``.
+    """Weights of a polynomial's values at nodes in ``integral_0^h exp(rate u) polynomial(u) du``.
 
-    The values are at the nodes. A weight is the integral of its node's Lagrange polynomial, by
-    Gauss-Legendre quadrature with 20 points, which is exact to rounding here.
-
-    Source: Zhang and Chen 2023 (DEIS), Eq. 15.
+    A weight is the integral of its node's Lagrange polynomial, by Gauss-Legendre quadrature with 20
+    points, which is exact to rounding here. Source: Zhang and Chen 2023 (DEIS), Eq. 15.
     """
     points, shares = np.polynomial.legendre.leggauss(20)
     u = h * (points + 1) / 2
@@ -62,10 +60,7 @@ def _integral(history: History, sigma: float, sigma_next: float, rate: float) ->
 def linear_step(
     x: Float[Tensor, "batch *shape"], history: History, sigma_next: float
 ) -> Float[Tensor, "batch *shape"]:
-    """The step of DPM-Solver++(2M): the line through two estimates counts as its middle value.
-
-    Source: Lu et al. 2022 (DPM-Solver++), Algorithm 2.
-    """
+    """DPM-Solver++(2M): the line through two estimates counts as its middle (Lu 2022, Alg. 2)."""
     (sigma, newest), (before, older) = history
     half = math.log(sigma / sigma_next) / 2
     middle = newest + half * (newest - older) / math.log(before / sigma)
@@ -159,7 +154,6 @@ def unipc(
 
     The answer is needed for the next step anyway, so the correction is free; it raises the order by
     one. The x of a record is the prediction, not yet corrected.
-
     Source: Zhao et al. 2023 (UniPC), Algorithms 1 and 2, with B(h) = exp(h) - 1.
     """
     counted = Counted(denoiser, label, z.dtype)
@@ -179,10 +173,7 @@ def unipc(
 def corrected_step(
     before: Float[Tensor, "batch *shape"], history: History
 ) -> Float[Tensor, "batch *shape"]:
-    """The last step once more, with the answer at its end, the history's first, as a node.
-
-    Source: Zhao et al. 2023 (UniPC), Algorithm 1.
-    """
+    """The last step again, with the answer at its end, the history's first, as a node (UniPC)."""
     (sigma_next, newest), (sigma, older), *rest = history
     if not rest:  # of order 1: the paper takes the mean of both ends
         kept = sigma_next / sigma

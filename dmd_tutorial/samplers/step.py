@@ -33,10 +33,7 @@ class Counted:
         return self.denoiser(x.to(self.dtype), levels, self.label).double()
 
     def slope(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
-        """Ask for the denoised estimate, and the slope dx/dsigma that it implies, for sigma > 0.
-
-        The slope is that of the probability-flow ODE, and the estimated noise (EDM, Eq. 1 and 3).
-        """
+        """The denoised estimate, and the slope dx/dsigma that it implies (the noise); sigma > 0."""
         denoised = self(x, sigma)
         levels = torch.full((len(x),), float(sigma), dtype=x.dtype, device=x.device)
         return denoised, noise_from_denoised(x, denoised, levels)

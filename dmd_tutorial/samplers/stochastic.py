@@ -24,7 +24,6 @@ def stochastic(
 
     `churn` says how much noise in all (S_churn), 0 gives `heun` exactly. It comes at the levels
     from churn_min to churn_max (S_min, S_max), with standard deviation `noise_scale` (S_noise).
-
     Source: Karras et al. 2022 (EDM), Algorithm 2 and Table 5.
     """
     if churn < 0:

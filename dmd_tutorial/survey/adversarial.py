@@ -1,7 +1,6 @@
-"""Adversarial diffusion distillation: a teacher says where to go, a critic what looks real.
+"""Adversarial diffusion distillation (ADD, Sauer et al. 2023): a teacher and a discriminator.
 
-Equations are those of Sauer et al. 2023, "Adversarial Diffusion Distillation" (ADD), with
-alpha = 1. The generator takes one step here; theirs is trained at four noise levels.
+The generator takes one step here; theirs is trained at four noise levels. alpha = 1.
 """
 
 import math
@@ -32,10 +31,7 @@ def teacher_loss(
     noise: Float[Tensor, "batch *shape"], label: Condition | None = None,
     weight: Callable[[Tensor], Tensor] = signal_weight,
 ) -> Float[Tensor, ""]:  # fmt: skip
-    """The generator's output against the teacher's denoising of it: ``c |x - sg[D(x_noisy)]|^2``.
-
-    The noise is not the generator's own; no gradient passes through the teacher (ADD, Eq. 4).
-    """
+    """``c |x - sg[D(x_noisy)]|^2``, with noise of its own, not the generator's (ADD, Eq. 4)."""
     with torch.no_grad():
         denoised = teacher(add_noise(x, sigma, noise), sigma, label)
     return (expand(weight(sigma), x) * (x - denoised) ** 2).mean()
@@ -54,10 +50,7 @@ def hinge_generator_loss(fake: Float[Tensor, "..."]) -> Tensor:
 def r1_penalty(
     discriminator: Callable[..., Tensor], features: Sequence[Float[Tensor, "batch width"]]
 ) -> Float[Tensor, ""]:
-    """The mean squared slope of the logits by the features of data.
-
-    Source: Mescheder et al. 2018; Sauer et al. 2023 (ADD), Section 3.2, on features.
-    """
+    """Mean squared slope of the logits by features of data (Mescheder et al. 2018; ADD, 3.2)."""
     features = [each.detach().requires_grad_() for each in features]
     logits = discriminator(*features)
     slopes = torch.autograd.grad(logits.sum(), features, create_graph=True)
@@ -65,23 +58,19 @@ def r1_penalty(
 
 
 class FrozenFeatures(nn.Module):
-    """What the hidden layers of a frozen denoiser make of samples, asked at one noise level.
-
-    The denoiser is an `EDMDenoiser` around an MLP or the book's U-Net, not in training.
-    """
+    """What hidden layers of a frozen `EDMDenoiser` (MLP or `UNet`) make of samples, at a level."""
 
     def __init__(self, denoiser: EDMDenoiser, sigma: float = 0.1) -> None:
         super().__init__()
         self.denoiser, self.sigma = denoiser, sigma
         network = denoiser.network
         if isinstance(network, MLP):
-            layers: list[nn.Module] = list(network.hidden)
+            self.layers: list[nn.Module] = list(network.hidden)
         elif isinstance(network, UNet):
-            layers = [block for block in network.down.modules() if isinstance(block, Block)]
-            layers.append(network.attention)
+            blocks = [module for module in network.down.modules() if isinstance(module, Block)]
+            self.layers = [*blocks, network.attention]
         else:
             raise ValueError(f"a {type(network).__name__} has no features that are known here")
-        self.layers = layers
 
     def forward(
         self, x: Float[Tensor, "batch *shape"], label: Condition | None = None
@@ -102,10 +91,7 @@ class FrozenFeatures(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """A small head on each layer's features: one hidden layer, one logit, positive for data.
-
-    `copies` discriminators are independent, each for its block of the batch.
-    """
+    """A small head on each layer's features, positive for data; `copies` of it are independent."""
 
     def __init__(self, widths: Sequence[int], hidden: int = 64, copies: int = 1) -> None:
         super().__init__()
@@ -146,10 +132,7 @@ def generator_loss(
     judge: Callable[[Tensor, Condition | None], Tensor], label: Condition | None,
     objective: Objective, rng: Generator | None = None,
 ) -> Float[Tensor, ""]:  # fmt: skip
-    """The generator's loss: fool the judge, and stay where the teacher denoises to (ADD, Eq. 1).
-
-    x is the generator's output with its history; the judge makes logits of samples and classes.
-    """
+    """Fool the judge (logits of samples and label), stay by the teacher (ADD, Eq. 1)."""
     loss = x.new_zeros(())
     if objective.distillation:
         sigma, noise = dmd_sigma(len(x), objective.grid, rng).to(x), noise_like(x, rng)
@@ -164,7 +147,7 @@ def iteration(
     generator_optimizer: torch.optim.Optimizer, discriminator_optimizer: torch.optim.Optimizer,
     batch: Batch, objective: Objective, rng: Generator | None = None,
 ) -> float:  # fmt: skip
-    """Update the generator, then the discriminator on the same samples (ADD, Figure 2, Section 3).
+    """Update the generator, then the discriminator on the same samples (ADD, Section 3).
 
     Returns the discriminator's loss before its update: 2 where it knows nothing, 0 where it tells
     all apart, NaN without one.
@@ -181,8 +164,6 @@ def iteration(
     with torch.no_grad():
         real, fake = (features(some, batch.label) for some in (batch.x_real, x))
     hinge = hinge_discriminator_loss(discriminator(*real), discriminator(*fake))
-    loss = hinge
-    if objective.r1:
-        loss = loss + objective.r1 * r1_penalty(discriminator, real)
-    dmd.update(discriminator_optimizer, loss, objective.clip)
+    penalty = objective.r1 * r1_penalty(discriminator, real) if objective.r1 else 0.0
+    dmd.update(discriminator_optimizer, hinge + penalty, objective.clip)
     return hinge.item()

@@ -35,10 +35,7 @@ def sigma_from_time(t: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
 def interpolate(
     x: Float[Tensor, "batch *shape"], z: Float[Tensor, "batch *shape"], t: Float[Tensor, " batch"]
 ) -> Float[Tensor, "batch *shape"]:
-    """The straight path from data to noise, ``x_t = (1 - t) x + t z``, t from 0 to 1.
-
-    Source: Liu et al. 2023 (rectified flow), Section 2.1 (their time runs the other way).
-    """
+    """The straight path ``x_t = (1 - t) x + t z`` (Liu et al. 2023, 2.1, whose time runs back)."""
     check_same_shape(x=x, z=z)
     check_sigma(x, t)
     return (1 - expand(t, x)) * x + expand(t, x) * z
@@ -48,10 +45,7 @@ def velocity(
     denoiser: Denoiser, x_t: Float[Tensor, "batch *shape"], t: Float[Tensor, " batch"],
     label: Condition | None = None,
 ) -> Float[Tensor, "batch *shape"]:  # fmt: skip
-    """The velocity ``dx_t/dt = (x_t - D) / t`` that a denoiser implies, for times in (0, 1).
-
-    Data lie against it: a sampler goes along minus the velocity.
-    """
+    """A denoiser's velocity ``dx_t/dt = (x_t - D) / t``, t in (0, 1); samplers go against it."""
     sigma = sigma_from_time(t)
     denoised = denoiser(x_t / expand(1 - t, x_t), sigma, label)
     return (x_t - denoised) / expand(t, x_t)
@@ -61,10 +55,7 @@ def conditional_flow_matching_loss(
     denoiser: Denoiser, x: Float[Tensor, "batch *shape"], z: Float[Tensor, "batch *shape"],
     t: Float[Tensor, " batch"], label: Condition | None = None,
 ) -> Float[Tensor, ""]:  # fmt: skip
-    """Mean square between the velocity at a point and that of the one path it was drawn from.
-
-    Source: Lipman et al. 2023, Theorem 2; Liu et al. 2023 (rectified flow), Eq. 1.
-    """
+    """Mean square of the velocity less that of the path drawn (Lipman et al. 2023, Theorem 2)."""
     return functional.mse_loss(velocity(denoiser, interpolate(x, z, t), t, label), z - x)
 
 
@@ -72,10 +63,7 @@ def reflow_loss(
     denoiser: Denoiser, z: Float[Tensor, "batch *shape"], y: Float[Tensor, "batch *shape"],
     t: Float[Tensor, " batch"], label: Condition | None = None,
 ) -> Float[Tensor, ""]:  # fmt: skip
-    """Flow matching on pairs: noise goes to the sample y that a flow, or the teacher, made of *it*.
-
-    Source: Liu et al. 2023 (rectified flow), Section 2.1, "reflow"; Liu et al. 2024 (InstaFlow).
-    """
+    """Flow matching on pairs of noise and what a flow made of *it* (Liu et al. 2023, "reflow")."""
     return conditional_flow_matching_loss(denoiser, y, z, t, label)
 
 
@@ -83,10 +71,7 @@ def distillation_loss(
     generator: nn.Module, z: Float[Tensor, "batch *shape"], y: Float[Tensor, "batch *shape"],
     label: Condition | None = None,
 ) -> Float[Tensor, ""]:  # fmt: skip
-    """Regression of one step on what the reflowed network made of z in several.
-
-    Source: Liu et al. 2024 (InstaFlow), Eq. 6, which uses LPIPS for images of natural size.
-    """
+    """One step against what the reflowed network made of z in several (InstaFlow, Eq. 6)."""
     return functional.mse_loss(generator(z, label), y)
 
 
@@ -126,9 +111,8 @@ def flow_path(
 def straightness(path: Path) -> float:
     """How far paths are from straight lines at constant speed: 0 for such lines; without unit.
 
-    The mean over samples and times of ``|velocity - mean velocity|^2``, summed over coordinates
-    and divided by the mean of ``|mean velocity|^2``.
-    Source: after Liu et al. 2023 (rectified flow), Eq. 3, whose measure has no divisor.
+    The mean of ``|velocity - mean velocity|^2`` over that of ``|mean velocity|^2``; the measure of
+    Liu et al. 2023 (rectified flow), Eq. 3, has no divisor.
     """
     t, x = path.t, path.x.flatten(2)
     share = t.diff() / (t[-1] - t[0])

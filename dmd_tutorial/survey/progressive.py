@@ -1,9 +1,8 @@
 """Progressive distillation: a student does in one step what its teacher does in two. Again.
 
-The steps are DDIM's, which on variance-exploding samples are Euler's on the probability-flow ODE.
-Equations are those of Salimans and Ho 2022, "Progressive Distillation for Fast Sampling of
-Diffusion Models", with alpha = 1. A step goes from t_n (sigma) over t_{n-1} (sigma_between), where
-only the teacher stops, to t_{n-2} (sigma_next), which may be 0.
+The steps are DDIM's, here Euler's on the probability-flow ODE. Equations are those of Salimans and
+Ho 2022 with alpha = 1. A step goes from t_n (sigma) over t_{n-1} (sigma_between), where only the
+teacher stops, to t_{n-2} (sigma_next), which may be 0.
 """
 
 import copy
@@ -28,10 +27,7 @@ def ddim_step(
     x: Float[Tensor, "batch *shape"], denoised: Float[Tensor, "batch *shape"],
     sigma: Float[Tensor, " batch"], sigma_next: Float[Tensor, " batch"],
 ) -> Float[Tensor, "batch *shape"]:  # fmt: skip
-    """One step of DDIM: keep the denoised estimate and the direction of the noise, shrink it.
-
-    Source: Song et al. 2021 (DDIM), Eq. 12 with eta = 0.
-    """
+    """One step of DDIM: the noise keeps its direction and shrinks (Song et al. 2021, Eq. 12)."""
     check_same_shape(x=x, denoised=denoised)
     check_sigma(x, sigma)
     check_sigma(x, sigma_next)
@@ -53,10 +49,7 @@ def target(
     x: Float[Tensor, "batch *shape"], x_next: Float[Tensor, "batch *shape"],
     sigma: Float[Tensor, " batch"], sigma_next: Float[Tensor, " batch"],
 ) -> Float[Tensor, "batch *shape"]:  # fmt: skip
-    """The denoised estimate from which one DDIM step goes from x exactly to x_next.
-
-    ``(x_next - r x) / (1 - r)`` with ``r = sigma_next / sigma`` (Algorithm 2, appendix G).
-    """
+    """The estimate whose DDIM step goes from x to x_next: ``(x_next - r x) / (1 - r)`` (App. G)."""
     check_same_shape(x=x, x_next=x_next)
     check_sigma(x, sigma)
     check_sigma(x, sigma_next)
@@ -87,18 +80,12 @@ def weight(weighting: Weighting, sigma: Float[Tensor, " batch"]) -> Float[Tensor
     """The weight of a squared error of the denoised estimate, for levels above 0 (Section 4)."""
     snr = 1 / sigma**2
     return {
-        Weighting.SNR: snr,
-        Weighting.TRUNCATED: snr.clamp_min(1),
-        Weighting.SNR_PLUS_ONE: snr + 1,
-    }[weighting]
+        Weighting.SNR: snr, Weighting.TRUNCATED: snr.clamp_min(1), Weighting.SNR_PLUS_ONE: snr + 1,
+    }[weighting]  # fmt: skip
 
 
 class ReadAs(nn.Module):
-    """A denoiser: a network whose raw answer is read as x, eps or v.
-
-    It is called as ``network(x / sqrt(1 + sigma^2), ln(sigma) / 4, label)``, levels above 0
-    (Section 4 and appendix D).
-    """
+    """A denoiser: ``network(x / sqrt(1 + sigma^2), ln(sigma) / 4, label)`` read as x, eps or v."""
 
     sigma_data = 1.0  # the width of data for which the network's input has unit variance
 
@@ -142,10 +129,7 @@ def halved(levels: Float[Tensor, " steps+1"]) -> Float[Tensor, " half+1"]:
 def draw_double_step(
     batch: int, levels: Float[Tensor, " steps+1"], rng: Generator | None = None
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-    """Draw which of the student's steps to learn: start, the teacher's stop, end, in float32.
-
-    The levels are the teacher's, falling, of an even number of steps.
-    """
+    """Draw some of the student's steps on its teacher's levels: start, the teacher's stop, end."""
     starts = len(halved(levels)) - 1
     index = 2 * torch.randint(starts, (batch,), generator=rng)
     sigma, between, after = (levels.float()[index + step] for step in range(3))
@@ -181,7 +165,7 @@ class Halved(NamedTuple):
         return len(self.levels) - 1
 
     def sample(self, z: Tensor, label: Condition | None = None) -> Tensor:
-        """Sample with DDIM from noise (count, *shape), a step for each two levels."""
+        """Sample with DDIM from noise, a step for each two levels."""
         return sample(self.student, z, label, sampler=euler, levels=self.levels)
 
 
@@ -192,7 +176,7 @@ def progressive(
     """Halve a sampler's steps, a power of two, until one is left; each student teaches the next.
 
     The first starts as a copy of the given one; ``settings(steps)`` say how the one of so many
-    steps is trained. Source: Salimans and Ho 2022, Algorithm 2.
+    steps is trained (Algorithm 2).
     """
     while len(levels) > 2:
         student = copy.deepcopy(student).requires_grad_(True)

@@ -49,12 +49,10 @@ class Raised:
 
 def loss_and_gradients(loss: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """For a probe: a loss and its gradients by name, zeros where none arrives."""
-    found: Sequence[Tensor | None] = [None] * len(leaves)
+    found = tuple(map(torch.zeros_like, leaves.values()))
     if loss.requires_grad:
-        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-    pairs = zip(leaves.items(), found, strict=True)
-    gradients = {name: torch.zeros_like(x) if g is None else g for (name, x), g in pairs}
-    return {"loss": loss.detach(), **gradients}
+        found = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
+    return {"loss": loss.detach(), **dict(zip(leaves, found, strict=True))}
 
 
 def gradients_by(places: Mapping[str, int]) -> Callable[..., dict[str, Tensor]]:

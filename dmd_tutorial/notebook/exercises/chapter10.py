@@ -5,18 +5,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dmd_tutorial.notebook.exercises import Exercise, loss_and_gradients
-
-# 10.1: the target of progressive distillation
+from dmd_tutorial.notebook.exercises import Exercise, gradients_by
 
 
 def target(x: Tensor, x_next: Tensor, sigma: float, sigma_next: float) -> Tensor:
     """The estimate from which a DDIM step lands at x_next: the answer to 10.1."""
     ratio = sigma_next / sigma
     return (x_next - ratio * x) / (1 - ratio)
-
-
-# 10.2: the loss on v
 
 
 def loss_on_v(denoised: Tensor, target: Tensor, sigma: Tensor) -> Tensor:
@@ -28,13 +23,9 @@ def _weighted(weight: Tensor, denoised: Tensor, target: Tensor) -> Tensor:
     return (weight[:, None] * (denoised - target) ** 2).mean()
 
 
-# 10.3: the teacher's term
-
-
 def teacher_term(teacher: Callable, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    """The output against one denoising of its noised self: the answer to 10.3."""
-    denoised = teacher(x + sigma[:, None] * noise, sigma).detach()
-    return _weighted(_c(sigma), x, denoised)
+    """The student's output against one denoising of its noised self: the answer to 10.3."""
+    return _weighted(_c(sigma), x, teacher(x + sigma[:, None] * noise, sigma).detach())
 
 
 def _c(sigma: Tensor) -> Tensor:
@@ -43,16 +34,7 @@ def _c(sigma: Tensor) -> Tensor:
 
 def _shrink(x: Tensor, sigma: Tensor) -> Tensor:
     """A teacher for the check: the denoiser of a Gaussian off the middle."""
-    share = 1 / (1 + sigma[:, None] ** 2)
-    return 0.3 + share * (x - 0.3)
-
-
-def _probe(answer: Callable, x: Tensor, sigma: Tensor, noise: Tensor) -> dict[str, Tensor]:
-    x = x.clone().requires_grad_()
-    return loss_and_gradients(answer(_shrink, x, sigma, noise), {"gradient of the loss": x})
-
-
-# 10.4: the hinge losses
+    return 0.3 + 1 / (1 + sigma[:, None] ** 2) * (x - 0.3)
 
 
 def hinge(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,14 +82,12 @@ EXERCISES = [
             lambda D, x, s, noise: _weighted(_c(s), x.detach(), D(x + s[:, None] * noise, s)),
         "take the mean over all values, not the sum":
             lambda D, x, s, noise: x.numel() * teacher_term(D, x, s, noise),
-    }, inputs=lambda: [(torch.randn(4, 2), torch.tensor([0.2, 0.7, 1.5, 4.0]), torch.randn(4, 2))],
-       probe=_probe),
+    }, inputs=lambda: [
+        (_shrink, torch.randn(4, 2), torch.tensor([0.2, 0.7, 1.5, 4.0]), torch.randn(4, 2))
+    ], probe=gradients_by({"gradient of the loss": 1})),
     Exercise("10.4", "hinge losses", hinge, {
         "the roles are exchanged: the discriminator wants high logits for data":
-            lambda real, fake: (
-                torch.relu(1 + real).mean() + torch.relu(1 - fake).mean(),
-                -fake.mean(),
-            ),
+            lambda real, fake: (hinge(fake, real)[0], -fake.mean()),
         "the student wants high logits for its samples: its loss is minus their mean":
             lambda real, fake: (hinge(real, fake)[0], fake.mean()),
         "the student's loss has no margin":
@@ -117,9 +97,6 @@ EXERCISES = [
         "the margin of 1 is missing":
             lambda real, fake: (torch.relu(-real).mean() + torch.relu(fake).mean(), -fake.mean()),
         "take the maximum for each logit, before the mean":
-            lambda real, fake: (
-                torch.relu(1 - real.mean()) + torch.relu(1 + fake.mean()),
-                -fake.mean(),
-            ),
+            lambda real, fake: hinge(real.mean(), fake.mean()),
     }, inputs=lambda: [(torch.tensor([2.5, 0.4, -1.0, 3.0]), torch.tensor([-2.0, 0.7, -0.3]))]),
 ]  # fmt: skip

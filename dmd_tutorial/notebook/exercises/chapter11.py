@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dmd_tutorial.notebook.exercises import Exercise, loss_and_gradients
+from dmd_tutorial.notebook.exercises import Exercise, gradients_by
 
-# 11.1: the gradient of SDS
+Denoiser = Callable[[Tensor, float], Tensor]
 
 
 def sds_gradient(x: Tensor, noise: Tensor, sigma: float, predicted_noise: Tensor) -> Tensor:
@@ -16,56 +16,35 @@ def sds_gradient(x: Tensor, noise: Tensor, sigma: float, predicted_noise: Tensor
     return sigma**2 / (1 + sigma**2) * (predicted_noise - noise)
 
 
-def _points() -> list[tuple[Tensor, Tensor, float, Tensor]]:
-    return [(torch.randn(4, 2), torch.randn(4, 2), 0.7, torch.randn(4, 2))]
-
-
-# 11.2: what the GAN head adds to the family
-
-
-def head_gradient(
-    log_real: Tensor, log_fake: Tensor, score_real: Tensor, score_fake: Tensor
-) -> Tensor:
-    """The share of the fake density times the difference of scores: the answer to 11.2."""
-    share = torch.sigmoid(log_fake - log_real)
-    return share[:, None] * (score_fake - score_real)
+def head_gradient(log_real: Tensor, log_fake: Tensor, s_real: Tensor, s_fake: Tensor) -> Tensor:
+    """The share of the fake density, from log-densities, times the scores' difference: 11.2."""
+    return torch.sigmoid(log_fake - log_real)[:, None] * (s_fake - s_real)
 
 
 def _densities() -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    far = -200.0  # far from the data, where the densities themselves are 0 in float32
+    """Near the data, and far from them, where the densities themselves are 0 in float32."""
     return [
         (torch.randn(5) + at, torch.randn(5) + at, torch.randn(5, 2), torch.randn(5, 2))
-        for at in (0.0, far)
+        for at in (0.0, -200.0)
     ]
 
 
-# 11.3: the loss of score identity distillation
-
-
 def sid(x: Tensor, denoised_real: Tensor, denoised_fake: Tensor, alpha: float) -> Tensor:
-    """(D_real - D_fake) (D_real - x - alpha (D_real - D_fake)), its mean: the answer to 11.3."""
+    """The loss of score identity distillation, a mean of products: the answer to 11.3."""
     difference = denoised_real - denoised_fake
     return (difference * (denoised_real - x - alpha * difference)).mean()
 
 
-def _probe(
-    answer: Callable[..., Tensor], x: Tensor, real: float, fake: float, alpha: float
-) -> dict[str, Tensor]:
+def _probe(answer: Callable, x: Tensor, real: float, fake: float, alpha: float) -> dict:
     """Value and derivative for denoisers that shrink towards 0, so that all of them move with x."""
-    x = x.clone().requires_grad_()
-    return loss_and_gradients(answer(x, real * x, fake * x, alpha), {"gradient of the loss": x})
+    by_x = gradients_by({"gradient of the loss": 0})
+    return by_x(lambda x: answer(x, real * x, fake * x, alpha), x)
 
 
-# 11.4: what a step of a few-step generator starts from in training
-
-
-def backward_simulation(
-    denoiser: Callable[[Tensor, float], Tensor], z: Tensor, levels: list[float], noise: Tensor
-) -> Tensor:
+def backward_simulation(D: Denoiser, z: Tensor, levels: list[float], noise: Tensor) -> Tensor:
     """The generator's own first answer, noised to the second level: the answer to 11.4."""
     with torch.no_grad():
-        x = denoiser(levels[0] * z, levels[0])
-    return x + levels[1] * noise
+        return D(levels[0] * z, levels[0]) + levels[1] * noise
 
 
 def _shrink(x: Tensor, sigma: float) -> Tensor:
@@ -74,12 +53,7 @@ def _shrink(x: Tensor, sigma: float) -> Tensor:
 
 def _simulated(answer: Callable[..., Tensor], *arguments: object) -> dict[str, object]:
     weight = torch.ones(1, requires_grad=True)
-
-    def denoiser(x: Tensor, sigma: float) -> Tensor:
-        return weight * _shrink(x, sigma)
-
-    _, z, levels, noise = arguments
-    found = answer(denoiser, z, levels, noise)
+    found = answer(lambda x, sigma: weight * _shrink(x, sigma), *arguments)
     if not isinstance(found, Tensor):
         return {"input of the second step": found}
     return {
@@ -90,9 +64,8 @@ def _simulated(answer: Callable[..., Tensor], *arguments: object) -> dict[str, o
 
 EXERCISES = [
     Exercise("11.1", "the gradient of SDS", sds_gradient, {
-        "the sign is the other way round: where the teacher sees more noise than was added, "
-        "descending must take that noise away":
-            lambda x, noise, sigma, predicted: -sds_gradient(x, noise, sigma, predicted),
+        "the sign is the other way round: where the teacher sees more "
+        "noise than was added, descending must take that noise away": lambda *a: -sds_gradient(*a),
         "subtract the noise that was added: SDS compares the two noises":
             lambda x, noise, sigma, predicted: sigma**2 / (1 + sigma**2) * predicted,
         "the weight is sigma^2 / (1 + sigma^2), the variance of the noise of a variance-preserving "
@@ -104,10 +77,10 @@ EXERCISES = [
         "the weight is missing": lambda x, noise, sigma, predicted: predicted - noise,
         "compare the teacher's noise with the noise, not with the sample":
             lambda x, noise, sigma, predicted: sigma**2 / (1 + sigma**2) * (predicted - x),
-    }, inputs=_points),
+    }, inputs=lambda: [(torch.randn(4, 2), torch.randn(4, 2), 0.7, torch.randn(4, 2))]),
     Exercise("11.2", "what a perfect head tells the generator", head_gradient, {
         "the sign is the other way round: this would lead away from the data":
-            lambda lr, lf, sr, sf: -head_gradient(lr, lf, sr, sf),
+            lambda *a: -head_gradient(*a),
         "the share is the fake density's, p_fake / (p_real + p_fake): where the head is already "
         "fooled there is little to gain":
             lambda lr, lf, sr, sf: torch.sigmoid(lr - lf)[:, None] * (sf - sr),
@@ -127,17 +100,13 @@ EXERCISES = [
             lambda x, real, fake, alpha: functional.mse_loss(real, fake),
         "the second factor compares the teacher's answer with the sample x, not the critic's "
         "answer with it":
-            lambda x, real, fake, alpha: (
-                (real - fake) * (fake - x - alpha * (real - fake))
-            ).mean(),
+            lambda x, real, fake, a: ((real - fake) * (fake - x - a * (real - fake))).mean(),
         "the difference is teacher minus critic in both places":
-            lambda x, real, fake, alpha: (
-                (fake - real) * (real - x - alpha * (real - fake))
-            ).mean(),
+            lambda x, real, fake, a: ((fake - real) * (real - x - a * (real - fake))).mean(),
         "here the gradient has to run through both denoisers: no .detach() on them":
             lambda x, real, fake, alpha: sid(x, real.detach(), fake.detach(), alpha),
         "take the mean, not the sum":
-            lambda x, real, fake, alpha: sid(x, real, fake, alpha) * x.numel(),
+            lambda x, real, fake, alpha: x.numel() * sid(x, real, fake, alpha),
     }, inputs=lambda: [(torch.randn(6, 2), 0.7, 0.4, 1.2)], probe=_probe),
     Exercise("11.4", "backward simulation", backward_simulation, {
         "only the last step is differentiated: make the input under torch.no_grad()":
@@ -151,9 +120,6 @@ EXERCISES = [
         "use the fresh noise, not the old: reusing z would be a step of a deterministic sampler":
             lambda D, z, levels, noise: D(levels[0] * z, levels[0]).detach() + levels[1] * z,
         "this stops one step too late: give what the second step starts from, not its answer":
-            lambda D, z, levels, noise: D(
-                D(levels[0] * z, levels[0]) + levels[1] * noise, levels[1]
-            ).detach(),
-    }, inputs=lambda: [(_shrink, torch.randn(5, 2), [10.0, 2.0], torch.randn(5, 2))],
-       probe=_simulated),
+            lambda D, z, s, noise: D(backward_simulation(D, z, s, noise), s[1]).detach(),
+    }, inputs=lambda: [(torch.randn(5, 2), [10.0, 2.0], torch.randn(5, 2))], probe=_simulated),
 ]  # fmt: skip

@@ -63,20 +63,9 @@ def _slope(denoiser: Denoiser, x: Tensor, sigma: float, over: float | None = Non
     return (x - denoiser(x, torch.full((len(x),), sigma, dtype=x.dtype))) / (over or sigma)
 
 
-def _steps() -> list[tuple]:
-    """A step between two levels, and one that ends at 0."""
-    x = 2 * torch.randn(5, 2, dtype=torch.float64)
-    return [(two_modes(), x, 2.0, 1.0), (two_modes(), x, 0.4, 0.0)]
-
-
 def gaussian_path(x: Tensor, sigma_start: float, sigma_end: float, std: float) -> Tensor:
     """Where the probability-flow ODE of a centred Gaussian takes x: the answer to 2.4."""
     return x * math.sqrt((std**2 + sigma_end**2) / (std**2 + sigma_start**2))
-
-
-def _ways() -> list[tuple]:
-    x = torch.linspace(-3, 3, 6, dtype=torch.float64)
-    return [(x, 5.0, 0.4, 1.5), (x, 0.1, 2.0, 0.5)]
 
 
 def measured_order(steps: Tensor, errors: Tensor) -> Tensor:
@@ -149,7 +138,8 @@ EXERCISES = [
             partial(heun_step, combine=lambda a, b: a + (a + b) / 2),
         "at sigma_next = 0 the second slope is 0/0: there, stop at Euler's step":
             partial(heun_step, guarded=False),
-    }, inputs=_steps),
+    }, inputs=lambda: [(two_modes(), x, *levels) for x in [2 * torch.randn(5, 2, dtype=torch.float64)]
+                       for levels in ((2.0, 1.0), (0.4, 0.0))]),
     Exercise("2.4", "path of a Gaussian", gaussian_path, {
         "the variances have this ratio; x scales like a standard deviation, its root":
             lambda x, start, end, std: x * (std**2 + end**2) / (std**2 + start**2),
@@ -161,7 +151,8 @@ EXERCISES = [
             lambda x, start, end, std: x * (std + end) / (std + start),
         "this is the denoised point at sigma_start, one Euler step to 0; follow the path":
             lambda x, start, end, std: x * std**2 / (std**2 + start**2),
-    }, inputs=_ways),
+    }, inputs=lambda: [(torch.linspace(-3, 3, 6, dtype=torch.float64), *levels)
+                       for levels in ((5.0, 0.4, 1.5), (0.1, 2.0, 0.5))]),
     Exercise("2.5", "order of convergence", measured_order, {
         "the sign: errors fall as the steps grow, and the order is a positive number":
             lambda steps, errors: -measured_order(steps, errors),

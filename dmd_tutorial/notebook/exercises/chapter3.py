@@ -73,9 +73,7 @@ EXERCISES = [
         "dx/dstd is z, not 1: multiply by it before taking the mean":
             lambda *a: (kl_gradient(*a)[0], kl_gradient(*a)[0]),
         "dx/dstd is z, not x":
-            lambda z, m, s, m_real, s_real: (
-                _means((m + s * z - m_real) / s_real**2 - z / s, m + s * z)
-            ),
+            lambda z, m, s, mr, sr: _means((m + s * z - mr) / sr**2 - z / s, m + s * z),
         "a Gaussian's score divides by the variance, std**2": partial(kl_gradient, power=1),
         "the expectation is a mean over the samples, not a sum":
             lambda z, *a: tuple(len(z) * d for d in kl_gradient(z, *a)),

@@ -52,11 +52,9 @@ def critic_loss(
 def _loss_and_gradients(answer, z: Tensor, sigma: Tensor, noise: Tensor) -> dict[str, Tensor]:
     generator = _OneParameter([0.3, -0.2], lambda shift, z: 0.5 * z + shift)
     critic = _OneParameter(0.8, lambda scale, x, sigma: scale * x / (1 + sigma[:, None]))
-    leaves = {
-        "gradient that reaches the generator": generator.parameter,
-        "gradient that reaches the critic": critic.parameter,
-    }
-    return loss_and_gradients(answer(critic, generator, z, sigma, noise), leaves)
+    leaves = {"generator": generator.parameter, "critic": critic.parameter}
+    named = {f"gradient that reaches the {name}": leaf for name, leaf in leaves.items()}
+    return loss_and_gradients(answer(critic, generator, z, sigma, noise), named)
 
 
 def gradient_bias(z: Tensor, learnt: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,16 +108,18 @@ EXERCISES = [
         "the target is the clean sample, not the noise: the critic is a denoiser":
             partial(critic_loss, target="noise"),
         "the weight of the noise levels is missing": partial(critic_loss, weight=torch.ones_like),
-        "the weight has 1 / sigma_data**2 in it, too": partial(critic_loss, weight=lambda s: 1 / s**2),
+        "the weight has 1 / sigma_data**2 in it, too":
+            partial(critic_loss, weight=lambda s: 1 / s**2),
         "the weight is 1 / sigma**2 + 1 / sigma_data**2, without roots":
             partial(critic_loss, weight=lambda s: 1 / s + 1 / 0.5),
         "this is the weight upside down: low noise levels must count more":
             partial(critic_loss, weight=lambda s: 1 / (1 / s**2 + 1 / 0.5**2)),
         "take the mean over samples and values, not the sum": partial(critic_loss, mean=torch.sum),
         "take the mean over the values of a sample, too, not their sum":
-            partial(critic_loss, mean=lambda squares: squares.sum(dim=1).mean()),
-        "there is no factor 1/2 in this loss": partial(critic_loss, mean=lambda squares: squares.mean() / 2),
-        "the noise must be scaled by sigma before it is added": partial(critic_loss, scale=torch.ones_like),
+            partial(critic_loss, mean=lambda e: e.sum(dim=1).mean()),
+        "there is no factor 1/2 in this loss": partial(critic_loss, mean=lambda e: e.mean() / 2),
+        "the noise must be scaled by sigma before it is added":
+            partial(critic_loss, scale=torch.ones_like),
         "the critic is asked at the noisy samples, not at the clean ones":
             partial(critic_loss, scale=torch.zeros_like),
     }, inputs=lambda: [(torch.randn(6, 2), torch.rand(6) + 0.3, torch.randn(6, 2))],
@@ -131,9 +131,8 @@ EXERCISES = [
             lambda *a: (gradient_bias(*a)[0].mT, gradient_bias(*a)[1]),
         "an expectation is a mean over samples, not a sum":
             lambda z, *a: tuple(len(z) * part for part in gradient_bias(z, *a)),
-        "e and z belong together sample by sample: the mean of a product is not the product of "
-        "the means":
-            lambda z, u, v: (torch.outer((u - v).mean(0), z.mean(0)), (u - v).mean(0)),
+        "e and z belong together sample by sample: the mean of a product is not the product "
+        "of the means": lambda z, u, v: (torch.outer((u - v).mean(0), z.mean(0)), (u - v).mean(0)),
         "this is the whole gradient of a critic; its bias takes the exact answer off":
             lambda z, learnt, exact: gradient_bias(z, learnt, torch.zeros_like(exact)),
     }, inputs=lambda: [(torch.randn(6, 2), torch.randn(6, 2), torch.randn(6, 2))]),

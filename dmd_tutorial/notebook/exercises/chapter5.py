@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
+from torch.nn import functional
 
 from dmd_tutorial.notebook.exercises import Exercise, gradients_by
 
@@ -86,15 +87,13 @@ EXERCISES = [
             partial(anchored_loss, half=1.0),
         "the sign is the other way round: the target is x - gradient":
             lambda x, gradient, *rest: anchored_loss(x, -gradient, *rest),
-        "the anchor is missing":
-            lambda *a: anchored_loss(*a[:4], 0.0),
+        "the anchor is missing": lambda *a: anchored_loss(*a[:4], 0.0),
         "lambda_reg weighs the anchor, not the matching loss":
             lambda *a: a[4] * anchored_loss(*a[:4], 1 / a[4]),
-        "the anchor has no factor one half":
-            lambda *a: anchored_loss(*a[:4], a[4] / 2),
+        "the anchor has no factor one half": lambda *a: anchored_loss(*a[:4], a[4] / 2),
         "the anchor is the mean square, not its root":
-            lambda x, g, r, y, lam: anchored_loss(x, g, r, y, 0.0) + lam * ((r - y) ** 2).mean() ** 0.5,
-    }, inputs=lambda: [(*torch.randn(2, 6, 2), *torch.randn(2, 4, 2), 0.25)],
+            lambda *a: anchored_loss(*a[:4], 0.0) + a[4] * functional.mse_loss(*a[2:4]).sqrt(),
+    }, inputs=lambda: [(*(torch.randn(n, 2) for n in (6, 6, 4, 4)), 0.25)],
        probe=gradients_by({"gradient at x": 0, "gradient at x_ref": 2})),
     Exercise("5.4", "one layer of LPIPS", lpips_layer, {
         "divide the vector of channels at each place by its length first":

@@ -1,5 +1,7 @@
 """Exercises of chapter 6."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -7,9 +9,7 @@ from torch.nn import functional
 from dmd_tutorial.data import two_modes
 from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.noise import karras_grid
-from dmd_tutorial.notebook.exercises import Exercise, loss_and_gradients
-
-# 6.1: the generator
+from dmd_tutorial.notebook.exercises import Exercise, gradients_by
 
 
 def generate(denoiser: Denoiser, z: Tensor, sigma_max: float) -> Tensor:
@@ -26,62 +26,43 @@ def _denoiser_and_noise() -> list[tuple]:
     return [(two_modes(), z, 5.0), (two_modes(), z, 2.0)]
 
 
-# 6.2: the average
-
-
 def ema(average: Tensor, new: Tensor, decay: float) -> Tensor:
     """One step of an exponential moving average: the answer to 6.2."""
     return decay * average + (1 - decay) * new
 
 
-# 6.3: the whole loss
-
-
-def total_loss(x: Tensor, gradient: Tensor, x_ref: Tensor, y_ref: Tensor, lam: float) -> Tensor:
+def total_loss(
+    x, gradient, x_ref, y_ref, lam, half=0.5, reduction="mean", stop=torch.detach
+) -> Tensor:
     """Matching loss and anchor, both means: the answer to 6.3."""
-    return _total(x, (x - gradient).detach(), x_ref, y_ref, lam)
-
-
-def _total(x, aim, x_ref, y_ref, lam, half=0.5, reduction="mean") -> Tensor:
-    """The answer to 6.3 where x is drawn to an aim, and with other settings its wrong ones."""
-    matching = half * functional.mse_loss(x, aim, reduction=reduction)
+    matching = half * functional.mse_loss(x, stop(x - gradient), reduction=reduction)
     return matching + lam * functional.mse_loss(x_ref, y_ref)
 
 
-def _slopes(answer, x: Tensor, gradient: Tensor, x_ref: Tensor, y_ref: Tensor, lam: float) -> dict:
-    """What training sees of a loss: its derivatives."""
-    x, x_ref = x.clone().requires_grad_(), x_ref.clone().requires_grad_()
-    leaves = {"derivative by x": x, "derivative by x_ref": x_ref}
-    found = loss_and_gradients(answer(x, gradient, x_ref, y_ref, lam), leaves)
-    return {name: found[name] for name in leaves}
+def _slopes(*given) -> dict[str, Tensor]:
+    """What training sees of a loss: its derivatives, not its value."""
+    found = gradients_by({"derivative by x": 0, "derivative by x_ref": 2})(*given)
+    return {name: value for name, value in found.items() if name != "loss"}
 
 
 def _loss_inputs() -> list[tuple]:
     rng = torch.Generator().manual_seed(0)
-    x, gradient, x_ref, y_ref = torch.randn(4, 5, 1, 4, 4, generator=rng, dtype=torch.float64)
-    return [(x, gradient, x_ref, y_ref, 0.25)]
+    return [(*torch.randn(4, 5, 1, 4, 4, generator=rng, dtype=torch.float64), 0.25)]
 
 
-# 6.4: what an iteration costs
+def forward_equivalents(critic_steps: int, generator: int = 2 * (1 + 2), scores: int = 2) -> int:
+    """Cost of an iteration per image, in network forwards: the answer to 6.4.
 
-
-def forward_equivalents(critic_steps: int) -> int:
-    """Cost of an iteration per image, in network forwards: the answer to 6.4."""
-    generator = 2 * (1 + 2)  # z and z_ref, forward and backward
-    scores = 2
-    critic = critic_steps * (1 + 2)
-    fresh = critic_steps - 1
-    return generator + scores + critic + fresh
+    The generator runs on z and z_ref, forward and backward; steps after the first need new images.
+    """
+    return generator + scores + critic_steps * (1 + 2) + critic_steps - 1
 
 
 EXERCISES = [
     Exercise("6.1", "a denoiser as one-step generator", generate, {
-        "the noise must be scaled: the denoiser expects an input of size sigma_max":
-            lambda denoiser, z, sigma_max: _ask(denoiser, z, sigma_max),
+        "the noise must be scaled: the denoiser expects an input of size sigma_max": _ask,
         "the noise level is not sigma_max itself but the second-highest level of a grid":
-            lambda denoiser, z, sigma_max: _ask(
-                denoiser, sigma_max * z, karras_grid(100, sigma_max=sigma_max)[-2].item()
-            ),
+            lambda D, z, top: _ask(D, top * z, karras_grid(100, sigma_max=top)[-2].item()),
         "the denoiser must be told the level sigma_max, not 1":
             lambda denoiser, z, sigma_max: _ask(denoiser, sigma_max * z, 1.0),
         "the answer is an image already: do not divide it by sigma_max":
@@ -96,21 +77,21 @@ EXERCISES = [
     }, inputs=lambda: [(torch.tensor([1.0, 2.0]), torch.tensor([3.0, -1.0]), 0.9)]),
     Exercise("6.3", "the whole loss of the generator", total_loss, {
         "a sum over pixels and batch where a mean belongs: lambda_reg is then far too small":
-            lambda x, gradient, *a: _total(x, (x - gradient).detach(), *a, reduction="sum"),
+            partial(total_loss, reduction="sum"),
         "the factor 1/2 is missing: the derivative of a square brings a 2":
-            lambda x, gradient, *a: _total(x, (x - gradient).detach(), *a, half=1),
+            partial(total_loss, half=1),
         "the sign is wrong: this climbs the KL divergence instead of descending it":
-            lambda x, gradient, *a: _total(x, (x + gradient).detach(), *a),
+            lambda x, gradient, *a: total_loss(x, -gradient, *a),
         "the stop-gradient is missing: x cancels, and no gradient is left":
-            lambda x, gradient, *a: _total(x, x - gradient, *a),
+            partial(total_loss, stop=torch.clone),
         "lambda_reg multiplies the wrong term: it belongs to the anchor":
-            lambda x, g, x_ref, y_ref, lam: lam * total_loss(x, g, x_ref, y_ref, 1 / lam),
+            lambda *a: a[4] * total_loss(*a[:4], 1 / a[4]),
     }, inputs=_loss_inputs, probe=_slopes),
     Exercise("6.4", "what an iteration costs", forward_equivalents, {
         "the anchor is missing: the generator also runs, forward and backward, on z_ref":
-            lambda critic_steps: 3 + 2 + 3 * critic_steps + critic_steps - 1,
+            partial(forward_equivalents, generator=3),
         "the two scores are made without gradient: they cost a forward each, not three":
-            lambda critic_steps: 6 + 6 + 3 * critic_steps + critic_steps - 1,
+            partial(forward_equivalents, scores=6),
         "further critic steps need fresh images: a generator forward each":
             lambda critic_steps: 6 + 2 + 3 * critic_steps,
         "the first critic step reuses the images that are there: no forward for it":

@@ -8,11 +8,10 @@ from torch import Tensor
 
 from dmd_tutorial.notebook.exercises import Exercise
 
-Energy = Callable[[Tensor], Tensor]
 Levels = tuple[float, float, float]
 
 
-def score_of_energy_model(f: Energy, x: Tensor) -> Tensor:
+def score_of_energy_model(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Score of the density exp(f) / Z: the answer to 7.1."""
     with torch.enable_grad():
         x = x.detach().requires_grad_()
@@ -23,11 +22,8 @@ def _energy(x: Tensor) -> Tensor:
     return 3 + (x**2).sum(dim=1) ** 0.5 - 0.4 * (x**2).sum(dim=1) + x[:, 0]
 
 
-# 7.2: DDPM's posterior
-
-
 def posterior(x: Tensor, clean: Tensor, sigma: float, sigma_next: float) -> tuple[Tensor, float]:
-    """Mean and standard deviation of the less noisy sample: the answer to 7.2."""
+    """Mean and standard deviation of the less noisy sample, in DDPM: the answer to 7.2."""
     kept = (sigma_next / sigma) ** 2
     return kept * x + (1 - kept) * clean, _posterior_std(sigma, sigma_next)
 
@@ -36,43 +32,18 @@ def _posterior_std(sigma: float, sigma_next: float) -> float:
     return sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
 
 
-# 7.3: DDIM
-
-
-def ddim_step(
-    x: Tensor, denoised: Tensor, sigma: float, sigma_next: float, eta: float, fresh: Tensor
-) -> Tensor:
+def ddim_step(x: Tensor, D: Tensor, sigma: float, low: float, eta: float, fresh: Tensor) -> Tensor:
     """One step of DDIM with some new noise: the answer to 7.3."""
-    return _ddim(x, denoised, sigma, sigma_next, eta * _posterior_std(sigma, sigma_next), fresh)
+    return _ddim(x, D, sigma, low, eta * _posterior_std(sigma, low), fresh)
 
 
-def _ddim(
-    x: Tensor, denoised: Tensor, sigma: float, sigma_next: float, new: float, fresh: Tensor
-) -> Tensor:
-    old = math.sqrt(sigma_next**2 - new**2)
-    return denoised + old * (x - denoised) / sigma + new * fresh
-
-
-def _levels_and_noise() -> list[tuple]:
-    return [
-        (torch.randn(4, 2), torch.randn(4, 2), 1.7, 0.6, eta, torch.randn(4, 2))
-        for eta in (0.3, 1.0)
-    ]
-
-
-# 7.4: backwards in time
+def _ddim(x: Tensor, D: Tensor, sigma: float, low: float, new: float, fresh: Tensor) -> Tensor:
+    return D + math.sqrt(low**2 - new**2) * (x - D) / sigma + new * fresh
 
 
 def reverse_drift(x: Tensor, score: Tensor, f: float, g: float, chance: float) -> Tensor:
     """Drift of the reverse diffusion with some of its chance: the answer to 7.4."""
     return f * x - (1 + chance**2) / 2 * g**2 * score
-
-
-def _chances() -> list[tuple]:
-    return [(torch.randn(4, 2), torch.randn(4, 2), -0.7, 1.6, chance) for chance in (0.0, 0.5, 1.0)]
-
-
-# 7.5: DPM-Solver++(2M)
 
 
 def dpm_step(x: Tensor, newest: Tensor, older: Tensor, levels: Levels) -> Tensor:
@@ -81,13 +52,11 @@ def dpm_step(x: Tensor, newest: Tensor, older: Tensor, levels: Levels) -> Tensor
 
 
 def _ratio(levels: Levels) -> float:
-    before, sigma, sigma_next = levels
-    return math.log(sigma / sigma_next) / math.log(before / sigma)
+    return math.log(levels[1] / levels[2]) / math.log(levels[0] / levels[1])
 
 
 def _dpm(x: Tensor, newest: Tensor, older: Tensor, levels: Levels, ratio: float) -> Tensor:
-    _, sigma, sigma_next = levels
-    kept = sigma_next / sigma
+    kept = levels[2] / levels[1]
     return kept * x + (1 - kept) * (newest + ratio / 2 * (newest - older))
 
 
@@ -98,19 +67,18 @@ EXERCISES = [
         "that is the gradient of exp(f), the density before its logarithm":
             lambda f, x: score_of_energy_model(lambda y: f(y).exp(), x),
         "the sign is the other way round: here f is high where the density is high":
-            lambda f, x: -score_of_energy_model(f, x),
+            lambda *a: -score_of_energy_model(*a),
     }, inputs=lambda: [(_energy, torch.randn(6, 2))]),
     Exercise("7.2", "posterior of the less noisy sample", posterior, {
         "x counts by the ratio of the variances, (sigma_next / sigma)**2, not of the standard "
-        "deviations":
-            lambda x, clean, s, t: (t / s * x + (1 - t / s) * clean, _posterior_std(s, t)),
+        "deviations": lambda x, y, s, t: (t / s * x + (1 - t / s) * y, _posterior_std(s, t)),
         "the standard deviation is asked for: that is the variance":
             lambda *a: (posterior(*a)[0], posterior(*a)[1] ** 2),
         "that is the noise between the two levels; knowing the clean sample narrows it by another "
         "factor sigma_next / sigma":
-            lambda x, clean, s, t: (posterior(x, clean, s, t)[0], math.sqrt(s**2 - t**2)),
+            lambda x, y, s, t: (posterior(x, y, s, t)[0], math.sqrt(s**2 - t**2)),
         "x and the clean sample have changed places: for sigma_next near sigma the mean is x":
-            lambda x, clean, *levels: posterior(clean, x, *levels),
+            lambda x, y, *levels: posterior(y, x, *levels),
     }, inputs=lambda: [(torch.randn(4, 2), torch.randn(4, 2), 1.7, 0.6)]),
     Exercise("7.3", "a step of DDIM", ddim_step, {
         "eta multiplies the standard deviation of DDPM's step, the root of its variance":
@@ -121,7 +89,8 @@ EXERCISES = [
         "the new noise is missing": lambda x, D, s, t, eta, new: _ddim(x, D, s, t, 0.0, new),
         "eta scales the standard deviation itself, not the variance":
             lambda x, D, s, t, eta, new: ddim_step(x, D, s, t, math.sqrt(eta), new),
-    }, inputs=_levels_and_noise),
+    }, inputs=lambda: [(torch.randn(4, 2), torch.randn(4, 2), 1.7, 0.6, eta, torch.randn(4, 2))
+                       for eta in (0.3, 1.0)]),
     Exercise("7.4", "drift backwards in time", reverse_drift, {
         "the score's sign is the other way round: with time running down, minus the score times a "
         "negative dt moves up the density":
@@ -134,19 +103,19 @@ EXERCISES = [
             lambda x, score, f, g, chance: f * x - (1 + chance) / 2 * g**2 * score,
         "g counts squared: it is a standard deviation":
             lambda x, score, f, g, chance: f * x - (1 + chance**2) / 2 * g * score,
-    }, inputs=_chances),
+    }, inputs=lambda: [(torch.randn(4, 2), torch.randn(4, 2), -0.7, 1.6, chance)
+                       for chance in (0.0, 0.5, 1.0)]),
     Exercise("7.5", "a step of DPM-Solver++(2M)", dpm_step, {
         "distances are measured in the logarithm of the level, not in the level":
             lambda x, new, old, s: _dpm(x, new, old, s, (s[1] - s[2]) / (s[0] - s[1])),
         "the two steps are not equally long: the slope is a difference over h1":
-            lambda x, newest, older, levels: _dpm(x, newest, older, levels, 1.0),
+            lambda *a: _dpm(*a, 1.0),
         "the ratio is upside down: a long step must extrapolate far":
-            lambda x, new, old, levels: _dpm(x, new, old, levels, 1 / _ratio(levels)),
+            lambda *a: _dpm(*a, 1 / _ratio(a[3])),
         "extrapolate to the middle of the step, not to its end":
-            lambda x, new, old, levels: _dpm(x, new, old, levels, 2 * _ratio(levels)),
+            lambda *a: _dpm(*a, 2 * _ratio(a[3])),
         "the line goes on in its direction: add newest - older, do not subtract it":
-            lambda x, new, old, levels: _dpm(x, new, old, levels, -_ratio(levels)),
-        "that is Euler's step: the older estimate is not used":
-            lambda x, newest, older, levels: _dpm(x, newest, older, levels, 0.0),
+            lambda *a: _dpm(*a, -_ratio(a[3])),
+        "that is Euler's step: the older estimate is not used": lambda *a: _dpm(*a, 0.0),
     }, inputs=lambda: [(torch.randn(4, 2), torch.randn(4, 2), torch.randn(4, 2), (3.0, 1.5, 0.4))]),
 ]  # fmt: skip

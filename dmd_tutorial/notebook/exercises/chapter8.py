@@ -5,18 +5,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dmd_tutorial import data
+from dmd_tutorial.data import two_modes
 from dmd_tutorial.notebook.exercises import Exercise
 
-# 8.1: the KL divergence of a code from the prior
+Field = Callable[[Tensor, Tensor], Tensor]  # a denoiser of (x, sigma), or a velocity of (x_t, t)
 
 
 def code_price(mean: Tensor, std: Tensor) -> Tensor:
-    """KL divergence of a Gaussian from the standard normal one: the answer to 8.1."""
+    """KL divergence of a Gaussian code from the standard normal prior: the answer to 8.1."""
     return (0.5 * (mean**2 + std**2 - 1) - std.log()).sum(1)
-
-
-# 8.2: a coupling undone
 
 
 def undo(z_b: Tensor, log_scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,40 +21,21 @@ def undo(z_b: Tensor, log_scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]
     return (z_b - shift) * (-log_scale).exp(), -log_scale.sum(1)
 
 
-# 8.3: a velocity from a denoiser
-
-Denoise = Callable[[Tensor, Tensor], Tensor]
-
-
-def velocity_of(denoise: Denoise, x_t: Tensor, t: Tensor) -> Tensor:
+def velocity_of(denoise: Field, x_t: Tensor, t: Tensor) -> Tensor:
     """Velocity dx_t/dt that a denoiser implies: the answer to 8.3."""
-    column = t[:, None]
-    return (x_t - denoise(x_t / (1 - column), t / (1 - t))) / column
+    return (x_t - denoise(x_t / (1 - t[:, None]), t / (1 - t))) / t[:, None]
 
 
-def _slope(denoise: Denoise, x: Tensor, sigma: Tensor) -> Tensor:
+def _slope(denoise: Field, x: Tensor, sigma: Tensor) -> Tensor:
     return (x - denoise(x, sigma)) / sigma[:, None]
 
 
-def _exact(x: Tensor, sigma: Tensor) -> Tensor:
-    return data.two_modes()(x, sigma)
+def cfm_loss(v: Field, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
+    """Conditional flow matching, to the velocity of the drawn line: the answer to 8.4."""
+    return _square(v, (1 - t[:, None]) * x + t[:, None] * z, t, z - x)
 
 
-# 8.4: conditional flow matching
-
-Velocity = Callable[[Tensor, Tensor], Tensor]
-
-
-def cfm_loss(v: Velocity, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
-    """Mean square from the velocity of the drawn line: the answer to 8.4."""
-    return _square(v, _line(x, z, t), t, z - x)
-
-
-def _line(x: Tensor, z: Tensor, t: Tensor) -> Tensor:
-    return (1 - t[:, None]) * x + t[:, None] * z
-
-
-def _square(v: Velocity, x_t: Tensor, t: Tensor, target: Tensor) -> Tensor:
+def _square(v: Field, x_t: Tensor, t: Tensor, target: Tensor) -> Tensor:
     return (v(x_t, t) - target).square().mean()
 
 
@@ -75,8 +53,7 @@ EXERCISES = [
             lambda mean, std: (0.5 * (mean**2 + std - 1) - std.log()).sum(1),
         "sum over the axes of a code, do not average":
             lambda mean, std: code_price(mean, std) / mean.shape[1],
-        "one number for each row: sum over dim=1 only":
-            lambda mean, std: code_price(mean, std).sum(),
+        "one number for each row: sum over dim=1 only": lambda *a: code_price(*a).sum(),
         "the -1 is missing: a code equal to the prior costs nothing":
             lambda mean, std: code_price(mean, std) + mean.shape[1] / 2,
     }, inputs=lambda: [(torch.randn(5, 3), 0.2 + torch.rand(5, 3))]),
@@ -99,19 +76,19 @@ EXERCISES = [
         "the noise level of time t is t / (1 - t)":
             lambda D, x_t, t: (x_t - D(x_t / (1 - t[:, None]), t)) / t[:, None],
         "the sign is the other way round: with t the noise grows, so the velocity points away "
-        "from the denoised estimate": lambda D, x_t, t: -velocity_of(D, x_t, t),
+        "from the denoised estimate": lambda *a: -velocity_of(*a),
         "that is dx/dsigma of the probability-flow ODE; here the point is x_t and the clock is t":
             lambda D, x_t, t: _slope(D, x_t / (1 - t[:, None]), t / (1 - t)),
         "divide by t: the whole way back to the data takes the time t":
             lambda D, x_t, t: t[:, None] * velocity_of(D, x_t, t),
-    }, inputs=lambda: [(_exact, torch.randn(6, 2), 0.1 + 0.8 * torch.rand(6))]),
+    }, inputs=lambda: [(two_modes(), torch.randn(6, 2), 0.1 + 0.8 * torch.rand(6))]),
     Exercise("8.4", "conditional flow matching", cfm_loss, {
         "here time rises with the noise: the data are at t = 0":
             lambda v, x, z, t: cfm_loss(v, z, x, t),
         "the derivative of (1 - t) x + t z by t is z - x":
-            lambda v, x, z, t: _square(v, _line(x, z, t), t, x - z),
+            lambda v, x, z, t: _square(v, x + t[:, None] * (z - x), t, x - z),
         "the target is the velocity z - x, not the noise":
-            lambda v, x, z, t: _square(v, _line(x, z, t), t, z),
+            lambda v, x, z, t: _square(v, x + t[:, None] * (z - x), t, z),
         "the data fade as the noise comes: (1 - t) x + t z":
             lambda v, x, z, t: _square(v, x + t[:, None] * z, t, z - x),
         "take the mean over all values, not the sum":

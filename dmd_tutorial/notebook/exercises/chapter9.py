@@ -8,65 +8,33 @@ from torch import Tensor
 
 from dmd_tutorial.notebook.exercises import Exercise, loss_and_gradients
 
-# 9.1: two points of nearly one path
 
-
-def training_pair(
-    x: Tensor, noise: Tensor, sigma: Tensor, sigma_next: Tensor
-) -> tuple[Tensor, Tensor]:
+def training_pair(x: Tensor, noise: Tensor, s: Tensor, s_next: Tensor) -> tuple[Tensor, Tensor]:
     """The higher and the lower point of consistency training: the answer to 9.1."""
-    return x + sigma[:, None] * noise, x + sigma_next[:, None] * noise
-
-
-def _noise_and_levels() -> list[tuple]:
-    levels = torch.tensor([0.5, 1.0, 2.0]), torch.tensor([0.3, 0.8, 1.5])
-    return [(torch.randn(3, 2), torch.randn(3, 2), *levels)]
-
-
-# 9.2: the factors of the boundary condition
+    return x + s[:, None] * noise, x + s_next[:, None] * noise
 
 
 def factors(sigma: Tensor, sigma_data: float, sigma_min: float) -> tuple[Tensor, Tensor]:
-    """c_skip and c_out: the answer to 9.2."""
+    """c_skip and c_out with a boundary condition: the answer to 9.2."""
     above = sigma - sigma_min
     c_skip = sigma_data**2 / (above**2 + sigma_data**2)
     return c_skip, sigma_data * above / (sigma**2 + sigma_data**2).sqrt()
 
 
-# 9.3: the spread that the grid costs
-
-
 def spread(levels: Tensor, std: float) -> Tensor:
-    """What is left of the standard deviation of Gaussian data: the answer to 9.3."""
+    """What the grid leaves of the standard deviation of Gaussian data: the answer to 9.3."""
     return torch.atan(levels / std).diff().cos().prod()
 
 
-# 9.4: the loss
-
-
-def consistency_loss(
-    f: Callable, x: Tensor, sigma: Tensor, x_next: Tensor, sigma_next: Tensor
-) -> Tensor:
+def consistency_loss(f: Callable, x: Tensor, s: Tensor, x_next: Tensor, s_next: Tensor) -> Tensor:
     """Mean square distance of f at two points, the lower one held: the answer to 9.4."""
-    return (f(x, sigma) - f(x_next, sigma_next).detach()).square().mean()
+    return (f(x, s) - f(x_next, s_next).detach()).square().mean()
 
 
 def _probe(answer: Callable[..., Tensor], *points: Tensor) -> dict[str, Tensor]:
     weight = torch.tensor(1.3, requires_grad=True)
-
-    def f(x: Tensor, sigma: Tensor) -> Tensor:
-        return weight * x / (1 + sigma[:, None])
-
-    return loss_and_gradients(answer(f, *points), {"gradient of the loss": weight})
-
-
-def _two_points() -> list[tuple]:
-    sigma = torch.tensor([0.5, 1.0, 3.0, 8.0])
-    x, x_next = torch.randn(4, 2), torch.randn(4, 2)
-    return [(x, sigma, x_next, 0.7 * sigma)]
-
-
-# 9.5: noise for the next evaluation
+    loss = answer(lambda x, sigma: weight * x / (1 + sigma[:, None]), *points)
+    return loss_and_gradients(loss, {"gradient of the loss": weight})
 
 
 def renoise(x: Tensor, noise: Tensor, tau: float, sigma_min: float) -> Tensor:
@@ -84,7 +52,8 @@ EXERCISES = [
             lambda x, n, s, t: (x + s[:, None] * n, x + s[:, None] * n + t[:, None] * n),
         "the order is the other way round: the higher level comes first":
             lambda x, noise, s, t: training_pair(x, noise, t, s),
-    }, inputs=_noise_and_levels),
+    }, inputs=lambda: [(torch.randn(3, 2), torch.randn(3, 2),
+                        *torch.tensor([[0.5, 1.0, 2.0], [0.3, 0.8, 1.5]]))]),
     Exercise("9.2", "factors with a boundary condition", factors, {
         "these are EDM's factors: at sigma_min they leave a part of the network; put sigma - "
         "sigma_min where they have sigma": lambda s, d, low: factors(s, d, 0.0),
@@ -103,8 +72,7 @@ EXERCISES = [
             lambda levels, std: torch.atan(levels / std).diff().cos().sum(),
         "the angle is that of level over standard deviation, arctan(sigma / std)":
             lambda levels, std: torch.atan(levels).diff().cos().prod(),
-        "that is what is left of the variance; the spread is its root":
-            lambda levels, std: spread(levels, std) ** 2,
+        "that is what is left of the variance; the spread is its root": lambda *a: spread(*a) ** 2,
         "the sine of the angle is what is lost; the cosine is what is left":
             lambda levels, std: torch.atan(levels / std).diff().sin().prod(),
         "the student goes from level to level: one angle for each pair of neighbours, not one "
@@ -122,7 +90,8 @@ EXERCISES = [
             lambda f, x, s, y, t: (f(x, s) - y).square().mean(),
         "each point is asked at its own level: f(x_next, sigma_next)":
             lambda f, x, s, y, t: (f(x, s) - f(y, s).detach()).square().mean(),
-    }, inputs=_two_points, probe=_probe),
+    }, inputs=lambda: [(torch.randn(4, 2), sigma, torch.randn(4, 2), 0.7 * sigma)
+                       for sigma in [torch.tensor([0.5, 1.0, 3.0, 8.0])]], probe=_probe),
     Exercise("9.5", "noise for the next evaluation", renoise, {
         "variances add, and the sample has sigma_min already: the new noise has the variance "
         "tau^2 - sigma_min^2": lambda x, noise, tau, low: x + tau * noise,

@@ -1,8 +1,4 @@
-"""Energy-based model: a loss that compares data with samples, which Langevin chains make.
-
-The energy is any function of points and classes, ``E(x, label)`` of (batch, 1); without its
-normalising constant it has a score. Source: Hinton 2002; Du and Mordatch 2019, Eq. 2, Section 3.3.
-"""
+"""Energy-based model: a loss that compares data with samples, which Langevin chains make."""
 
 from collections.abc import Callable
 
@@ -20,7 +16,8 @@ def contrastive_loss(
 ) -> Float[Tensor, ""]:
     """Data's energies less detached samples': the slope is that of minus the log-likelihood.
 
-    `strength` penalises large energies, which keeps a training stable. The value says nothing.
+    `strength` penalises large energies, for stability. The value says nothing. An energy is any
+    ``E(x, label)`` of (batch, 1). Source: Hinton 2002; Du and Mordatch 2019, Eq. 2.
     """
     check_same_shape(real=real, fake=fake)
     return (real - fake).mean() + strength * (real**2 + fake**2).mean()

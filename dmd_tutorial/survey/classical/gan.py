@@ -1,8 +1,4 @@
-"""Generative adversarial network: two losses, and a step that descends one after the other.
-
-Logits are log-odds of being real. Source: Goodfellow et al. 2014, Eq. 1 and Section 3; on noised
-samples Yin et al. 2024 (DMD2), Eq. 4.
-"""
+"""Generative adversarial network, on log-odds of being real (Goodfellow et al. 2014, Eq. 1, 3)."""
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,9 +9,7 @@ from dmd_tutorial import dmd
 from dmd_tutorial.checks import Condition
 
 
-def discriminator_loss(
-    real: Float[Tensor, " *batch"], fake: Float[Tensor, " *batch"]
-) -> Float[Tensor, ""]:
+def discriminator_loss(real: Float[Tensor, " *batch"], fake: Float[Tensor, " *batch"]) -> Tensor:
     """Cross-entropy of telling data from samples, by logits; 2 log 2 where they look alike."""
     return functional.softplus(-real).mean() + functional.softplus(fake).mean()
 
@@ -26,15 +20,11 @@ def generator_loss(fake: Float[Tensor, " *batch"]) -> Float[Tensor, ""]:
 
 
 def gan_step(
-    generator: nn.Module, discriminator: nn.Module,
-    generator_optimizer: Optimizer, discriminator_optimizer: Optimizer,
-    x: Float[Tensor, "batch dim"], z: Float[Tensor, "batch latent"],
-    label: Condition | None = None, clip: float = 10.0,
+    generator: nn.Module, discriminator: nn.Module, generator_optimizer: Optimizer,
+    discriminator_optimizer: Optimizer, x: Float[Tensor, "batch dim"],
+    z: Float[Tensor, "batch latent"], label: Condition | None = None, clip: float = 10.0,
 ) -> tuple[float, float]:  # fmt: skip
-    """Update the discriminator, then the generator, on the same samples, of the data's classes.
-
-    Returns both losses, the discriminator's first. Source: Goodfellow et al. 2014, Algorithm 1.
-    """
+    """Update the discriminator, then the generator, on the same samples; returns both losses."""
     fake = generator(z, label)
     told = discriminator_loss(discriminator(x, label), discriminator(fake.detach(), label))
     dmd.update(discriminator_optimizer, told, clip)

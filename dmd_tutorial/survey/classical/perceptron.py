@@ -12,11 +12,7 @@ from dmd_tutorial.networks.mlp import Linears
 
 
 class Perceptron(nn.Module):
-    """Linear layers with SiLU between them; the class is told as a one-hot row, or zeros.
-
-    Without hidden layers it is an affine map. `copies` networks side by side are independent, each
-    for its block of the batch, see `networks.MLP`.
-    """
+    """Linear layers and SiLU; the class is a one-hot row, or zeros; `copies` are those of `MLP`."""
 
     def __init__(
         self, inputs: int, outputs: int, hidden: int = 128, layers: int = 3, classes: int = 0,

@@ -12,9 +12,8 @@ from dmd_tutorial.survey.classical.perceptron import Perceptron
 class RealNVP(nn.Module):
     """A chain of affine couplings: invertible, with a Jacobian determinant that is a product.
 
-    A coupling keeps some coordinates, and scales and shifts the others by amounts that a
-    `Perceptron` reads off those that were kept. Which are kept changes from one coupling to the
-    next. `bound` is the largest logarithm of a coupling's scale. Source: Dinh et al. 2017.
+    Each scales (by at most exp(`bound`)) and shifts some coordinates by amounts that a `Perceptron`
+    reads off the others. Source: Dinh et al. 2017.
     """
 
     keeps: Tensor
@@ -68,9 +67,6 @@ class RealNVP(nn.Module):
 def flow_log_prob(
     flow: RealNVP, x: Float[Tensor, "batch dim"], label: Condition | None = None
 ) -> Float[Tensor, " batch"]:
-    """Exact log-density of a flow, in nats: that of z, plus the log of how much z is stretched.
-
-    A flow is trained by maximising its mean. Source: Dinh et al. 2017, Eq. 2 and 3.
-    """
+    """Exact log-density in nats: that of z, plus ``log |det dz/dx|`` (Dinh et al. 2017, Eq. 2)."""
     z, log_det = flow(x, label)
     return Normal(torch.zeros_like(z), torch.ones_like(z)).log_prob(z).sum(1) + log_det

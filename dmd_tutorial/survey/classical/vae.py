@@ -21,10 +21,7 @@ class Coded(NamedTuple):
 
 
 class VAE(nn.Module):
-    """An encoder to a Gaussian over z, a decoder to a Gaussian over x of one learned width.
-
-    Each half is a `Perceptron`. Source: Kingma and Welling 2014.
-    """
+    """A Gaussian over z for each x, a Gaussian over x for each z (Kingma and Welling 2014)."""
 
     def __init__(
         self, dim: int = 2, latent: int = 2, classes: int = 0, hidden: int = 128, layers: int = 3,
@@ -66,10 +63,7 @@ def elbo(
     vae: VAE, x: Float[Tensor, "batch dim"], noise: Float[Tensor, "batch latent"],
     label: Condition | None = None,
 ) -> Float[Tensor, " batch"]:  # fmt: skip
-    """``log p(x | z) - KL(q(z | x) || p(z))``: a bound of each log-density, in nats, by one z.
-
-    The noise makes z. Source: Kingma and Welling 2014, Eq. 3 and 10.
-    """
+    """``log p(x | z) - KL(q(z | x) || p(z))``, a bound in nats (Kingma and Welling 2014, Eq. 3)."""
     coded = vae(x, noise, label)
     reconstruction = Normal(coded.mean, coded.std).log_prob(x).sum(1)
     prior = Normal(torch.zeros_like(coded.latent_mean), torch.ones_like(coded.latent_std))

@@ -1,28 +1,15 @@
 """Consistency models: a network that sends every point of a path straight to the path's end.
 
-The teacher's paths stand in `paths`, two points of one path in `pairs` and their noise levels in
-`levels`; `model` learns with `loss` to send both to one end. `trajectory` goes to any lower level
-instead.
+`paths` are the teacher's, `pairs` two points of one, `levels` theirs; `model` learns with `loss` to
+send both to one end. `trajectory` goes to any lower level instead.
 """
 
-from dmd_tutorial.survey.consistency.levels import (
-    doubling_bins,
-    lognormal_probability,
-    neighbour_levels,
-)
-from dmd_tutorial.survey.consistency.loss import consistency_loss, pseudo_huber, squared
-from dmd_tutorial.survey.consistency.model import (
-    ConsistencyModel,
-    consistency_preconditioning,
-    multistep,
-)
-from dmd_tutorial.survey.consistency.pairs import Pair, distillation_pair, training_pair
-from dmd_tutorial.survey.consistency.paths import guided_denoised, solve
-from dmd_tutorial.survey.consistency.trajectory import (
-    TrajectoryModel,
-    trajectory_loss,
-    trajectory_sampler,
-)
+from .levels import doubling_bins, lognormal_probability, neighbour_levels
+from .loss import consistency_loss, pseudo_huber, squared
+from .model import ConsistencyModel, consistency_preconditioning, multistep
+from .pairs import Pair, distillation_pair, training_pair
+from .paths import guided_denoised, solve
+from .trajectory import TrajectoryModel, trajectory_loss, trajectory_sampler
 
 __all__ = [
     "ConsistencyModel", "Pair", "TrajectoryModel", "consistency_loss",

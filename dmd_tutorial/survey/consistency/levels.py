@@ -1,7 +1,4 @@
-"""The two noise levels of a pair: neighbours of a grid, how likely each, and how fine the grid.
-
-A grid is ascending noise levels, at least 2.
-"""
+"""The noise levels of a pair, out of a grid of ascending levels, and how fine the grid is."""
 
 import math
 
@@ -14,10 +11,9 @@ def neighbour_levels(
     batch: int, grid: Float[Tensor, " bins"], rng: Generator | None = None, *, skip: int = 1,
     probability: Float[Tensor, " bins-1"] | None = None,
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:  # fmt: skip
-    """Draw a level of the grid and the one `skip` places below it, or the lowest; float32.
+    """Draw a level and the one `skip` places below (latent consistency), or the lowest; float32.
 
-    `probability`, of each level but the lowest, is up to a factor; without it all are equal.
-    Source: Song et al. 2023, Algorithm 2; `skip` is that of latent consistency (Luo et al. 2023).
+    `probability`, of each but the lowest, is up to a factor. Source: Song et al. 2023, Alg. 2.
     """
     if probability is None:
         probability = torch.ones(len(grid) - 1)
@@ -28,10 +24,7 @@ def neighbour_levels(
 def lognormal_probability(
     grid: Float[Tensor, " bins"], mean: float = -1.1, std: float = 2.0
 ) -> Float[Tensor, " bins-1"]:
-    """How likely ``ln(sigma) ~ N(mean, std^2)`` falls between neighbours, up to a factor.
-
-    Source: Song and Dhariwal 2024, Section 3.5, for data of width 0.5.
-    """
+    """How likely ``ln(sigma)`` falls between neighbours, up to a factor (Song and Dhariwal 3.5)."""
     return torch.special.ndtr((grid.log() - mean) / std).diff()
 
 

@@ -1,4 +1,4 @@
-"""The consistency loss: two points of one path must be sent to one place."""
+"""The consistency loss (Song et al. 2023): two points of one path must be sent to one place."""
 
 import math
 from collections.abc import Callable
@@ -29,11 +29,7 @@ def consistency_loss(
     model: Denoiser, target: Denoiser, pair: Pair, label: Condition | None = None,
     distance: Distance = squared, weight: Float[Tensor, " batch"] | None = None,
 ) -> Float[Tensor, ""]:  # fmt: skip
-    """How far two points of one path are sent apart: ``d(f(x, sigma), sg[f(x_next, sigma_next)])``.
-
-    The target answers at the lower level, without gradient: f itself, or its average.
-    Source: Song et al. 2023, Eq. 7 (distillation) and Eq. 10 (training).
-    """
+    """``d(f(x, sigma), sg[f(x_next, sigma_next)])``; target is f or its average (Eq. 7, Eq. 10)."""
     with torch.no_grad():
         answer = target(pair.x_next, pair.sigma_next, label)
     distances = distance(model(pair.x, pair.sigma, label), answer)

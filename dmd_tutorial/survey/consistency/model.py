@@ -1,7 +1,4 @@
-"""A consistency model, which sends every point of a path to its end; and sampling with it.
-
-A path ends at sigma_min, where the model is the identity.
-"""
+"""A consistency model sends every point of a path to its end at sigma_min (Song et al. 2023)."""
 
 import math
 from collections.abc import Iterator
@@ -21,18 +18,12 @@ def consistency_preconditioning(
 ) -> Preconditioning:
     """EDM's factors, shifted: ``c_skip = 1``, ``c_out = 0`` at sigma_min (Song et al. 2023, C)."""
     above, total = sigma - sigma_min, sigma**2 + sigma_data**2
-    return edm_preconditioning(sigma, sigma_data)._replace(
-        c_skip=sigma_data**2 / (above**2 + sigma_data**2),
-        c_out=above * sigma_data / total.sqrt(),
-    )
+    c_skip, c_out = sigma_data**2 / (above**2 + sigma_data**2), above * sigma_data / total.sqrt()
+    return edm_preconditioning(sigma, sigma_data)._replace(c_skip=c_skip, c_out=c_out)
 
 
 class ConsistencyModel(nn.Module):
-    """A denoiser's network F as ``f = c_skip x + c_out F``, where ``f(x, sigma_min) = x``.
-
-    It is called as a denoiser is, and starts as the one whose network it uses and trains, nearly.
-    Source: Song et al. 2023, Eq. 5 and appendix C.
-    """
+    """A denoiser's own network as ``f = c_skip x + c_out F``, the identity at sigma_min (Eq. 5)."""
 
     def __init__(self, denoiser: EDMDenoiser, sigma_min: float = SIGMA_MIN) -> None:
         super().__init__()
@@ -55,14 +46,9 @@ class ConsistencyModel(nn.Module):
 @torch.no_grad()
 def multistep(
     model: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " evaluations"],
-    label: Condition | None = None, *,
-    sigma_min: float = SIGMA_MIN, rng: Generator | None = None,
+    label: Condition | None = None, *, sigma_min: float = SIGMA_MIN, rng: Generator | None = None,
 ) -> Iterator[Step]:  # fmt: skip
-    """Sample with a consistency model: to the end of the path, noise again, to the end, ...
-
-    It starts at ``levels[0] * z``; the levels fall, one for each evaluation.
-    Source: Song et al. 2023, Algorithm 1.
-    """
+    """To the end of the path from ``levels[0] * z``, noise again, to the end, ... (Algorithm 1)."""
     for index, sigma in enumerate(levels.tolist()):
         if index == 0:
             x = sigma * z

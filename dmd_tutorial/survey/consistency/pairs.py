@@ -25,10 +25,7 @@ def distillation_pair(
     sigma: Float[Tensor, " batch"], sigma_next: Float[Tensor, " batch"],
     label: Condition | None = None,
 ) -> Pair:  # fmt: skip
-    """The pair of consistency distillation: noise the data, then let the teacher take one step.
-
-    Source: Song et al. 2023, Algorithm 2 with Heun's solver.
-    """
+    """Noised data, and the teacher's Heun step from there (Song et al. 2023, Algorithm 2)."""
     x_noisy = add_noise(x, sigma, noise)
     return Pair(x_noisy, sigma, solve(teacher, x_noisy, sigma, sigma_next, label), sigma_next)
 

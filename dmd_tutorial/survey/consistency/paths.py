@@ -1,7 +1,4 @@
-"""The paths of the probability-flow ODE, ``dx/dsigma = (x - D(x, sigma)) / sigma``.
-
-A path ends at sigma_min. Latent consistency follows the paths of a guided denoiser.
-"""
+"""The paths of the probability-flow ODE, ``dx/dsigma = (x - D(x, sigma)) / sigma``."""
 
 import torch
 from jaxtyping import Float
@@ -14,15 +11,10 @@ from dmd_tutorial.noise import RHO
 
 @torch.no_grad()
 def solve(
-    denoiser: Denoiser, x: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"], sigma_next: Float[Tensor, " batch"],
-    label: Condition | None = None, *, steps: int = 1,
+    denoiser: Denoiser, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
+    sigma_next: Float[Tensor, " batch"], label: Condition | None = None, *, steps: int = 1,
 ) -> Float[Tensor, "batch *shape"]:  # fmt: skip
-    """Follow the probability-flow ODE from a level to another, each sample between its own two.
-
-    The steps, of Heun's method, take two evaluations each and are spaced as EDM's; sigma_next is
-    above 0. Source: Karras et al. 2022 (EDM), Algorithm 1.
-    """
+    """Follow the ODE between two levels above 0 a sample by Heun's method in EDM's steps."""
     start, end = sigma ** (1 / RHO), sigma_next ** (1 / RHO)
     for step in range(steps):
         after = ((start + (step + 1) / steps * (end - start)) ** RHO).clamp(sigma_next, sigma)
@@ -38,10 +30,6 @@ def guided_denoised(
     denoiser: Denoiser, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
     label: Condition, guidance: Float[Tensor, " batch"],
 ) -> Float[Tensor, "batch *shape"]:  # fmt: skip
-    """The denoised estimate of the guidance-augmented ODE: ``(1 + w) D(x, c) - w D(x)``.
-
-    The teacher was trained with and without labels; `guidance` is w, 0 for none.
-    Source: Luo et al. 2023 (LCM), Section 4.2, for denoised estimates; Ho and Salimans 2022.
-    """
+    """``(1 + w) D(x, label) - w D(x)``, w the guidance, 0 for none (Luo et al. 2023, LCM, 4.2)."""
     w = expand(guidance, x)
     return (1 + w) * denoiser(x, sigma, label) - w * denoiser(x, sigma, None)

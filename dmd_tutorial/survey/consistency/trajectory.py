@@ -19,11 +19,10 @@ Jump = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # (x, sigma, s
 
 
 class TrajectoryModel(nn.Module):
-    """A network that goes from any level to any lower one: ``G = s/t x + (1 - s/t) g(x, t, s)``.
+    """From any level to any lower one: ``G = s/t x + (1 - s/t) g(x, t, s)`` (Kim et al. 2024, CTM).
 
-    g is a denoiser with one more input, the level s to go to: a constant channel of ``ln(s) / 4``.
-    At first the channel counts for nothing, and g is the denoiser that is given, around an MLP or
-    the book's U-Net, which is copied. Source: Kim et al. 2024 (CTM), Section 3.
+    g is a copy of the denoiser that is given, around an MLP or the book's U-Net, with one more
+    input, a constant channel of ``ln(s) / 4``, which at first counts for nothing.
     """
 
     def __init__(self, denoiser: EDMDenoiser) -> None:
@@ -34,11 +33,7 @@ class TrajectoryModel(nn.Module):
         self, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
         sigma_next: Float[Tensor, " batch"], label: Condition | None = None, aim: bool = False,
     ) -> Float[Tensor, "batch *shape"]:  # fmt: skip
-        """Go along the path from sigma to sigma_next, above 0 and at most sigma.
-
-        With `aim` it is g: where the straight line from x to the landing point meets level 0.
-        Where sigma_next is sigma, g is a denoiser.
-        """
+        """To sigma_next, above 0, up to sigma; with `aim` g, where the line there meets level 0."""
         check_sigma(x, sigma)
         check_sigma(x, sigma_next)
         factors = edm_preconditioning(sigma, self.sigma_data)
@@ -81,11 +76,10 @@ def trajectory_loss(
 ) -> Float[Tensor, ""]:  # fmt: skip
     """Whether one jump lands where the teacher's part of the way and a second jump land.
 
-    Both landing points at sigma_next are sent on to sigma_min by the target, and compared there.
-    That costs two more passes, one with a backward pass; with None they are left out. The target
-    is G with frozen parameters, such as the model's average; gradients pass through it to the
-    model's landing point. The teacher took x_noisy to x_between. Levels are t, u and s of Kim et
-    al. 2024 (CTM), Section 3.
+    The teacher took x_noisy to x_between. Both landing points are sent on to sigma_min by the
+    target, and compared there; with None, which saves two passes, as they are. The target is G with
+    frozen parameters; gradients pass through it to the model's landing point. Levels are t, u and
+    s of Kim et al. 2024 (CTM), Section 3.
     """
     check_same_shape(x_noisy=x_noisy, x_between=x_between)
     jumped = model(x_noisy, sigma, sigma_next, label)
@@ -106,8 +100,7 @@ def trajectory_sampler(
 ) -> Iterator[Step]:  # fmt: skip
     """Jump down falling levels, all above 0: below the next one, and up to it with new noise.
 
-    It starts at ``levels[0] * z``. gamma goes from 0, no new noise, to 1, where every jump goes to
-    the end, as in `multistep`. Source: Kim et al. 2024 (CTM), gamma-sampling.
+    gamma goes from 0, no new noise, to 1, where every jump goes to the end (CTM, gamma-sampling).
     """
     x, end = levels[0].item() * z, levels[-1].item()
     ones = z.new_ones(len(z))

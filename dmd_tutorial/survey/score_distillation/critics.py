@@ -11,10 +11,7 @@ from dmd_tutorial.networks import MLP, UNet
 
 
 def known_noise(noise: Float[Tensor, "batch *shape"]) -> Denoiser:
-    """The critic of SDS: told the noise in the samples, it answers with the clean samples.
-
-    It is the exact denoiser of a generator that makes one point only, for each sample anew.
-    """
+    """The critic of SDS: told the noise in the samples, it answers with the clean samples."""
 
     def denoiser(x: Tensor, sigma: Tensor, label: Condition | None = None) -> Tensor:
         return denoised_from_noise(x, noise, sigma)
@@ -25,8 +22,7 @@ def known_noise(noise: Float[Tensor, "batch *shape"]) -> Denoiser:
 class Judge(nn.Module):
     """A critic with a second answer: a logit that says whether a noisy sample began as data.
 
-    The head reads what the critic's network, the book's `UNet` or `MLP`, computes half-way, so
-    both answers cost one pass. Source: Yin et al. 2024 (DMD2), Section 4.3.
+    The head reads what the critic's network, `UNet` or `MLP`, computes half-way (DMD2, 4.3).
     """
 
     def __init__(self, critic: EDMDenoiser) -> None:

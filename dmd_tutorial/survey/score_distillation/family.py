@@ -1,32 +1,64 @@
 """The members of the family of score distillation, and in what they differ.
 
-Every member moves a generated sample x against ``w_t / sigma^2 * (D_critic - D_real)``, which is
-`dmd.matching_gradient`. Members differ in the weight, in who the critic is, and in the law by
-which noise levels are drawn. DMD2 adds a GAN loss; SiD's gradient also runs through the denoisers.
-alpha = 1.
+Every member moves a generated sample x against `dmd.matching_gradient`. Members differ in its
+weight, in who the critic is, and in the law of noise levels. DMD2 adds a GAN loss; SiD's gradient
+also runs through the denoisers. alpha = 1. A law is a grid, ``(sigma_max, sigma_data) -> levels``,
+of quantiles, since `dmd` draws its indices uniformly, from 2 % to 98 % for generators.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from dmd_tutorial import dmd
 from dmd_tutorial.denoisers import SIGMA_DATA
 from dmd_tutorial.dmd import Objective, Weighting
+from dmd_tutorial.noise import BINS, karras_grid, linear_schedule
 from dmd_tutorial.survey.score_distillation.iterations import (
     Step,
     adversarial_step,
     point_step,
     sid_step,
 )
-from dmd_tutorial.survey.score_distillation.levels import (
-    dmd_levels,
-    noise_prediction,
-    schedule_levels,
-    teacher_levels,
-)
+
+
+def noise_prediction(
+    x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
+    denoised_real: Float[Tensor, "batch *shape"],
+) -> Float[Tensor, " batch"]:  # fmt: skip
+    """``sigma^3 / (1 + sigma^2)``, the weight of SDS and VSD.
+
+    They weight a difference of predicted *noises* with a variance-preserving schedule's variance.
+    Source: Poole et al. 2022 (SDS), Eq. 3 with w(t) = sigma_t^2; Wang et al. 2023 (VSD), Eq. 9.
+    """
+    return sigma**3 / (1 + sigma**2)
+
+
+def schedule_levels(sigma_max: float, sigma_data: float = SIGMA_DATA) -> Float[Tensor, " bins"]:
+    """A variance-preserving schedule's ``sigma / alpha``, even in time (SDS, Section 3; VSD)."""
+    alpha, sigma = linear_schedule(torch.linspace(1e-4, 1, 20 * BINS, dtype=torch.float64))
+    levels = sigma / alpha
+    levels = levels[levels <= sigma_max]
+    return levels[torch.linspace(0, len(levels) - 1, BINS).long()]
+
+
+def teacher_levels(sigma_max: float, sigma_data: float = SIGMA_DATA) -> Float[Tensor, " bins"]:
+    """EDM's log-normal law, of median 0.3 for data of width 0.5 (Diff-Instruct, public code)."""
+    mean, std = -1.2 + math.log(sigma_data / SIGMA_DATA), 1.2
+    below = torch.special.ndtr(torch.tensor((math.log(sigma_max) - mean) / std))
+    probability = below.double() * (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS
+    return torch.exp(mean + std * torch.special.ndtri(probability))
+
+
+def dmd_levels(sigma_max: float, sigma_data: float = SIGMA_DATA) -> Float[Tensor, " bins"]:
+    """EDM's sampling grid: DMD, DMD2, and SiD, who stops at 80 % of it."""
+    return karras_grid(sigma_max=sigma_max)
+
 
 WEIGHTS: dict = {  # how a table names them
     noise_prediction: r"$\sigma^3 / (1 + \sigma^2)$",
@@ -56,11 +88,9 @@ class Member:
     def objective(self, sigma_max: float, sigma_data: float = SIGMA_DATA) -> Objective:
         """What an iteration of it optimises, on levels up to sigma_max, for data of a width."""
         return Objective(
-            weighting=self.weighting,
-            lambda_reg=self.lambda_reg,
-            critic_steps=self.critic_steps,
+            weighting=self.weighting, lambda_reg=self.lambda_reg, critic_steps=self.critic_steps,
             grid=self.law(sigma_max, sigma_data),
-        )
+        )  # fmt: skip
 
     def row(self) -> tuple[str, ...]:
         """Name, weight, critic, noise law, data?, pairs?, for a table in Markdown."""

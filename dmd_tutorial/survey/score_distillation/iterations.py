@@ -1,22 +1,20 @@
-"""One iteration of the methods that are not `dmd.iteration` as it is, with its arguments.
-
-Each updates the generator, then its critic by `dmd.train_critic`. `training.distill` runs them.
-"""
+"""One iteration of each method that is not `dmd.iteration` as it is, for `training.distill`."""
 
 from collections.abc import Callable
 from dataclasses import replace
 
+import torch
+from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 
 from dmd_tutorial import dmd
-from dmd_tutorial.checks import Condition
+from dmd_tutorial.checks import Condition, check_same_shape, expand
 from dmd_tutorial.denoisers import Denoiser
-from dmd_tutorial.dmd import Batch, Objective, Record
+from dmd_tutorial.dmd import Batch, Objective, Record, Weighting
 from dmd_tutorial.noise import add_noise, dmd_sigma, noise_like
 from dmd_tutorial.survey.classical import gan
 from dmd_tutorial.survey.score_distillation.critics import Judge, known_noise
-from dmd_tutorial.survey.score_distillation.identity import sid_loss
 
 Step = Callable[..., Record]  # the arguments of `dmd.iteration`, to rng
 
@@ -39,10 +37,9 @@ def adversarial_step(
     batch: Batch, objective: Objective, rng: Generator | None = None,
     *, fooling: float, discrimination: float,
 ) -> Record:  # fmt: skip
-    """DMD2: distribution matching, and a critic that also tells noised data from samples.
+    """DMD2: distribution matching, and a critic that also tells noised data (y_ref) from samples.
 
-    The batch has data for y_ref. `fooling` and `discrimination` weigh the generator's adversarial
-    loss and the head's. Source: Yin et al. 2024 (DMD2), Sections 4.2 and 4.3, Eq. 4.
+    `fooling` and `discrimination` weigh the generator's adversarial loss and the head's (Eq. 4).
     """
     if batch.y_ref is None:
         raise ValueError("an adversarial loss needs data, the batch has none")
@@ -69,11 +66,29 @@ def adversarial_step(
     return dmd.train_critic(*networks, batch, objective, record, rng, loss=judging)
 
 
+def sid_loss(
+    x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
+    denoised_real: Float[Tensor, "batch *shape"], denoised_fake: Float[Tensor, "batch *shape"],
+    alpha: float = 1.0, weighting: Weighting | str | dmd.WeightFunction = Weighting.EQ8,
+) -> Float[Tensor, ""]:  # fmt: skip
+    """A loss, maybe negative, that descends the Fisher divergence (Zhou et al. 2024, SiD, Eq. 23).
+
+    Gradients run through x and both answers, not through the weight. Above alpha 1 samples much
+    wider than the teacher's are driven apart. At 1/2, with the exact critic, it is half of that of
+    ``w |D_real - D_fake|^2``, critic's dependence on the generator included.
+    """
+    check_same_shape(x=x, denoised_real=denoised_real, denoised_fake=denoised_fake)
+    with torch.no_grad():
+        scale = dmd.weight(weighting, x, sigma, denoised_real) / sigma**2
+    difference = denoised_real - denoised_fake
+    product = difference * (denoised_real - x - alpha * difference)
+    return (expand(scale, x) * product).mean()
+
+
 def sid_step(
     generator: nn.Module, critic: Denoiser, teacher: Denoiser,
     generator_optimizer: Optimizer, critic_optimizer: Optimizer | None,
-    batch: Batch, objective: Objective, rng: Generator | None = None,
-    *, alpha: float,
+    batch: Batch, objective: Objective, rng: Generator | None = None, *, alpha: float,
 ) -> Record:  # fmt: skip
     """SiD (Zhou et al. 2024, Algorithm 1): the gradient runs through both denoisers, too."""
     x = generator(batch.z, batch.label)
@@ -99,9 +114,8 @@ def with_data(
         batch: Batch, objective: Objective, rng: Generator | None = None,
     ) -> Record:  # fmt: skip
         y, label = draw(len(batch.z), rng)
-        batch = batch._replace(
-            y_ref=y.to(batch.z), label_ref=None if label is None else label.to(batch.z.device)
-        )
+        label = None if label is None else label.to(batch.z.device)
+        batch = batch._replace(y_ref=y.to(batch.z), label_ref=label)
         networks, optimizers = (generator, critic, teacher), (generator_optimizer, critic_optimizer)
         return step(*networks, *optimizers, batch, objective, rng)
 
