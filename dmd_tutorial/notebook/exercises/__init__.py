@@ -104,10 +104,9 @@ class Exercise:
         return Result(False, f"{self.number}, {self.name}: {sentence}")
 
     def outcome(self, answer: Any) -> Any:
-        """Run an answer on the inputs, each answer with the same random numbers.
+        """A value as it is; of a function {"input 1 of n": what the probe saw}, or `Raised`.
 
-        The result is a value as it is; for a function {"input 1 of n": what the probe saw}, or
-        `Raised`. An answer that is open raises `NotAttemptedError`.
+        All answers see the same random numbers. An open one raises `NotAttemptedError`.
         """
         if _is_open(answer):
             raise NotAttemptedError

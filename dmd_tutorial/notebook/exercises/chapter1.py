@@ -48,10 +48,6 @@ def _squares(score, x: Tensor, sigma: Tensor, noise: Tensor, target=None) -> Ten
     return ((score(x + sigma[:, None] * noise, sigma) - target) ** 2).sum(dim=1)
 
 
-def _crude(x: Tensor, sigma: Tensor) -> Tensor:
-    return -(x - 0.3).sin() / (1 + sigma[:, None] ** 2)
-
-
 def langevin_step(x, score, step_size, noise, along=1, spread=2) -> Tensor:
     """One step of Langevin dynamics: the answer to 1.5."""
     return x + along * step_size * score + (spread * step_size) ** 0.5 * noise
@@ -120,8 +116,8 @@ EXERCISES = [
             lambda f, x, s, n: matching_loss(f, x, s, n) / x.shape[1],
         "the length of the error is squared: yours is missing the square, and its minimiser is no "
         "conditional mean": lambda f, x, s, n: (_squares(f, x, s, n).sqrt() * s**2).mean() / 2,
-    }, inputs=lambda: [(_crude, x, torch.linspace(0.2, 1.5, 6), noise)
-                        for x, noise in [torch.randn(2, 6, 3)]]),
+    }, inputs=lambda: [(lambda x, s: -(x - 0.3).sin() / (1 + s[:, None] ** 2), x,
+                        torch.linspace(0.2, 1.5, 6), n) for x, n in [torch.randn(2, 6, 3)]]),
     Exercise("1.5", "Langevin step", langevin_step, {
         "the sign of the drift is the other way round: the walk climbs the score":
             partial(langevin_step, along=-1),

@@ -29,14 +29,11 @@ def denoise(
     return (c_skip * x if skipped else x) + c_out * raw
 
 
-def _tanh(x: Tensor, c_noise: Tensor) -> Tensor:
-    return torch.tanh(x) + c_noise.reshape(-1, 1, 1, 1)
-
-
 def _images() -> list[tuple]:
     """Eight images of 8 x 8 pixels: here a sigma with too few axes raises no error."""
     sigma = torch.tensor([0.002, 0.01, 0.1, 0.3, 1.0, 3.0, 20.0, 80.0])
-    return [(_tanh, torch.randn(8, 1, 8, 8) * (1 + sigma[:, None, None, None]), sigma, 0.5)]
+    x = torch.randn(8, 1, 8, 8) * (1 + sigma[:, None, None, None])
+    return [(lambda x, c_noise: torch.tanh(x) + c_noise.reshape(-1, 1, 1, 1), x, sigma, 0.5)]
 
 
 def _mean(first: Tensor, second: Tensor) -> Tensor:
@@ -138,7 +135,8 @@ EXERCISES = [
             partial(heun_step, combine=lambda a, b: a + (a + b) / 2),
         "at sigma_next = 0 the second slope is 0/0: there, stop at Euler's step":
             partial(heun_step, guarded=False),
-    }, inputs=lambda: [(two_modes(), x, *levels) for x in [2 * torch.randn(5, 2, dtype=torch.float64)]
+    }, inputs=lambda: [(two_modes(), x, *levels)
+                       for x in [2 * torch.randn(5, 2, dtype=torch.float64)]
                        for levels in ((2.0, 1.0), (0.4, 0.0))]),
     Exercise("2.4", "path of a Gaussian", gaussian_path, {
         "the variances have this ratio; x scales like a standard deviation, its root":

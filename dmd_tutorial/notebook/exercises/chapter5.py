@@ -23,11 +23,6 @@ def pull(x: Tensor, m1: Tensor, m2: Tensor, std: float, sigma: float, odds: floa
     return torch.sigmoid(squares / (odds * v))[:, None] * (m2 - m1) / v
 
 
-def _points() -> list[tuple]:
-    x, m1, m2 = torch.randn(8, 2), torch.tensor([1.0, 0.2]), torch.tensor([-0.8, 0.5])
-    return [(x, m1, m2, 0.4, 0.7), (x, m1, m2, 0.3, 2.0)]
-
-
 def anchored_loss(x, gradient, x_ref, y, lam, reduce=torch.mean, half=0.5, detach=True) -> Tensor:
     """Stop-gradient loss plus L2 anchor, with the gradients of Eq. (5.11): the answer to 5.3."""
     aim = (x - gradient).detach() if detach else x - gradient
@@ -78,7 +73,8 @@ EXERCISES = [
             partial(pull, odds=1),
         "this is s_real alone; subtract the score of what the generator makes":
             lambda x, m1, m2, s, t: pull(x, m1, m2, s, t) + (m1 - x) / (s**2 + t**2),
-    }, inputs=_points),
+    }, inputs=lambda: [(x, torch.tensor([1.0, 0.2]), torch.tensor([-0.8, 0.5]), std, sigma)
+                       for x in [torch.randn(8, 2)] for std, sigma in [(0.4, 0.7), (0.3, 2.0)]]),
     Exercise("5.3", "the generator's loss", anchored_loss, {
         "the stop-gradient is missing: without it the gradient does not reach x":
             partial(anchored_loss, detach=False),

@@ -21,11 +21,6 @@ def _ask(denoiser: Denoiser, x: Tensor, level: float) -> Tensor:
     return denoiser(x, torch.full((len(x),), level, dtype=x.dtype))
 
 
-def _denoiser_and_noise() -> list[tuple]:
-    z = torch.randn(6, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return [(two_modes(), z, 5.0), (two_modes(), z, 2.0)]
-
-
 def ema(average: Tensor, new: Tensor, decay: float) -> Tensor:
     """One step of an exponential moving average: the answer to 6.2."""
     return decay * average + (1 - decay) * new
@@ -45,11 +40,6 @@ def _slopes(*given) -> dict[str, Tensor]:
     return {name: value for name, value in found.items() if name != "loss"}
 
 
-def _loss_inputs() -> list[tuple]:
-    rng = torch.Generator().manual_seed(0)
-    return [(*torch.randn(4, 5, 1, 4, 4, generator=rng, dtype=torch.float64), 0.25)]
-
-
 def forward_equivalents(critic_steps: int, generator: int = 2 * (1 + 2), scores: int = 2) -> int:
     """Cost of an iteration per image, in network forwards: the answer to 6.4.
 
@@ -67,7 +57,9 @@ EXERCISES = [
             lambda denoiser, z, sigma_max: _ask(denoiser, sigma_max * z, 1.0),
         "the answer is an image already: do not divide it by sigma_max":
             lambda denoiser, z, sigma_max: generate(denoiser, z, sigma_max) / sigma_max,
-    }, inputs=_denoiser_and_noise),
+    }, inputs=lambda: [(two_modes(), z, sigma_max)
+                       for z in [torch.randn(6, 2, dtype=torch.float64)]
+                       for sigma_max in (5.0, 2.0)]),
     Exercise("6.2", "one step of the average", ema, {
         "the wrong way round: a decay near 1 keeps almost all of the *average*":
             lambda average, new, decay: (1 - decay) * average + decay * new,
@@ -86,7 +78,7 @@ EXERCISES = [
             partial(total_loss, stop=torch.clone),
         "lambda_reg multiplies the wrong term: it belongs to the anchor":
             lambda *a: a[4] * total_loss(*a[:4], 1 / a[4]),
-    }, inputs=_loss_inputs, probe=_slopes),
+    }, inputs=lambda: [(*torch.randn(4, 5, 1, 4, 4, dtype=torch.float64), 0.25)], probe=_slopes),
     Exercise("6.4", "what an iteration costs", forward_equivalents, {
         "the anchor is missing: the generator also runs, forward and backward, on z_ref":
             partial(forward_equivalents, generator=3),

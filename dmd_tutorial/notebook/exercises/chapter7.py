@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -18,10 +19,6 @@ def score_of_energy_model(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return torch.autograd.grad(f(x).sum(), x)[0]
 
 
-def _energy(x: Tensor) -> Tensor:
-    return 3 + (x**2).sum(dim=1) ** 0.5 - 0.4 * (x**2).sum(dim=1) + x[:, 0]
-
-
 def posterior(x: Tensor, clean: Tensor, sigma: float, sigma_next: float) -> tuple[Tensor, float]:
     """Mean and standard deviation of the less noisy sample, in DDPM: the answer to 7.2."""
     kept = (sigma_next / sigma) ** 2
@@ -34,10 +31,7 @@ def _posterior_std(sigma: float, sigma_next: float) -> float:
 
 def ddim_step(x: Tensor, D: Tensor, sigma: float, low: float, eta: float, fresh: Tensor) -> Tensor:
     """One step of DDIM with some new noise: the answer to 7.3."""
-    return _ddim(x, D, sigma, low, eta * _posterior_std(sigma, low), fresh)
-
-
-def _ddim(x: Tensor, D: Tensor, sigma: float, low: float, new: float, fresh: Tensor) -> Tensor:
+    new = eta * _posterior_std(sigma, low)
     return D + math.sqrt(low**2 - new**2) * (x - D) / sigma + new * fresh
 
 
@@ -46,18 +40,14 @@ def reverse_drift(x: Tensor, score: Tensor, f: float, g: float, chance: float) -
     return f * x - (1 + chance**2) / 2 * g**2 * score
 
 
-def dpm_step(x: Tensor, newest: Tensor, older: Tensor, levels: Levels) -> Tensor:
-    """One step of DPM-Solver++(2M): the answer to 7.5."""
-    return _dpm(x, newest, older, levels, _ratio(levels))
+def _ratio(s: Levels) -> float:
+    return math.log(s[1] / s[2]) / math.log(s[0] / s[1])
 
 
-def _ratio(levels: Levels) -> float:
-    return math.log(levels[1] / levels[2]) / math.log(levels[0] / levels[1])
-
-
-def _dpm(x: Tensor, newest: Tensor, older: Tensor, levels: Levels, ratio: float) -> Tensor:
-    kept = levels[2] / levels[1]
-    return kept * x + (1 - kept) * (newest + ratio / 2 * (newest - older))
+def dpm_step(x: Tensor, new: Tensor, old: Tensor, s: Levels, ratio: Callable = _ratio) -> Tensor:
+    """One step of DPM-Solver++(2M), from levels s[1] to s[2]: the answer to 7.5."""
+    kept = s[2] / s[1]
+    return kept * x + (1 - kept) * (new + ratio(s) / 2 * (new - old))
 
 
 EXERCISES = [
@@ -68,7 +58,8 @@ EXERCISES = [
             lambda f, x: score_of_energy_model(lambda y: f(y).exp(), x),
         "the sign is the other way round: here f is high where the density is high":
             lambda *a: -score_of_energy_model(*a),
-    }, inputs=lambda: [(_energy, torch.randn(6, 2))]),
+    }, inputs=lambda: [(
+        lambda x: 3 + (x**2).sum(1) ** 0.5 - 0.4 * (x**2).sum(1) + x[:, 0], torch.randn(6, 2))]),
     Exercise("7.2", "posterior of the less noisy sample", posterior, {
         "x counts by the ratio of the variances, (sigma_next / sigma)**2, not of the standard "
         "deviations": lambda x, y, s, t: (t / s * x + (1 - t / s) * y, _posterior_std(s, t)),
@@ -82,11 +73,11 @@ EXERCISES = [
     }, inputs=lambda: [(torch.randn(4, 2), torch.randn(4, 2), 1.7, 0.6)]),
     Exercise("7.3", "a step of DDIM", ddim_step, {
         "eta multiplies the standard deviation of DDPM's step, the root of its variance":
-            lambda x, D, s, t, eta, new: _ddim(x, D, s, t, eta * _posterior_std(s, t) ** 2, new),
+            lambda x, D, s, t, eta, new: ddim_step(x, D, s, t, eta * _posterior_std(s, t), new),
         "the noise that is kept must make room for the new: sqrt(sigma_next**2 - new**2), so that "
         "both together have the level sigma_next":
             lambda x, D, s, t, eta, new: D + t * (x - D) / s + eta * _posterior_std(s, t) * new,
-        "the new noise is missing": lambda x, D, s, t, eta, new: _ddim(x, D, s, t, 0.0, new),
+        "the new noise is missing": lambda x, D, s, t, eta, new: ddim_step(x, D, s, t, 0.0, new),
         "eta scales the standard deviation itself, not the variance":
             lambda x, D, s, t, eta, new: ddim_step(x, D, s, t, math.sqrt(eta), new),
     }, inputs=lambda: [(torch.randn(4, 2), torch.randn(4, 2), 1.7, 0.6, eta, torch.randn(4, 2))
@@ -107,15 +98,16 @@ EXERCISES = [
                        for chance in (0.0, 0.5, 1.0)]),
     Exercise("7.5", "a step of DPM-Solver++(2M)", dpm_step, {
         "distances are measured in the logarithm of the level, not in the level":
-            lambda x, new, old, s: _dpm(x, new, old, s, (s[1] - s[2]) / (s[0] - s[1])),
+            partial(dpm_step, ratio=lambda s: (s[1] - s[2]) / (s[0] - s[1])),
         "the two steps are not equally long: the slope is a difference over h1":
-            lambda *a: _dpm(*a, 1.0),
+            partial(dpm_step, ratio=lambda s: 1.0),
         "the ratio is upside down: a long step must extrapolate far":
-            lambda *a: _dpm(*a, 1 / _ratio(a[3])),
+            partial(dpm_step, ratio=lambda s: 1 / _ratio(s)),
         "extrapolate to the middle of the step, not to its end":
-            lambda *a: _dpm(*a, 2 * _ratio(a[3])),
+            partial(dpm_step, ratio=lambda s: 2 * _ratio(s)),
         "the line goes on in its direction: add newest - older, do not subtract it":
-            lambda *a: _dpm(*a, -_ratio(a[3])),
-        "that is Euler's step: the older estimate is not used": lambda *a: _dpm(*a, 0.0),
+            partial(dpm_step, ratio=lambda s: -_ratio(s)),
+        "that is Euler's step: the older estimate is not used":
+            partial(dpm_step, ratio=lambda s: 0.0),
     }, inputs=lambda: [(torch.randn(4, 2), torch.randn(4, 2), torch.randn(4, 2), (3.0, 1.5, 0.4))]),
 ]  # fmt: skip

@@ -39,10 +39,6 @@ def _square(v: Field, x_t: Tensor, t: Tensor, target: Tensor) -> Tensor:
     return (v(x_t, t) - target).square().mean()
 
 
-def _some_velocity(x_t: Tensor, t: Tensor) -> Tensor:
-    return torch.sin(x_t) + t[:, None] * x_t.flip(1)
-
-
 EXERCISES = [
     Exercise("8.1", "divergence of a code from the prior", code_price, {
         "the logarithm has the other sign: a narrow code is dear, not cheap":
@@ -95,5 +91,6 @@ EXERCISES = [
             lambda v, x, z, t: x.numel() * cfm_loss(v, x, z, t),
         "the sum over coordinates is a mean here, too":
             lambda v, x, z, t: x.shape[1] * cfm_loss(v, x, z, t),
-    }, inputs=lambda: [(_some_velocity, 2 + torch.randn(8, 2), torch.randn(8, 2), torch.rand(8))]),
+    }, inputs=lambda: [(lambda x_t, t: torch.sin(x_t) + t[:, None] * x_t.flip(1),
+                        2 + torch.randn(8, 2), torch.randn(8, 2), torch.rand(8))]),
 ]  # fmt: skip
