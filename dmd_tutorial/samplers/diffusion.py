@@ -59,7 +59,10 @@ class VarianceExploding:
 
 @dataclass(frozen=True)
 class VariancePreserving:
-    """``dx = -beta x / 2 dt + sqrt(beta) dw``, a linear beta (Song et al. 2021, Eq. 11 and B)."""
+    """``dx = -beta x / 2 dt + sqrt(beta) dw`` with a beta that rises linearly: DDPM's limit.
+
+    Source: Song et al. 2021, Eq. 11 and appendix B.
+    """
 
     beta_min: float = 0.1  # at time 0, in one over time
     beta_max: float = 20.0  # at time 1
@@ -121,5 +124,8 @@ def probability_flow(
     denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
     label: Condition | None = None, *, process: Process = VE,
 ) -> Iterator[Step]:  # fmt: skip
-    """Euler's steps on a diffusion's probability-flow ODE; for `VE` they are `euler`'s (Eq. 13)."""
+    """Euler's steps on the probability-flow ODE of a diffusion; for `VE` they are `euler`'s.
+
+    Source: Song et al. 2021, Eq. 13.
+    """
     return reverse_sde(denoiser, z, levels, label, process=process, chance=0.0)
