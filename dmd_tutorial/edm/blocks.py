@@ -114,11 +114,10 @@ class PositionalEmbedding(nn.Module):
         self.channels, self.endpoint = channels, endpoint
 
     def forward(self, number: Float[Tensor, " batch"]) -> Float[Tensor, "batch channels"]:
-        """Map (batch,) to (batch, channels)."""
+        """Cosines and sines at each frequency."""
         count = self.channels // 2
         steps = torch.arange(count, dtype=number.dtype, device=number.device)
-        frequencies = 1e-4 ** (steps / (count - self.endpoint))
-        return _waves(number, frequencies)
+        return _waves(number, 1e-4 ** (steps / (count - self.endpoint)))
 
 
 class FourierEmbedding(nn.Module):
@@ -134,7 +133,7 @@ class FourierEmbedding(nn.Module):
         self.register_buffer("freqs", scale * torch.randn(channels // 2))
 
     def forward(self, number: Float[Tensor, " batch"]) -> Float[Tensor, "batch channels"]:
-        """Map (batch,) to (batch, channels)."""
+        """Cosines and sines at each frequency."""
         return _waves(number, 2 * math.pi * self.freqs.to(number.dtype))
 
 
@@ -151,26 +150,24 @@ class Resample(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch channels new_height new_width"]:
-        """Map (batch, channels, height, width) to half or twice the height and width."""
+        """Resample each channel by itself."""
         return _resample(x, self.resample_filter, self.direction)
 
 
 class ResampleThenConv(nn.Conv2d):
-    """A convolution at the new resolution: filter and resample, then convolve."""
+    """A convolution at the new resolution."""
 
     resample_filter: Tensor
 
-    def __init__(
-        self, before: int, after: int, kernel: int, direction: Direction, taps: Taps
-    ) -> None:
+    def __init__(self, before: int, after: int, kernel: int, to: Direction, taps: Taps) -> None:
         super().__init__(before, after, kernel, padding=kernel // 2)
-        self.direction = direction
+        self.direction = to
         self.register_buffer("resample_filter", _filter(taps))
 
     def forward(
         self, x: Float[Tensor, "batch before height width"]
     ) -> Float[Tensor, "batch after new_height new_width"]:
-        """Map (batch, before, height, width) to (batch, after, ...)."""
+        """Filter and resample, then convolve."""
         return super().forward(_resample(x, self.resample_filter, self.direction))
 
 
@@ -190,7 +187,7 @@ class ConvThenDown(nn.Conv2d):
     def forward(
         self, x: Float[Tensor, "batch before height width"]
     ) -> Float[Tensor, "batch after new_height new_width"]:
-        """Map (batch, before, height, width) to (batch, after, height / 2, width / 2)."""
+        """Convolve, then filter and halve."""
         return _resample(super().forward(x), self.resample_filter, "down", padded=True)
 
 
@@ -224,13 +221,12 @@ def _filter(taps: Taps) -> Float[Tensor, "1 1 taps taps"]:
 
 def _resample(x: Tensor, kernel: Tensor, direction: Direction, padded: bool = False) -> Tensor:
     """Filter each channel by itself and halve or double its height and width."""
-    channels = x.shape[1]
-    each = kernel.to(x.dtype).expand(channels, -1, -1, -1)
+    each = kernel.to(x.dtype).expand(x.shape[1], -1, -1, -1)
     pad = 0 if padded else (kernel.shape[-1] - 1) // 2
     if direction == "down":
-        return functional.conv2d(x, each, stride=2, padding=pad, groups=channels)
+        return functional.conv2d(x, each, stride=2, padding=pad, groups=x.shape[1])
     # twice the height and width: each input pixel makes four
-    return functional.conv_transpose2d(x, 4 * each, stride=2, padding=pad, groups=channels)
+    return functional.conv_transpose2d(x, 4 * each, stride=2, padding=pad, groups=x.shape[1])
 
 
 def _waves(number: Tensor, frequencies: Tensor) -> Tensor:

@@ -123,8 +123,8 @@ def _denoiser_with(arguments: dict[str, Any], tensors: dict[str, torch.Tensor]) 
             raise ValueError(f"{name} has shape {found[name]}, its network wants {shape}")
         if not tensors[name].is_floating_point():
             raise ValueError(f"{name} holds {tensors[name].dtype}, no weights")
-    weights = {name: t.float().clone(memory_format=torch.contiguous_format)
-               for name, t in tensors.items()}  # fmt: skip
+    plain = torch.contiguous_format
+    weights = {name: t.float().clone(memory_format=plain) for name, t in tensors.items()}
     check_finite(**weights)
     denoiser.load_state_dict(weights, assign=True)
     return denoiser.requires_grad_(False).eval().to(memory_format=torch.channels_last)

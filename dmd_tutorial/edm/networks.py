@@ -5,8 +5,6 @@ Names of parameters and arguments are those of the published checkpoints, so tha
 
 Sources: Karras et al. 2022 (EDM), Sections 3 and 5, appendix F; Song et al. 2021 (score SDE),
 appendix H (DDPM++, NCSN++); Dhariwal and Nichol 2021, Section 3 (ADM).
-
-Shapes in comments: b batch, c channels, h height, w width, e embedding.
 """
 
 # What differs between the families:
@@ -108,8 +106,6 @@ class SongUNet(_RawNetwork):
     (no), "skip" (shrunk, through a 1x1 convolution), "residual" (through a pyramid of its own). The
     decoder is "standard" or, with "skip", the sum of an image from each resolution.
     `label_dropout` is kept for the files that name it: the training loop hides labels.
-
-    Source: Song et al. 2021 (score SDE), appendix H; Karras et al. 2022 (EDM), appendix F.
     """
 
     def __init__(
@@ -144,11 +140,8 @@ class SongUNet(_RawNetwork):
             taps=tuple(resample_filter),
         )  # fmt: skip
 
-        self.map_noise = (
-            PositionalEmbedding(waves, endpoint=True)
-            if embedding_type == "positional"
-            else FourierEmbedding(waves)
-        )
+        fixed = embedding_type == "positional"
+        self.map_noise = PositionalEmbedding(waves, True) if fixed else FourierEmbedding(waves)
         self.map_label = nn.Linear(label_dim, waves) if label_dim else None
         self.map_augment = nn.Linear(augment_dim, waves, bias=False) if augment_dim else None
         self.map_layer0 = nn.Linear(waves, embedding)
@@ -158,7 +151,7 @@ class SongUNet(_RawNetwork):
         self._initialise()
 
     def _embed(self, c_noise: Tensor, rows: Tensor, augment: Tensor | None) -> Tensor:
-        waves = self.map_noise(c_noise)  # (b, waves)
+        waves = self.map_noise(c_noise)
         embedding = torch.cat(waves.chunk(2, dim=1)[::-1], dim=1)  # sines first
         if self.map_label is not None:
             # times the root of the number of classes: a mean square of 1, as noise would have
@@ -166,7 +159,7 @@ class SongUNet(_RawNetwork):
         if self.map_augment is not None and augment is not None:
             embedding = embedding + self.map_augment(augment)
         embedding = functional.silu(self.map_layer0(embedding))
-        return functional.silu(self.map_layer1(embedding))  # (b, e)
+        return functional.silu(self.map_layer1(embedding))
 
     def _map(self, x: Tensor, embedding: Tensor) -> Tensor:
         return self._decode(*self._encode(x, embedding), embedding)
@@ -214,10 +207,7 @@ class SongUNet(_RawNetwork):
 
 
 class DhariwalUNet(_RawNetwork):
-    """ADM: a U-Net F(x, c_noise, label); arguments as in `SongUNet`.
-
-    Source: Dhariwal and Nichol 2021, Section 3; Karras et al. 2022 (EDM), appendix F.
-    """
+    """ADM: a U-Net F(x, c_noise, label); arguments as in `SongUNet`."""
 
     def __init__(
         self,
@@ -244,10 +234,9 @@ class DhariwalUNet(_RawNetwork):
         )  # fmt: skip
 
         self.map_noise = PositionalEmbedding(model_channels, endpoint=False)
-        self.map_augment = (
-            nn.Linear(augment_dim, model_channels, bias=False) if augment_dim else None
-        )
-        self.map_layer0 = nn.Linear(model_channels, embedding)
+        waves = model_channels
+        self.map_augment = nn.Linear(augment_dim, waves, bias=False) if augment_dim else None
+        self.map_layer0 = nn.Linear(waves, embedding)
         self.map_layer1 = nn.Linear(embedding, embedding)
         self.map_label = nn.Linear(label_dim, embedding, bias=False) if label_dim else None
         self.enc = _encoder(levels, style, in_channels, levels[0].width)
@@ -257,13 +246,13 @@ class DhariwalUNet(_RawNetwork):
         self._initialise()
 
     def _embed(self, c_noise: Tensor, rows: Tensor, augment: Tensor | None) -> Tensor:
-        embedding = self.map_noise(c_noise)  # (b, waves)
+        embedding = self.map_noise(c_noise)
         if self.map_augment is not None and augment is not None:
             embedding = embedding + self.map_augment(augment)
         embedding = self.map_layer1(functional.silu(self.map_layer0(embedding)))
         if self.map_label is not None:
             embedding = embedding + self.map_label(rows)
-        return functional.silu(embedding)  # (b, e)
+        return functional.silu(embedding)
 
     def _map(self, x: Tensor, embedding: Tensor) -> Tensor:
         skips: list[Tensor] = []
@@ -350,8 +339,12 @@ def _encoder(
     for level in levels:
         if level is not levels[0]:
             layers[f"{level.name}_down"] = UNetBlock(before, before, style, "down")
-            layers |= _see_again(level, style, image, before, kind)
-            image = before if kind == "residual" else image
+            if kind == "skip":  # the encoder sees the image once more, smaller
+                layers[f"{level.name}_aux_down"] = Resample("down", style.taps)
+                layers[f"{level.name}_aux_skip"] = conv(image, before, kernel=1)
+            elif kind == "residual":
+                layers[f"{level.name}_aux_residual"] = ConvThenDown(image, before, style.taps)
+                image = before
         for index in range(level.blocks):
             block = UNetBlock(before, level.width, style, attention=level.attention)
             layers[f"{level.name}_block{index}"] = block
@@ -359,24 +352,8 @@ def _encoder(
     return nn.ModuleDict(layers)
 
 
-def _see_again(
-    level: Level, style: Style, image: int, width: int, kind: str
-) -> dict[str, nn.Module]:
-    """The layers through which an encoder sees the image once more, smaller."""
-    if kind == "skip":
-        shrink, project = Resample("down", style.taps), conv(image, width, kernel=1)
-        return {f"{level.name}_aux_down": shrink, f"{level.name}_aux_skip": project}
-    if kind == "residual":
-        return {f"{level.name}_aux_residual": ConvThenDown(image, width, style.taps)}
-    return {}
-
-
 def _decoder(
-    levels: list[Level],
-    style: Style,
-    encoder: nn.ModuleDict,
-    image: int | None = None,
-    kind: str = "standard",
+    levels: list[Level], style: Style, encoder: nn.ModuleDict, image: int = 0, kind: str = ""
 ) -> nn.ModuleDict:
     """The way up, fed with what the encoder made; to `image` channels where they are given."""
     made = [layer for name, layer in encoder.items() if "aux" not in name]
@@ -390,24 +367,16 @@ def _decoder(
             layers[f"{level.name}_up"] = UNetBlock(before, before, style, "up")
         for index in range(level.blocks + 1):
             chosen = style.attend_in_every_block or index == level.blocks
-            block = UNetBlock(
-                before + fed.pop(), level.width, style, attention=level.attention and chosen
-            )
+            attention = level.attention and chosen
+            block = UNetBlock(before + fed.pop(), level.width, style, attention=attention)
             layers[f"{level.name}_block{index}"] = block
             before = level.width
-        if image is not None and (kind == "skip" or level is levels[0]):
-            enlarge = kind == "skip" and level is not levels[-1]
-            layers.update(_make_image(level, style, image, enlarge))
+        if image and (kind == "skip" or level is levels[0]):
+            if kind == "skip" and level is not levels[-1]:  # added to the one from the level below
+                layers[f"{level.name}_aux_up"] = Resample("up", style.taps)
+            layers[f"{level.name}_aux_norm"] = norm(level.width, style.eps)
+            layers[f"{level.name}_aux_conv"] = conv(level.width, image)
     return layers
-
-
-def _make_image(level: Level, style: Style, image: int, enlarge: bool) -> dict[str, nn.Module]:
-    """The layers that make an image, to be added to the enlarged one from the level below."""
-    enlarged = {f"{level.name}_aux_up": Resample("up", style.taps)} if enlarge else {}
-    return enlarged | {
-        f"{level.name}_aux_norm": norm(level.width, style.eps),
-        f"{level.name}_aux_conv": conv(level.width, image),
-    }
 
 
 def _join(x: Tensor, skips: list[Tensor], block: nn.Module) -> Tensor:

@@ -149,7 +149,10 @@ def _checked(change: Callable, kind: type, target: Callable, keys: Callable) -> 
     """
 
     def checked(unpickler: _Unpickler) -> None:
-        _check_kind(target(unpickler), kind)
+        changed = target(unpickler)
+        if not isinstance(changed, kind):
+            was = type(changed).__name__
+            raise Refused(f"the file changes a {was} as if it were a {kind.__name__}")
         _check_keys(keys(unpickler))
         change(unpickler)
 
@@ -166,11 +169,6 @@ for _instruction, *_what in (
 ):
     _change = _PythonUnpickler.dispatch[_instruction[0]]
     _Unpickler.dispatch[_instruction[0]] = _checked(_change, *_what)
-
-
-def _check_kind(target: object, kind: type) -> None:
-    if not isinstance(target, kind):
-        raise Refused(f"the file changes a {type(target).__name__} as if it were a {kind.__name__}")
 
 
 def _check_keys(keys: list) -> None:
@@ -329,14 +327,11 @@ def read_storage(content: object, budget: _Budget) -> Tensor:
     budget.take(len(content))  # time, too: the same bytes read a million times are refused
     if content[:2] == b"PK":
         return _zipped_storage(content)
-    position = 0
-    pickles: list[Any] = []
-    declared: list[tuple] = []
+    position, pickles, declared = 0, list[Any](), list[tuple]()
     for _ in range(5):  # magic number, protocol, system, the storage, the keys of all storages
         rest = content[position : position + 100_000]  # these are short; the values follow them
         length = scan(rest)
-        unpickler = _StorageUnpickler(io.BytesIO(rest[:length]), declared)
-        pickles.append(unpickler.load())
+        pickles.append(_StorageUnpickler(io.BytesIO(rest[:length]), declared).load())
         position += length
     if pickles[0] != MAGIC or len(declared) != 1 or pickles[4] != [declared[0][2]]:
         raise Refused("bytes that should be one storage hold something else")
@@ -412,9 +407,7 @@ def state_dict_of(network: object) -> dict[str, Tensor]:
     return found
 
 
-def _collect(
-    module: object, prefix: str, found: dict[str, Tensor], visited: list[int], depth: int
-) -> None:
+def _collect(module: object, prefix: str, found: dict, visited: list[int], depth: int) -> None:
     visited[0] += 1  # a module may stand in many places, each in many others: count the visits
     if depth == 0 or visited[0] > NAMES:
         raise Refused("the network is nested too deeply or too widely")
