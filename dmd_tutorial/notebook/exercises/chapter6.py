@@ -41,10 +41,8 @@ def _slopes(*given) -> dict[str, Tensor]:
 
 
 def forward_equivalents(critic_steps: int, generator: int = 2 * (1 + 2), scores: int = 2) -> int:
-    """Cost of an iteration per image, in network forwards: the answer to 6.4.
-
-    The generator runs on z and z_ref, forward and backward; steps after the first need new images.
-    """
+    """Cost of an iteration per image, in network forwards: the answer to 6.4."""
+    # the generator runs on z and z_ref, both ways; steps after the first need new images
     return generator + scores + critic_steps * (1 + 2) + critic_steps - 1
 
 
