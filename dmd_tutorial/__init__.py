@@ -1,25 +1,25 @@
 """Distribution matching distillation, piece by piece: the package behind the book.
 
 One interface runs through the house, ``denoised = D(x, sigma, label=None)``. A room is a file; it
-imports only from rooms below it. From the ground up:
+imports only from rooms below it. From the ground up, with their chapters:
 
     checks      what every room refuses: shapes, types, values; one number a sample beside x
-    noise       noise levels: the grid, the ways to draw from it, schedules       (chapter 1)
-    denoisers   preconditioning, score, noise and v, the denoising loss           (chapters 1, 2)
-    networks/   raw networks: an MLP for points, a U-Net, a classifier            (chapter 1)
-    mixtures    Gaussian mixtures, whose denoiser is exact                        (chapter 1)
-    samplers/   from noise to samples, one algorithm a function                   (chapters 2, 7)
-    data        points on a plane, handwritten digits; labels, noise by seed      (chapters 1, 2)
-    anchor      pairs of noise and the teacher's sample, L2 and LPIPS             (chapter 5)
-    dmd         the heart: weighting, gradient, losses, one iteration             (chapters 3, 4, 6)
-    training    the loops around it: a teacher's, a student's                     (chapter 6)
-    edm/        the published teachers, read without running their pickles        (chapter 6)
-    pretrained  networks on disk, the ones that come with the package             (chapter 2)
-    features    what images are compared in                                       (chapter 2)
-    metrics     Frechet distance, precision and recall, coverage, floors          (chapters 2, 5, 6)
-    survey/     the other methods on the road to one step                         (chapters 8 to 11)
-    runs/       at full size: command line, presets, memory, checkpoints, images  (chapter 6)
-    notebook/   what a notebook needs of a book: figures, sliders, exercises      (all)
+    noise       noise levels: the grid, the ways to draw from it, schedules       ch. 1
+    denoisers   preconditioning, score, noise and v, the denoising loss           ch. 1, 2
+    networks/   raw networks: an MLP for points, a U-Net, a classifier            ch. 1
+    mixtures    Gaussian mixtures, whose denoiser is exact                        ch. 1
+    samplers/   from noise to samples, one algorithm a function                   ch. 2, 7
+    data        points on a plane, handwritten digits; labels, noise by seed      ch. 1, 2
+    anchor      pairs of noise and the teacher's sample, L2 and LPIPS             ch. 5
+    dmd         the heart: weighting, gradient, losses, one iteration             ch. 3, 4, 6
+    training    the loops around it: a teacher's, a student's                     ch. 6
+    edm/        the published teachers, read without running their pickles        ch. 6
+    pretrained  networks on disk, the ones that come with the package             ch. 2
+    features    what images are compared in                                       ch. 2
+    metrics     Frechet distance, precision and recall, coverage, floors          ch. 2, 5, 6
+    survey/     the other methods on the road to one step                         ch. 8-11
+    runs/       at full size: command line, presets, memory, checkpoints, images  ch. 6
+    notebook/   what a notebook needs of a book: figures, sliders, exercises      all
 
 Read `dmd` first; ``dmd --help`` is the command line.
 """

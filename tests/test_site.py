@@ -57,7 +57,7 @@ CUT_OFF = """() => {
   const folded = [...document.querySelectorAll("details:not([open])")];
   for (const part of folded) part.open = true;
   const code = [...document.querySelectorAll(".bd-article div.highlight-ipython3 pre, "
-    + ".bd-article div.cell_output div.highlight-python pre")];
+    + ".bd-article div.highlight-python pre, .bd-article div.highlight-text pre")];
   const cut = code.filter((box) => box.scrollWidth > box.clientWidth + 1);
   const lines = cut.map((box) => box.textContent.trim().split("\\n").reduce(
     (long, line) => line.length > long.length ? line : long));
