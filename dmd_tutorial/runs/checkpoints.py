@@ -6,48 +6,15 @@ stays as it is; what could not be written is an `OSError` of one sentence.
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO
 
 import torch
 
 
-class Stateful(Protocol):
-    """A run, or an updater with the scales of its losses."""
-
-    def state_dict(self) -> dict: ...  # noqa: D102
-
-    def load_state_dict(self, state: dict) -> None: ...  # noqa: D102
-
-
-def save(run: Stateful, path: str | Path, updater: Stateful | None = None, **notes: object) -> None:
-    """Write a run's checkpoint, with plain values to keep beside it, such as settings."""
-    state = run.state_dict()
-    if updater is not None:
-        state["updater"] = updater.state_dict()
-    save_checkpoint(state, notes, path)
-
-
-def load(run: Stateful, path: str | Path, updater: Stateful | None = None, **notes: object) -> dict:
-    """Continue from what `save` wrote; returns all values that were kept beside it.
-
-    A checkpoint whose notes are not those given belongs to another run, and is refused.
-    """
-    state, kept = load_checkpoint(path, notes)
-    scales = state.pop("updater", None)
-    run.load_state_dict(state)
-    if updater is not None and scales is not None:
-        updater.load_state_dict(scales)
-    return kept
-
-
-def save_atomically(content: object, path: str | Path) -> None:
-    """`torch.save` into a file that is complete or does not exist, also when the power fails."""
-    replace_file(path, lambda file: torch.save(content, file))
-
-
 def replace_file(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file that is complete or as it was before; the folder is made."""
+    """Write a file that is complete or as it was, also when the power fails; make its folder."""
     path = Path(path)
     partial = path.with_name(path.name + ".part")  # one name: what a killed process leaves is
     try:  # written over by the next
@@ -66,11 +33,11 @@ def replace_file(path: str | Path, write: Callable[[IO[bytes]], object]) -> None
 
 
 def save_checkpoint(state: dict, notes: dict, path: str | Path) -> None:
-    """Write a checkpoint and keep the one before it, as ``<path>.before``."""
+    """Write a run's state with plain notes, such as settings; keep the one `before` it."""
     path = Path(path)
     fresh = path.with_name(path.name + ".new")
     try:
-        save_atomically({"state": state, "notes": notes}, fresh)
+        replace_file(fresh, partial(torch.save, {"state": state, "notes": notes}))
         if path.exists():
             os.replace(path, before(path))
         os.replace(fresh, path)  # killed just before this line, a run continues from `before`
@@ -83,7 +50,7 @@ def save_checkpoint(state: dict, notes: dict, path: str | Path) -> None:
 def load_checkpoint(path: str | Path, notes: dict) -> tuple[dict, dict]:
     """Read the state and all notes of a checkpoint; where it is damaged, of the one before it.
 
-    `notes` are values that must be what they were when it was saved.
+    A checkpoint whose notes are not the `notes` given belongs to another run, and is refused.
     """
     candidates = [p for p in (Path(path), before(path)) if p.exists()]
     if not candidates:
@@ -91,9 +58,7 @@ def load_checkpoint(path: str | Path, notes: dict) -> tuple[dict, dict]:
     problems = []
     for candidate in candidates:
         try:
-            checkpoint: dict[str, Any] = torch.load(
-                candidate, map_location="cpu", weights_only=True
-            )
+            checkpoint = torch.load(candidate, map_location="cpu", weights_only=True)
             state, found = checkpoint["state"], checkpoint["notes"]
         except Exception as error:
             problems.append(f"{candidate} is not a readable checkpoint: {error}")

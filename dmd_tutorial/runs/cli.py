@@ -55,14 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str]) -> Any:
     """The command that is asked for, with the options given and the preset's."""
-    commands: Any = Union[  # noqa: UP007
-        tuple(
-            Annotated[type(made), subcommand(name, default=made)]
-            if name != "verify"
-            else Annotated[Verify, subcommand(name)]
-            for name, made in commands_of(_preset_name(arguments)).items()
-        )
-    ]
+    made = commands_of(_preset_name(arguments))
+    kinds = [Annotated[type(of), subcommand(name, default=of)] for name, of in made.items()]
+    commands: Any = Union[tuple(kinds)]  # noqa: UP007
     about = "Distribution matching distillation, from a teacher to a measured one-step student."
     return tyro.cli(commands, prog="dmd", description=about, args=arguments)
 
@@ -118,21 +113,18 @@ class TrainTeacher(Placed):
 
     def run(self, command: str) -> None:
         """Train, and keep the network."""
-        images = _images(self.table, self.data, self.size)
-        _, channels, height, width = images.x.shape
-        preset = replace(self.table, teacher=self.settings, shape=(channels, height, width),
-                         classes=images.classes)  # fmt: skip
+        images, settings = _images(self.table, self.data, self.size), self.settings
+        shape: Any = tuple(images.x.shape[1:])
+        preset = replace(self.table, teacher=settings, shape=shape, classes=images.classes)
         network = preset.new_teacher().to(self.place)
-        if Processes().first:
-            needs = partial(memory.teacher_memory, network, self.settings.batch)
-            memory.say(needs, self.compute, self.place)
-        checkpoint = self.out / "teacher.ckpt"
+        needs = partial(memory.teacher_memory, network, settings.batch)
+        memory.say(needs, self.compute, self.place)
         made = pipeline.make_teacher(
-            network, images, self.settings, self.compute, checkpoint, self.control
+            network, images, settings, self.compute, self.out / "teacher.ckpt", self.control
         )
         if made is not None:
-            notes = {"command": command, "preset": self.preset, "data": self.data,
-                     "images": len(images.x)}  # fmt: skip
+            data = {"data": self.data, "images": len(images.x)}
+            notes = {"command": command, "preset": self.preset, **data}
             pipeline.keep(self.out / "teacher", made, notes)
 
 
@@ -181,11 +173,10 @@ class Distill(Placed):
             warm = replace(warm, steps=self.warm_start_steps, seed=settings.seed)
         anchored = settings.lambda_reg or warm is not None
         pairs = load_pairs(self.pairs, teacher, self.count) if anchored else None
-        if Processes().first:
-            batches = settings.batch, settings.batch_pairs if settings.lambda_reg else 0
-            lpips = settings.distance == "lpips"
-            needs = partial(memory.distillation_memory, teacher, *batches, lpips=lpips)
-            memory.say(needs, self.compute, self.place)
+        batches = settings.batch, settings.batch_pairs if settings.lambda_reg else 0
+        lpips = settings.distance == "lpips"
+        needs = partial(memory.distillation_memory, teacher, *batches, lpips=lpips)
+        memory.say(needs, self.compute, self.place)
         notes = {"command": command, "preset": self.preset, "pairs": len(pairs.z) if pairs else 0}
         pipeline.make_student_in(
             self.out, teacher, warm, settings, pairs, start, self.compute, self.control, notes
@@ -231,11 +222,12 @@ class Sample(Drawing):
         x, seconds = self.drawn(model, z, label)
         if not Processes().first:
             return
-        self.out.parent.mkdir(parents=True, exist_ok=True)
+        grid = self.out.with_suffix(".png")
+        grid.parent.mkdir(parents=True, exist_ok=True)
         tensors = {"x": x} if label is None else {"x": x, "label": label.cpu()}
         save_file(tensors, self.out.with_suffix(".safetensors"))
-        save_grid(x[:100], self.out.with_suffix(".png"))
-        print(f"{len(x)} samples in {seconds:.1f} s, {self.out.with_suffix('.png')}")
+        save_grid(x[:100], grid)
+        print(f"{len(x)} samples in {seconds:.1f} s, {grid}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,12 +247,9 @@ class Evaluate(Drawing):
         if not Processes().first:
             return
         images = _images(self.table, self.data, self.size)
-        report = {
-            "model": self.model, "seed": self.seed,
-            "images_per_second": round(len(x) / seconds, 1),
-            **pipeline.measure(model, x, label, images, self.features, self.steps),
-        }  # fmt: skip
-        text = json.dumps(report, indent=1)
+        drawn = {"seed": self.seed, "images_per_second": round(len(x) / seconds, 1)}
+        measured = pipeline.measure(model, x, label, images, self.features, self.steps)
+        text = json.dumps({"model": self.model, **drawn, **measured}, indent=1)
         if self.out:
             replace_file(self.out, lambda file: file.write(f"{text}\n".encode()))
         print(text)
@@ -276,14 +265,11 @@ class Demo:
 
     def run(self, command: str) -> None:
         """Each stage as its own command would do it."""
-        started, control = time.monotonic(), Control(fresh=self.fresh)
-        stages = commands_of("demo", self.device, self.out)
+        started = time.monotonic()
+        stages = commands_of("demo", self.device, self.out, Control(fresh=self.fresh))
         for number, name in enumerate(("train-teacher", "make-pairs", "distill"), 1):
             print(f"[{number}/3] dmd {name}")
-            stage = stages[name]
-            if name != "make-pairs":
-                stage = replace(stage, control=control)
-            stage.run(command)
+            stages[name].run(command)
         minutes = (time.monotonic() - started) / 60
         print(f"One-step samples: {self.out / 'student.png'} (the teacher's, in 35 evaluations: "
               f"{self.out / 'teacher.png'}), {minutes:.1f} minutes in all")  # fmt: skip
@@ -298,9 +284,9 @@ class Verify:
 
     def run(self, command: str) -> None:
         """Run both by pytest."""
-        notebooks = sorted(self.book.glob(f"book/{self.chapter}-*.ipynb"))
+        wanted = f"book/{self.chapter}-*.ipynb"
+        notebooks = sorted(self.book.glob(wanted))
         if not notebooks:
-            wanted = f"book/{self.chapter}-*.ipynb"
             raise FileNotFoundError(f"{self.book} holds no {wanted}: give --book")
         tests = self.book.glob(f"tests/test_chapter{self.chapter}.py")
         pytest = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env"]
@@ -309,7 +295,9 @@ class Verify:
             raise RuntimeError(f"chapter {self.chapter}: a claim does not hold, see above")
 
 
-def commands_of(name: str, device: str | None = None, folder: Path | None = None) -> dict[str, Any]:
+def commands_of(
+    name: str, device: str = "", folder: Path | None = None, control: Control | None = None
+) -> dict[str, Any]:
     """Every command with a preset's defaults, for results in a folder, ``runs/<preset>``."""
     preset, folder = PRESETS[name], folder or runs_folder() / name
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -317,25 +305,26 @@ def commands_of(name: str, device: str | None = None, folder: Path | None = None
     place: dict[str, Any] = {"preset": name, "device": device}
     data: dict[str, Any] = {"data": preset.data, "size": preset.shape[1]}
     anchor: dict[str, Any] = {"teacher": preset.published or trained, "pairs": folder / "pairs"}
+    training: dict[str, Any] = {
+        "out": folder,
+        "control": control or Control(),
+        "compute": preset.compute,
+    }
     warm_steps = preset.warm_start.steps if preset.warm_start else 0
     return {
-        "train-teacher": TrainTeacher(
-            **place, **data, out=folder, control=Control(), settings=preset.teacher,
-            compute=preset.compute,
-        ),
+        "train-teacher": TrainTeacher(**place, **data, **training, settings=preset.teacher),
         "make-pairs": MakePairs(
             **place, **anchor, count=preset.pairs, steps=preset.pair_steps, batch=preset.pair_batch
         ),
         "distill": Distill(
-            **place, **anchor, warm_start_steps=warm_steps, out=folder, control=Control(),
-            settings=preset.distill, compute=preset.compute,
+            **place, **anchor, **training, settings=preset.distill, warm_start_steps=warm_steps
         ),
         "sample": Sample(**place, model="digits-student", count=100, out=folder / "samples"),
         "evaluate": Evaluate(
             **place, **data, model="digits-student", count=10_000, features=preset.features
         ),
         "demo": Demo(device=device, out=runs_folder() / "demo"),
-        "verify": Verify,
+        "verify": Verify(chapter=tyro.MISSING),
     }  # fmt: skip
 
 
@@ -349,9 +338,9 @@ def _preset_name(arguments: list[str]) -> str:
     scan.add_argument("--data")
     scan.add_argument("--model", "--teacher", "--student")
     given, _ = scan.parse_known_args(arguments)
+    if given.preset not in (None, *PRESETS):
+        raise ValueError(f"there is no preset {given.preset!r}, but {', '.join(PRESETS)}")
     if given.preset is not None:
-        if given.preset not in PRESETS:
-            raise ValueError(f"there is no preset {given.preset!r}, but {', '.join(PRESETS)}")
         return given.preset
     if given.data is not None and arguments[0] == "train-teacher":
         return "own-images"
@@ -370,7 +359,3 @@ def _images(preset: Preset, data: str, size: int) -> Images:
     if not data:
         raise ValueError("which images? Give a folder, a zip or a name: --data my_images/")
     return load_images(data, size, preset.shape[0] if data == preset.data else None)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -24,31 +24,27 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @dataclass(frozen=True)
 class Compute:
-    """What the hardware asks for. The defaults suit a CPU and small networks.
+    """What the hardware asks for. The defaults suit a CPU and small networks."""
 
-    Attributes:
-        mixed_precision: Inside of the networks in training: fp32, bf16 (Ampere and newer), or fp16
-            (older cards such as the T4; the loss is scaled so that gradients do not vanish).
-            Weights, optimisers, averages and preconditioning stay in fp32.
-        frozen: The same for the teacher, whose matrices are also stored in that type.
-        accumulation: Gradient accumulation: equal parts (micro-batches) of a step's batch, one
-            after the other; the gradients are the same, the memory of activations is divided.
-        activation_checkpointing: Compute the activations inside each block again in the backward
-            pass instead of keeping them: about a third more time, several times less memory.
-        channels_last: Keep the colour channels of a pixel together in memory: faster convolutions.
-        compile: Compile the networks with torch.compile: minutes at the start, faster steps on
-            a GPU; it does not pay on a CPU.
-    """
-
+    # Inside of the networks in training: fp32, bf16 (Ampere and newer), or fp16 (older cards such
+    # as the T4; the loss is scaled so that gradients do not vanish). Weights, optimisers, averages
+    # and preconditioning stay in fp32.
     mixed_precision: Precision = "fp32"
+    # The same for the teacher, whose matrices are also stored in that type.
     frozen: Precision = "fp32"
+    # Gradient accumulation: equal parts (micro-batches) of a step's batch, one after the other;
+    # the gradients are the same, the memory of activations is divided.
     accumulation: int = 1
+    # Compute the activations inside each block again in the backward pass instead of keeping them:
+    # about a third more time, several times less memory.
     activation_checkpointing: bool = False
+    # Keep the colour channels of a pixel together in memory: faster convolutions.
     channels_last: bool = True
+    # Compile the networks with torch.compile: minutes at the start, faster steps on a GPU; it does
+    # not pay on a CPU.
     compile: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be."""
         for name in (self.mixed_precision, self.frozen):
             if name not in PRECISIONS:
                 raise ValueError(f"a precision is one of {list(PRECISIONS)}, not {name!r}")
@@ -63,15 +59,14 @@ def prepare(denoiser: Network, compute: Compute, frozen: bool = False) -> Networ
     frequencies of the noise embedding) are few and stay exact.
     """
     dtype = PRECISIONS[compute.frozen if frozen else compute.mixed_precision]
+    asked = {"precision": dtype, "recompute": compute.activation_checkpointing and not frozen}
     for module in denoiser.modules():
-        if hasattr(module, "precision"):
-            setattr(module, "precision", dtype)  # noqa: B010
-        if hasattr(module, "recompute"):
-            setattr(module, "recompute", compute.activation_checkpointing and not frozen)  # noqa: B010
-    if frozen and dtype is not None:
-        for parameter in denoiser.parameters():
-            if parameter.ndim > 1:
-                parameter.data = parameter.data.to(dtype)
+        for name, value in asked.items():
+            if hasattr(module, name):
+                setattr(module, name, value)
+    for parameter in denoiser.parameters() if frozen else ():
+        if parameter.ndim > 1 and dtype is not None:
+            parameter.data = parameter.data.to(dtype)
     layout = torch.channels_last if compute.channels_last else torch.contiguous_format
     denoiser.to(memory_format=layout)
     if compute.compile:
@@ -82,8 +77,8 @@ def prepare(denoiser: Network, compute: Compute, frozen: bool = False) -> Networ
 class Processes:
     """The processes that share a run: one, or those that `accelerate launch` has started.
 
-    `rank` counts from 0, and process 0 writes files and speaks; `device` is where this process's
-    networks go, None where there is one process and it is free.
+    `rank` counts from 0, and the `first` process writes files and speaks; `device` is where this
+    process's networks go, None where there is one process and it is free.
     """
 
     def __init__(self) -> None:
@@ -99,11 +94,7 @@ class Processes:
             self.device = self._state.device
         if self.count != started:  # each would do the whole work and write the same files
             raise RuntimeError(f"{started} processes were started, {self.count} found each other")
-
-    @property
-    def first(self) -> bool:
-        """Whether this is the process that writes and speaks."""
-        return self.rank == 0
+        self.first = self.rank == 0
 
     def wait(self) -> None:
         """Go on when every process has come here."""
@@ -124,10 +115,7 @@ class Processes:
         return torch.arange(self.rank, count, self.count)
 
     def gather(self, x: Tensor, count: int) -> Tensor:
-        """Put together what the processes made of their shares, in the order of `mine`.
-
-        All of them have all in order, (count, ...), each once, on the CPU.
-        """
+        """Put together, in every process and on the CPU, what each made of what is `mine`."""
         if self.count == 1:
             return x.cpu()
         from accelerate.utils import gather
@@ -155,9 +143,9 @@ class Processes:
 def split(batch: Tensors, parts: int, processes: Processes) -> list[Tensors]:
     """This process's share of a batch, named tuple or plain, in equal parts.
 
-    Every process draws the whole batch from the same random numbers and takes its share. So the
-    number of processes changes neither what is learnt from nor how a run is resumed. Samples that
-    were made before, the x of a `dmd.Batch`, are this process's already.
+    Every process draws the whole batch from the same random numbers and takes its share, so that
+    their number changes neither what is learnt from nor how a run is resumed. Samples that were
+    made before, the x of a `dmd.Batch`, are this process's already.
     """
     made = getattr(batch, "x", None) if isinstance(batch, dmd.Batch) else None
     columns: list[Any] = []
@@ -165,8 +153,8 @@ def split(batch: Tensors, parts: int, processes: Processes) -> list[Tensors]:
         shares = 1 if tensor is made else processes.count
         if tensor is not None and len(tensor) % (parts * shares):
             raise ValueError(
-                f"a batch of {len(tensor)} cannot be cut into {parts} equal parts for each of "
-                f"{shares} processes"
+                f"a batch of {len(tensor)} cannot be cut into {parts} equal parts "
+                f"for each of {shares} processes"
             )
         first = processes.rank * parts if shares > 1 else 0
         pieces = [None] * parts * shares if tensor is None else tensor.chunk(parts * shares)
@@ -215,8 +203,8 @@ class Updater:
     ) -> tuple[Any, float]:
         """One step down the mean of the parts' losses.
 
-        A gradient that overflows in fp16 is not used: the scale is halved and the step skipped;
-        its norm is not finite.
+        Where a gradient overflows in fp16 the scale is halved and the step skipped; its norm is
+        not finite.
         """
         scaler, parameters = self.scalers[optimizer], _parameters(optimizer)
         parts, records = self.compute.accumulation, []

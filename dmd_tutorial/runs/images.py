@@ -59,14 +59,12 @@ def read_images(path: str | Path, size: int, channels: int | None = None) -> Rea
         endings = " ".join(sorted(ENDINGS))
         raise ValueError(f"{path} holds no images ({endings}), but {len(names)} other files")
     label, classes = _labels(images, names, read, path)
-    squares = [
-        _square(_opened(read, name, path), size)
-        for name in tqdm(images, unit="image", desc=f"{path}", disable=None, leave=False)
-    ]
+    bar = tqdm(images, unit="image", desc=f"{path}", disable=None, leave=False)
+    squares = [_square(_opened(read, name, path), size) for name in bar]
     grey = channels == 1 or (channels is None and all(s.mode == "L" for s in squares))
     levels = np.stack([np.asarray(s.convert("L" if grey else "RGB")) for s in squares])
     x = torch.from_numpy(levels)[:, None] if grey else torch.from_numpy(levels).permute(0, 3, 1, 2)
-    left_alone = len([name for name in names if name not in set(images) and name != LABELS])
+    left_alone = len(set(names) - {*images, LABELS})
     return Read(x.contiguous(), torch.tensor(label), classes, images, left_alone)
 
 
@@ -86,11 +84,10 @@ def _files(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
 
 
 def _visible(names: Iterable[str]) -> list[str]:
-    return [
-        name
-        for name in names
-        if not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
-    ]
+    hidden = {
+        n for n in names if any(p[0] == "." or p == "__MACOSX" for p in PurePosixPath(n).parts)
+    }
+    return [name for name in names if name not in hidden]
 
 
 def _unpacked(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -125,20 +122,18 @@ def _listed_labels(images: list[str], content: bytes, where: str) -> tuple[list[
         raise ValueError(f'{where} is not of the form {{"labels": [[name, class]]}}') from error
     if not listed:
         return [0] * len(images), 0
-    missing = next((name for name in images if name not in listed), None)
-    if missing is not None:
-        raise ValueError(f"{where} has no label for {missing}")
-    extra = next((name for name in listed if name not in set(images)), None)
-    if extra is not None:
-        raise ValueError(f"{where} has a label for {extra}, which is not there")
+    if missing := [name for name in images if name not in listed]:
+        raise ValueError(f"{where} has no label for {missing[0]}")
+    known = set(images)
+    if extra := [name for name in listed if name not in known]:
+        raise ValueError(f"{where} has a label for {extra[0]}, which is not there")
     if len(listed) != len(labels):
         raise ValueError(f"{where} has {len(labels)} labels for {len(listed)} images")
     for name, label in listed.items():
         if not isinstance(label, int) or isinstance(label, bool) or label < 0:
             raise ValueError(f"{where} says {label!r} for {name}: a class is a number from 0")
     classes = max(listed.values()) + 1
-    unused = sorted(set(range(classes)) - set(listed.values()))
-    if unused:
+    if unused := sorted(set(range(classes)) - set(listed.values())):
         raise ValueError(f"{where} has no image of class {unused[0]}, the highest is {classes - 1}")
     return [listed[name] for name in images], classes
 
@@ -183,28 +178,20 @@ def _square(image: Image.Image, size: int) -> Image.Image:
 # --- data sets and grids --------------------------------------------------------------------------
 
 TORCHVISION = {
-    "cifar10": "CIFAR10",
-    "cifar100": "CIFAR100",
-    "mnist": "MNIST",
-    "fashion-mnist": "FashionMNIST",
-}
+    "cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "fashion-mnist": "FashionMNIST"
+}  # fmt: skip
 
 
 def load_images(
-    name_or_path: str | Path,
-    size: int | None = None,
-    channels: int | None = None,
-    *,
-    train: bool = True,
-    folder: str | Path = "runs/data",
-) -> Images:
+    name_or_path: str | Path, size: int | None = None, channels: int | None = None, *,
+    train: bool = True, folder: str | Path = "runs/data",
+) -> Images:  # fmt: skip
     """Images by the name of a data set, or from a folder or zip (see `read_images`).
 
     A name is "digits" or a key of `TORCHVISION`, which is downloaded into `folder` once. ImageNet
     at 64 pixels is a path: a folder of class folders, or EDM's zip with its ``dataset.json``.
-    `size` and `channels` are what the set has without them, 32 pixels for a path. Digits are
-    numbers in [-1, 1], all others levels 0 to 255, which take a quarter of the memory (CIFAR-10
-    154 MB, ImageNet at 64 pixels 15.7 GB).
+    `size` and `channels` are the set's own without them, 32 pixels for a path. Digits are numbers
+    in [-1, 1], all others levels 0 to 255: a quarter of the memory (ImageNet 15.7 GB).
     """
     if name_or_path == "digits":
         return digits()
@@ -222,10 +209,9 @@ def load_images(
 def _torchvision(
     name: str, size: int | None, channels: int | None, train: bool, folder: Path
 ) -> Images:
+    kind = getattr(torchvision.datasets, TORCHVISION[name])
     try:
-        dataset = getattr(torchvision.datasets, TORCHVISION[name])(
-            str(folder), train=train, download=True
-        )
+        dataset = kind(str(folder), train=train, download=True)
     except (OSError, RuntimeError) as error:
         raise RuntimeError(
             f"{name} is neither in {folder} nor could it be downloaded ({error}). Fetch it on a "
@@ -242,11 +228,9 @@ def _torchvision(
 
 
 def save_grid(
-    x: Float[Tensor, "count channels height width"],
-    path: str | Path,
-    columns: int = 10,
+    x: Float[Tensor, "count channels height width"], path: str | Path, columns: int = 10,
     scale: int | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Write images in [-1, 1] as one PNG, enlarged `scale` times (small ones to 64 pixels).
 
     The file is written whole or not at all; values that are not finite are grey.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dmd_tutorial.denoisers import image_shape
-from dmd_tutorial.runs.compute import PRECISIONS, Compute, Precision, prepare
+from dmd_tutorial.runs.compute import PRECISIONS, Compute, Precision, Processes, prepare
 
 GIB = 2**30
 # VGG-16 to its last of five layers, at 224 x 224: 13.6 million values of convolutions and as many
@@ -26,7 +26,7 @@ class Estimate:
 
     @property
     def total(self) -> int:
-        """All of it, in bytes."""
+        """All of it."""
         return sum(count for _, count in self.items)
 
     def __str__(self) -> str:
@@ -40,23 +40,14 @@ def distillation_memory(
     """What a distillation needs; with `lpips` the anchor's distance is VGG's, at 224 pixels.
 
     Weights, gradients and AdamW's two averages are counted. Activations are measured: the networks
-    run once on torch's "meta" device, which computes shapes and no numbers, while what they keep
-    for the backward pass is added up. The allocator and the libraries of a GPU need some more, a
-    tenth or so.
+    run on torch's "meta" device, which computes shapes and no numbers, while what they keep for the
+    backward pass is added up. A GPU's allocator and libraries need some more, a tenth or so.
     """
-    parameters = sum(p.numel() for p in teacher.parameters())
     frozen = 4 if PRECISIONS[compute.frozen] is None else 2
+    weights = ("teacher: weights", frozen * sum(p.numel() for p in teacher.parameters()))
+    items = [weights, *_trained("generator", teacher), *_trained("critic", teacher)[:2]]
     # the critic's part, of fewer images, comes after the generator's is freed
-    images = max(1, (batch + batch_pairs) // compute.accumulation)
-    items = [
-        ("teacher: weights", frozen * parameters),
-        ("generator: weights, gradients", 8 * parameters),
-        ("generator: optimiser", 8 * parameters),
-        ("generator: average", 4 * parameters),
-        ("critic: weights, gradients", 8 * parameters),
-        ("critic: optimiser", 8 * parameters),
-        ("activations", _saved_per_image(teacher, compute) * images),
-    ]
+    items.append(_activations(teacher, batch + batch_pairs, compute))
     if lpips:
         pairs = max(1, batch_pairs // compute.accumulation)
         items.append(("LPIPS: weights and activations", 4 * 14_700_000 + LPIPS_PER_IMAGE * pairs))
@@ -65,37 +56,31 @@ def distillation_memory(
 
 def teacher_memory(teacher: nn.Module, batch: int, compute: Compute) -> Estimate:
     """What training a teacher needs, by the same count."""
-    parameters = sum(p.numel() for p in teacher.parameters())
-    images = max(1, batch // compute.accumulation)
-    return Estimate((
-        ("teacher: weights, gradients", 8 * parameters),
-        ("teacher: optimiser", 8 * parameters),
-        ("teacher: average", 4 * parameters),
-        ("activations", _saved_per_image(teacher, compute) * images),
-    ))  # fmt: skip
+    return Estimate((*_trained("teacher", teacher), _activations(teacher, batch, compute)))
 
 
-def _saved_per_image(model: nn.Module, compute: Compute) -> int:
-    """Bytes that one forward pass of one image keeps for the backward pass."""
+def _trained(name: str, network: nn.Module) -> list[tuple[str, int]]:
+    """What a network that learns takes, in fp32."""
+    count = sum(p.numel() for p in network.parameters())
+    parts = {"weights, gradients": 8, "optimiser": 8, "average": 4}
+    return [(f"{name}: {part}", size * count) for part, size in parts.items()]
+
+
+def _activations(model: nn.Module, images: int, compute: Compute) -> tuple[str, int]:
+    """What a forward pass of one part of a batch keeps for the backward pass."""
     shape, _ = image_shape(model)
     denoiser: Any = copy.deepcopy(getattr(model, "denoiser", model)).to("meta")
     prepare(denoiser.requires_grad_(True).train(), replace(compute, compile=False))
     # on "meta" there is no autocast: the whole is run in the lower precision instead
-    dtype = denoiser.precision or torch.float32
-    network = denoiser.network.to(dtype)
-
-    def run(count: int) -> int:
-        x = torch.empty(count, *shape, device="meta", dtype=dtype)
-        return saved_bytes(lambda: network(x, x.new_empty(count), None), network)
-
-    return run(2) - run(1)  # what does not grow with the batch, such as cast weights, falls out
+    network = denoiser.network.to(denoiser.precision or torch.float32)
+    # what does not grow with the batch, such as cast weights, falls out
+    per_image = _kept(network, shape, 2) - _kept(network, shape, 1)
+    return "activations", per_image * max(1, images // compute.accumulation)
 
 
-def saved_bytes(forward: Callable[[], Tensor], network: nn.Module) -> int:
-    """Bytes that a computation keeps for its backward pass, without the network's own weights.
-
-    A storage that several tensors share counts once.
-    """
+def _kept(network: nn.Module, shape: tuple[int, ...], count: int) -> int:
+    """Bytes kept of `count` images, without the weights; a storage that is shared counts once."""
+    x = torch.empty(count, *shape, device="meta", dtype=next(network.parameters()).dtype)
     own = {id(parameter) for parameter in network.parameters()}
     kept: dict[int, Tensor] = {}  # alive, so that ids are unique
 
@@ -106,7 +91,7 @@ def saved_bytes(forward: Callable[[], Tensor], network: nn.Module) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        forward()
+        network(x, x.new_empty(count), None)
     return sum(base.numel() * base.element_size() for base in kept.values())
 
 
@@ -122,30 +107,27 @@ def available(device: torch.device | str) -> int:
 
 
 def advice(
-    estimate_with: Callable[[Compute], Estimate],
-    compute: Compute,
-    free: int,
+    estimate_with: Callable[[Compute], Estimate], compute: Compute, free: int,
     low: Precision = "bf16",
-) -> list[str]:
-    """What to change when a training does not fit into `free` bytes, with what each change saves.
+) -> list[str]:  # fmt: skip
+    """What makes a training fit into `free` bytes, and what each change saves, cheapest first.
 
-    The cheapest change comes first; none if it fits. `low` is the low precision that the device
-    has: fp16 where it is too old for bf16.
+    `low` is the low precision that the device has: fp16 where it is too old for bf16.
     """
     now = estimate_with(compute).total
     if now <= free:
         return []
     two, eight = 2 * compute.accumulation, 8 * compute.accumulation
-    changes = {
-        f"--frozen {low}": replace(compute, frozen=low),
-        f"--accumulation {two}": replace(compute, accumulation=two),
-        f"--accumulation {eight}": replace(compute, accumulation=eight),
-        f"--mixed-precision {low}": replace(compute, mixed_precision=low),
-        "--activation-checkpointing": replace(compute, activation_checkpointing=True),
+    changes: dict[str, Any] = {
+        f"--frozen {low}": {"frozen": low},
+        f"--accumulation {two}": {"accumulation": two},
+        f"--accumulation {eight}": {"accumulation": eight},
+        f"--mixed-precision {low}": {"mixed_precision": low},
+        "--activation-checkpointing": {"activation_checkpointing": True},
     }
     sentences = []
-    for option, changed in changes.items():
-        total = estimate_with(changed).total
+    for option, change in changes.items():
+        total = estimate_with(replace(compute, **change)).total
         if total < 0.99 * now:
             saved, fits = (now - total) / GIB, "fits" if total <= free else "does not fit yet"
             sentences.append(f"{option} saves {saved:.2f} GiB: {total / GIB:.2f} GiB, {fits}.")
@@ -154,12 +136,11 @@ def advice(
 
 def say(estimate_with: Callable[[Compute], Estimate], compute: Compute, device: str) -> None:
     """Before a run: what it needs, and what to change if that is more than there is."""
+    if not Processes().first:
+        return
     free = available(device)
     print(f"Memory, estimated:\n{estimate_with(compute)}")
-    low: Precision = "bf16"
-    if device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False):
-        low = "fp16"
-    sentences = advice(estimate_with, compute, free, low)
-    if sentences:
+    old = device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False)
+    if sentences := advice(estimate_with, compute, free, "fp16" if old else "bf16"):
         print(f"There are {free / GIB:.2f} GiB. It may not fit; what helps:")
         print("\n".join(f"  {sentence}" for sentence in sentences))

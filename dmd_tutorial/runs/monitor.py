@@ -30,13 +30,9 @@ class Watch:
     """
 
     def __init__(
-        self,
-        settings: FitSettings | DistillSettings,
-        path: Path | None,
-        step: int,
-        picture_steps: int = 500,
-        first: bool = True,
-    ) -> None:
+        self, settings: FitSettings | DistillSettings, path: Path | None, step: int,
+        picture_steps: int, first: bool,
+    ) -> None:  # fmt: skip
         self.path, self.picture_steps, self.first = path, picture_steps, first
         self.speed, self.signs = Speed(settings.steps, settings.batch), Signs(settings.clip)
         quiet = None if first else True  # None: no bar where nobody watches
@@ -60,20 +56,20 @@ class Watch:
         self.bar.set_postfix(loss=f"{metric.loss:.4f}", images_per_second=f"{images:.0f}",
                              minutes_left=f"{left / 60:.0f}")  # fmt: skip
         record = metric.record
-        warnings = self.signs(record) if record is not None else []
+        warnings = [] if record is None else self.signs(record)
         for warning in warnings:
             tqdm.write(f"step {metric.step}: {warning}")
         if self.log is not None and (metric.step % LOG_STEPS == 0 or warnings):
-            numbers = record._asdict() if record is not None else {}
+            numbers = {} if record is None else record._asdict()
             plain = {name: n for name, n in numbers.items() if isinstance(n, float)}
             self.log.write(
                 metric.step, loss=metric.loss, learning_rate=metric.learning_rate,
                 images_per_second=None if math.isnan(images) else round(images, 1),
                 seconds=round(seconds, 1), warnings=warnings, **plain,
             )  # fmt: skip
-        due = self.path is not None and metric.step % self.picture_steps == 0
-        if due and record is not None and record.denoised_real is not None:
-            picture(record, self.path.with_name(f"{self.path.name}-watch.png"))  # type: ignore[union-attr]
+        due = metric.step % self.picture_steps == 0
+        if self.path and due and record is not None and record.denoised_real is not None:
+            picture(record, self.path.with_name(f"{self.path.name}-watch.png"))
 
 
 class Speed:
@@ -84,10 +80,7 @@ class Speed:
         self.times: deque[tuple[int, float]] = deque(maxlen=WINDOW)
 
     def __call__(self, step: int, now: float | None = None) -> tuple[float, float]:
-        """Note a step that was done, counted from 1; returns images per second, seconds left.
-
-        Both are NaN at the first step of a run or a resumption.
-        """
+        """Note a step, counted from 1; both are NaN at the first of a run or a resumption."""
         self.times.append((step, time.monotonic() if now is None else now))
         (first, then), (last, latest) = self.times[0], self.times[-1]
         if last == first or latest == then:
@@ -99,9 +92,8 @@ class Speed:
 class Log:
     """Numbers of a run, one JSON object a line; in TensorBoard too, if it is installed.
 
-    Lines of a run that is resumed from an earlier step are cut off behind that step, and so is a
-    line that a killed process left half-written. The file ends in .jsonl; TensorBoard's go into
-    a folder beside it.
+    Where a run resumes, lines behind its step are cut off, and so is one that a killed process left
+    half-written. TensorBoard's files go into a folder beside.
     """
 
     def __init__(self, path: str | Path, step: int = 0) -> None:
@@ -111,16 +103,20 @@ class Log:
         whole = "".join(json.dumps(line) + "\n" for line in kept)
         replace_file(self.path, lambda file: file.write(whole.encode()))
         self.file = open(self.path, "a")  # noqa: SIM115  (open as long as the run)
-        self.board = _tensorboard(self.path.with_suffix(""))
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.board: Any = SummaryWriter(str(self.path.with_suffix("")))
+        except ImportError:
+            self.board = None
 
     def write(self, step: int, **numbers: Any) -> None:
         """Add a line of plain values."""
         self.file.write(json.dumps({"step": step, **numbers}) + "\n")
         self.file.flush()
-        if self.board is not None:
-            for name, value in numbers.items():
-                if isinstance(value, int | float):
-                    self.board.add_scalar(name, value, step)
+        for name, value in numbers.items() if self.board is not None else ():
+            if isinstance(value, int | float):
+                self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Close the files."""
@@ -131,10 +127,8 @@ class Log:
 
 def read_log(path: str | Path) -> list[dict]:
     """One dictionary a line of what `Log` wrote, without a last one that is half-written."""
-    if not Path(path).exists():
-        return []
-    lines = []
-    for text in Path(path).read_text().splitlines():
+    lines: list[dict] = []
+    for text in Path(path).read_text().splitlines() if Path(path).exists() else ():
         try:
             lines.append(json.loads(text))
         except ValueError:
@@ -142,39 +136,33 @@ def read_log(path: str | Path) -> list[dict]:
     return lines
 
 
-def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder))
-
-
-# --- warning signs --------------------------------------------------------------------------------
-
-
 class Signs:
     """Looks at each iteration and says in a sentence when something goes wrong.
 
-    Every number is compared with the run's own beginning (its first `WINDOW` iterations), because
-    what is normal differs between data sets. A sentence is said once, and again only after its
-    sign has gone away. Wide thresholds: healthy runs on digits reach a third of them.
+    Numbers are compared with the run's own first `WINDOW` iterations: what is normal differs
+    between data sets. A sentence is said once, and again only after its sign has gone away. Wide
+    thresholds: healthy runs on digits reach a third of them.
     """
 
     def __init__(self, clip: float) -> None:
-        self.clip = clip
+        self.clip, self.seen = clip, 0
         self.start: dict[str, float] = {}
         self.recent: dict[str, deque[float]] = {}
         self.said: set[str] = set()
-        self.seen = 0
 
     def __call__(self, record: Record) -> list[str]:
-        """Look at an iteration; returns sentences that were not said before.
-
-        They say what was seen, and what to do.
-        """
+        """Look at an iteration; the sentences say what was seen, and what to do."""
         self.seen += 1
-        for name, value in _vital_numbers(record).items():
+        x = record.x.float()
+        vital = {
+            "mean": x.mean().item(),
+            "spread": x.std(dim=0).mean().item() if len(x) > 1 else 0.0,
+            "beyond": (x.abs() > 1.2).float().mean().item(),
+            "loss_critic": record.loss_critic,
+            "norm_generator": record.norm_generator,
+            "norm_critic": record.norm_critic,
+        }
+        for name, value in vital.items():
             self.recent.setdefault(name, deque(maxlen=WINDOW)).append(value)
         now = {name: sum(values) / len(values) for name, values in self.recent.items()}
         if self.seen == WINDOW:
@@ -188,8 +176,7 @@ class Signs:
 
     def _judge(self, now: dict[str, float]) -> dict[str, str]:
         """For each sign that is there a sentence."""
-        start = self.start
-        spread, before = now["spread"], start["spread"]
+        start, spread, before = self.start, now["spread"], self.start["spread"]
         drift = abs(now["mean"] - start["mean"])
         clipped = sum(norm > self.clip for norm in self.recent["norm_generator"])
         endless = sum(not math.isfinite(norm) for norm in self.recent["norm_critic"])
@@ -229,21 +216,6 @@ class Signs:
         return wrong
 
 
-def _vital_numbers(record: Record) -> dict[str, float]:
-    x = record.x.float()
-    return {
-        "mean": x.mean().item(),
-        "spread": x.std(dim=0).mean().item() if len(x) > 1 else 0.0,
-        "beyond": (x.abs() > 1.2).float().mean().item(),
-        "loss_critic": record.loss_critic,
-        "norm_generator": record.norm_generator,
-        "norm_critic": record.norm_critic,
-    }
-
-
-# --- the picture ----------------------------------------------------------------------------------
-
-
 def picture(record: Record, path: str | Path, columns: int = 8) -> str:
     """Draw G, D_real and D_fake of an iteration, one below the other, sorted by noise level.
 
@@ -251,8 +223,8 @@ def picture(record: Record, path: str | Path, columns: int = 8) -> str:
     """
     if record.sigma is None or record.denoised_real is None or record.denoised_fake is None:
         raise ValueError("the iteration compared no scores: there is nothing beside G to draw")
-    order = record.sigma[:columns].argsort()
+    sigma, order = record.sigma[:columns].sort()
     rows = [t[:columns][order] for t in (record.x, record.denoised_real, record.denoised_fake)]
     save_grid(torch.cat(rows), path, columns=len(order))
-    levels = ", ".join(f"{sigma:.2g}" for sigma in record.sigma[:columns][order].tolist())
+    levels = ", ".join(f"{level:.2g}" for level in sigma.tolist())
     return f"From top to bottom: G, D_real and D_fake of G with noise; levels {levels}."

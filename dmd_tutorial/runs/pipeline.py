@@ -13,14 +13,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 from tqdm import tqdm
 
-from dmd_tutorial import dmd, metrics, pretrained
+from dmd_tutorial import dmd, metrics, pretrained, training
 from dmd_tutorial.anchor import Pairs, fingerprint, make_pairs
 from dmd_tutorial.data import Images, balanced_labels
 from dmd_tutorial.denoisers import OneStepGenerator, image_shape
@@ -29,91 +28,62 @@ from dmd_tutorial.runs.compute import Compute, Processes, Updater, prepare
 from dmd_tutorial.runs.images import save_grid
 from dmd_tutorial.runs.provenance import provenance
 from dmd_tutorial.samplers import one_step, sample
-from dmd_tutorial.training import (
-    DistillationRun,
-    DistillSettings,
-    FitRun,
-    FitSettings,
-    Metrics,
-    TeacherSettings,
-    distill,
-    train_teacher,
-)
+
+PLAIN = Compute()
 
 
 @dataclass(frozen=True)
 class Control:
-    """How a training is watched, kept and stopped.
+    """How a training is watched, kept and stopped."""
 
-    Attributes:
-        fresh: Start over instead of continuing.
-        checkpoint_minutes: Minutes between two checkpoints.
-        minutes: Stop after so many minutes, saved; the same command goes on.
-        picture_steps: Steps between two pictures of G, D_real and D_fake.
-    """
-
-    fresh: bool = False
-    checkpoint_minutes: float = 2.0
-    minutes: float = math.inf
-    picture_steps: int = 500
+    fresh: bool = False  # Start over instead of continuing.
+    checkpoint_minutes: float = 2.0  # Minutes between two checkpoints.
+    minutes: float = math.inf  # Stop after so many minutes, saved; the same command goes on.
+    picture_steps: int = 500  # Steps between two pictures of G, D_real and D_fake.
 
 
 class Trained(NamedTuple):
     """A network whose training is done."""
 
     network: Any  # the averaged one: what is kept
-    settings: FitSettings | DistillSettings
+    settings: training.FitSettings | training.DistillSettings
     seconds: float  # of training, those before an interruption included
 
 
 def make_teacher(
-    network: nn.Module,
-    images: Images,
-    settings: TeacherSettings,
-    compute: Compute = Compute(),  # noqa: B008
-    checkpoint: Path | None = None,
-    control: Control = Control(),
-) -> Trained | None:
+    network: nn.Module, images: Images, settings: training.TeacherSettings,
+    compute: Compute = PLAIN, checkpoint: Path | None = None, control: Control = Control(),
+) -> Trained | None:  # fmt: skip
     """Train a teacher; None where the time was up. Without a checkpoint nothing is written."""
-    run = FitRun(network, settings)
+    run = training.FitRun(network, settings)
     prepare(run.network, compute)
     updater = Updater(compute, run.optimizer)
-    return _drive(run, train_teacher(run, images, updater), updater, checkpoint, control)
+    return _drive(run, training.train_teacher(run, images, updater), updater, checkpoint, control)
 
 
 def make_student(
-    teacher: nn.Module,
-    settings: DistillSettings,
-    pairs: Pairs | None,
-    start: nn.Module | None = None,
-    compute: Compute = Compute(),  # noqa: B008
-    checkpoint: Path | None = None,
-    control: Control = Control(),
-) -> Trained | None:
+    teacher: nn.Module, settings: training.DistillSettings, pairs: Pairs | None,
+    start: nn.Module | None = None, compute: Compute = PLAIN,
+    checkpoint: Path | None = None, control: Control = Control(),
+) -> Trained | None:  # fmt: skip
     """Distil a teacher, from `start` where that is given; None where the time was up."""
-    run = DistillationRun(teacher, settings, start)
-    for network in (run.generator, run.critic):
-        prepare(network, compute)
+    run = training.DistillationRun(teacher, settings, start)
+    prepare(run.generator, compute)
+    prepare(run.critic, compute)
     if compute.frozen != "fp32":  # the caller's teacher stays exact
         run.teacher = copy.deepcopy(run.teacher)
     prepare(run.teacher, compute, frozen=True)
     updater = Updater(compute, run.generator_optimizer, run.critic_optimizer)
     iteration = partial(dmd.iteration, updater=updater)
-    loop = distill(run, *image_shape(teacher), pairs, iteration=iteration)
+    loop = training.distill(run, *image_shape(teacher), pairs, iteration=iteration)
     return _drive(run, loop, updater, checkpoint, control)
 
 
 def make_student_in(
-    folder: Path,
-    teacher: nn.Module,
-    warm_start: DistillSettings | None,
-    settings: DistillSettings,
-    pairs: Pairs | None,
-    start: nn.Module | None = None,
-    compute: Compute = Compute(),  # noqa: B008
-    control: Control = Control(),
-    notes: Mapping[str, Any] = MappingProxyType({}),
-) -> Trained | None:
+    folder: Path, teacher: nn.Module, warm_start: training.DistillSettings | None,
+    settings: training.DistillSettings, pairs: Pairs | None, start: nn.Module | None,
+    compute: Compute, control: Control, notes: Mapping[str, Any],
+) -> Trained | None:  # fmt: skip
     """Regression on the pairs, where a warm start is given, then the distillation; both kept."""
     if warm_start is not None:
         checkpoint = folder / "warm-start.ckpt"
@@ -130,16 +100,15 @@ def make_student_in(
 
 
 def _drive(
-    run: FitRun | DistillationRun,
-    loop: Iterator[Metrics],
-    updater: Updater,
-    checkpoint: Path | None,
-    control: Control,
-) -> Trained | None:
+    run: training.FitRun | training.DistillationRun, loop: Iterator[training.Metrics],
+    updater: Updater, checkpoint: Path | None, control: Control,
+) -> Trained | None:  # fmt: skip
     """Go through a loop, watched, with checkpoints."""
     settings, processes, earlier = run.settings, updater.processes, 0.0
     if checkpoint and checkpoints.newest(checkpoint) and not control.fresh:
-        kept = checkpoints.load(run, checkpoint, updater, settings=asdict(settings))
+        state, kept = checkpoints.load_checkpoint(checkpoint, {"settings": asdict(settings)})
+        updater.load_state_dict(state.pop("updater"))
+        run.load_state_dict(state)
         earlier = kept["seconds"]
     started = saved = time.monotonic()
 
@@ -148,8 +117,9 @@ def _drive(
 
     def save() -> None:
         if checkpoint and processes.first:
+            state = run.state_dict() | {"updater": updater.state_dict()}
             notes = {"settings": asdict(settings), "seconds": seconds()}
-            checkpoints.save(run, checkpoint, updater, **notes)
+            checkpoints.save_checkpoint(state, notes, checkpoint)
 
     path = checkpoint.with_suffix("") if checkpoint else None
     with monitor.Watch(settings, path, run.step, control.picture_steps, processes.first) as watch:
@@ -226,9 +196,8 @@ def measure(
 ) -> dict:
     """What a model's samples, made in `steps` steps if it is a teacher, are worth beside images."""
     reference = images.take(torch.arange(len(images.x)))
-    result = metrics.evaluate(
-        x, reference, label=label, features=features, minimum=min(10_000, len(x))
-    )
+    minimum = min(10_000, len(x))
+    result = metrics.evaluate(x, reference, label=label, features=features, minimum=minimum)
     plain = {name: getattr(v, "tolist", lambda v=v: v)() for name, v in result._asdict().items()}
     return {
         "fingerprint": fingerprint(model), "samples": len(x),
@@ -247,13 +216,11 @@ def keep(path: Path, trained: Trained, notes: Mapping[str, Any], half: bool = Fa
     x = draw(model, z, label, steps=18, batch=100)
     if not Processes().first:
         return
-    made_by = {
-        "settings": asdict(trained.settings), "seconds": round(trained.seconds, 1),
-        **notes, **provenance(),
-    }  # fmt: skip
-    kept = copy.deepcopy(model).half() if half else model
-    pretrained.save_denoiser(path.with_suffix(".safetensors"), kept, **made_by)
-    path.with_suffix(".json").write_text(json.dumps(made_by, indent=1) + "\n")
-    save_grid(x, path.with_suffix(".png"))
+    how = {"settings": asdict(trained.settings), "seconds": round(trained.seconds, 1)}
+    made_by = {**how, **notes, **provenance()}
     weights, grid = path.with_suffix(".safetensors"), path.with_suffix(".png")
+    kept = copy.deepcopy(model).half() if half else model
+    pretrained.save_denoiser(weights, kept, **made_by)
+    path.with_suffix(".json").write_text(json.dumps(made_by, indent=1) + "\n")
+    save_grid(x, grid)
     print(f"{weights} ({trained.seconds:.0f} s), {grid}")

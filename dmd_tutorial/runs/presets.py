@@ -69,158 +69,83 @@ ON_DIGITS = DistillSettings(lambda_reg=1.0, sigma_max=5.0)
 # than the generator, by its rate and by its number of steps. These are the settings of the
 # shipped networks: about an hour on two cores, most of it regression.
 DIGITS = Preset(
-    data="digits",
-    shape=(1, 8, 8),
-    classes=10,
-    pairs=50_000,
+    data="digits", shape=(1, 8, 8), classes=10, pairs=50_000,
     warm_start=replace(
-        ON_DIGITS,
-        steps=16_000,
-        learning_rate=1e-3,
-        warm_up=200,
-        decay=0.95,
-        ema=0.999,
-        matching=False,
-        batch_pairs=128,
+        ON_DIGITS, matching=False, steps=16_000, batch_pairs=128, learning_rate=1e-3, warm_up=200,
+        decay=0.95, ema=0.999,
     ),
     distill=replace(
-        ON_DIGITS,
-        steps=2_500,
-        learning_rate=2e-5,
-        critic_learning_rate=3e-4,
-        warm_up=200,
-        decay=0.6,
-        ema=0.999,
+        ON_DIGITS, steps=2_500, learning_rate=2e-5, critic_learning_rate=3e-4, warm_up=200,
+        decay=0.6, ema=0.999,
     ),
-)
+)  # fmt: skip
 
 # The same road in a few minutes, for `dmd demo`: every stage is cut short.
-DEMO = Preset(
-    data="digits",
-    shape=(1, 8, 8),
-    classes=10,
-    teacher=TeacherSettings(steps=1_500),
-    pairs=3_000,
+DEMO = replace(
+    DIGITS, teacher=TeacherSettings(steps=1_500), pairs=3_000,
     warm_start=replace(
-        ON_DIGITS, steps=1_000, learning_rate=1e-3, decay=0.9, ema=0.995, matching=False
+        ON_DIGITS, matching=False, steps=1_000, learning_rate=1e-3, decay=0.9, ema=0.995
     ),
     distill=replace(ON_DIGITS, steps=300),
-)
+)  # fmt: skip
 
 # --- the paper's settings ------------------------------------------------------------------------
 
 PAPER = DistillSettings(
-    steps=300_000,
-    batch=392,  # on 7 GPUs of 56 each
-    batch_pairs=392,
-    learning_rate=5e-5,
-    critic_learning_rate=5e-5,
-    warm_up=500,
+    steps=300_000, batch=392, batch_pairs=392,  # on 7 GPUs of 56 each
+    learning_rate=5e-5, critic_learning_rate=5e-5, warm_up=500, weight_decay=0.01, clip=10.0,
     decay=0.0,  # the rate stays level to the end
-    weight_decay=0.01,
     ema=0.9999,  # an average over about 10,000 iterations
-    weighting="eq8",
-    lambda_reg=0.25,
-    distance="lpips",
-    critic_steps=1,
-    clip=10.0,
-    sigma_max=80.0,
-)
+    weighting="eq8", sigma_max=80.0, lambda_reg=0.25, distance="lpips", critic_steps=1,
+)  # fmt: skip
 
 # What these cost: CIFAR-10 about 184 TFLOP per iteration, 90 to 180 hours on one large GPU.
 CIFAR10_COND = Preset(
-    data="cifar10",
-    shape=(3, 32, 32),
-    classes=10,
-    features="inception",
-    published="edm-cifar10-32x32-cond-vp",
-    pairs=100_000,
-    distill=PAPER,
-)
+    data="cifar10", shape=(3, 32, 32), classes=10, features="inception",
+    published="edm-cifar10-32x32-cond-vp", pairs=100_000, distill=PAPER,
+)  # fmt: skip
 
-CIFAR10_UNCOND = Preset(
-    data="cifar10",
-    shape=(3, 32, 32),
-    classes=0,
-    features="inception",
-    published="edm-cifar10-32x32-uncond-vp",
-    pairs=500_000,
+CIFAR10_UNCOND = replace(
+    CIFAR10_COND, classes=0, published="edm-cifar10-32x32-uncond-vp", pairs=500_000,
     distill=replace(PAPER, lambda_reg=0.5),
-)
+)  # fmt: skip
 
 IMAGENET64 = Preset(
-    data="imagenet64",
-    shape=(3, 64, 64),
-    classes=1000,
-    features="inception",
-    published="edm-imagenet-64x64-cond-adm",
-    pairs=25_000,
-    pair_steps=256,
-    pair_batch=200,
+    data="imagenet64", shape=(3, 64, 64), classes=1000, features="inception",
+    published="edm-imagenet-64x64-cond-adm", pairs=25_000, pair_steps=256, pair_batch=200,
     distill=replace(
-        PAPER,
-        steps=350_000,
-        batch=336,
-        batch_pairs=336,
-        learning_rate=2e-6,
+        PAPER, steps=350_000, batch=336, batch_pairs=336, learning_rate=2e-6,
         critic_learning_rate=2e-6,
     ),
     # The paper says "mixed precision". bfloat16, because float16 diverged for others (DMD2).
     compute=Compute(mixed_precision="bf16", frozen="bf16"),
-)
+)  # fmt: skip
 
 # --- one GPU -------------------------------------------------------------------------------------
 
 # One T4 (16 GiB, no bfloat16), an evening: about six hours, counted from operations in chapter 6
 # and not measured. Regression included, a fiftieth of the paper's steps, and a sixth of its batch:
 # a taste, not its numbers.
-CIFAR10_T4 = Preset(
-    data="cifar10",
-    shape=(3, 32, 32),
-    classes=10,
-    features="inception",
-    published="edm-cifar10-32x32-cond-vp",
+CIFAR10_T4 = replace(
+    CIFAR10_COND,
     pairs=10_000,  # 350,000 evaluations of the teacher, about an hour
     pair_batch=250,
     warm_start=replace(  # brings the student near the teacher before two networks train
-        REGRESSION,
-        steps=2_000,
-        batch=64,
-        batch_pairs=64,
-        learning_rate=1e-4,
-        warm_up=200,
-        decay=0.5,
-        weight_decay=0.01,
-        ema=0.999,
-        distance="lpips",
+        REGRESSION, distance="lpips", steps=2_000, learning_rate=1e-4, warm_up=200, ema=0.999
     ),
-    distill=DistillSettings(
-        steps=4_000,
-        batch=64,
-        batch_pairs=64,
-        learning_rate=2e-5,  # a small batch is a noisy gradient
-        critic_learning_rate=5e-5,  # the paper's: the critic has to keep up
-        warm_up=200,
+    distill=replace(
+        PAPER, steps=4_000, batch=64, batch_pairs=64, warm_up=200, ema=0.999,
+        learning_rate=2e-5,  # a small batch is a noisy gradient; the critic's stays the paper's
         decay=0.5,  # a short run ends where it is, so its rate goes to 0
-        ema=0.999,
-        weighting="eq8",
-        lambda_reg=0.25,
-        distance="lpips",
-        critic_steps=1,
-        sigma_max=80.0,
     ),
     compute=Compute(mixed_precision="fp16", frozen="fp16", accumulation=4),
-)
+)  # fmt: skip
 
 # A DDPM++ of about 7 M parameters, trained here: needs no published weights and no download but
 # the data. The anchor is L2, for LPIPS would need a download; the paper measured 2.78 with it
 # instead of 2.66 (FID, CIFAR-10).
-CIFAR10_SMALL = Preset(
-    data="cifar10",
-    shape=(3, 32, 32),
-    classes=10,
-    features="inception",
-    network="SongUNet",
+CIFAR10_SMALL = replace(
+    CIFAR10_COND, published="", network="SongUNet",
     network_options={
         "model_channels": 64,  # DDPM++ has 128
         "channel_mult": [1, 2, 2],  # DDPM++: 2, 2, 2
@@ -230,61 +155,33 @@ CIFAR10_SMALL = Preset(
     },
     teacher=TeacherSettings(
         steps=40_000,  # EDM shows 200 million images, these are 20 million
-        batch=512,
-        learning_rate=1e-3,
-        warm_up=2_000,
-        ema=0.9995,
+        batch=512, learning_rate=1e-3, warm_up=2_000, ema=0.9995,
         flip=True,  # EDM augments more; mirroring is what needs no extra input
     ),
     pairs=50_000,
     warm_start=replace(  # minutes of regression spare hours of distillation
-        REGRESSION,
-        steps=10_000,
-        batch=256,
-        batch_pairs=256,
-        learning_rate=5e-4,
-        warm_up=500,
-        decay=0.8,
-        ema=0.999,
+        REGRESSION, steps=10_000, batch=256, batch_pairs=256, learning_rate=5e-4, warm_up=500,
+        decay=0.8, ema=0.999,
     ),
-    distill=DistillSettings(
-        steps=10_000,
-        batch=256,
-        batch_pairs=256,
-        learning_rate=5e-5,
+    distill=replace(
+        PAPER, distance="l2", steps=10_000, batch=256, batch_pairs=256, warm_up=200, ema=0.999,
         critic_learning_rate=2e-4,  # from digits: a faster critic follows the generator
-        warm_up=200,
         decay=0.5,
-        ema=0.999,
-        weighting="eq8",
-        lambda_reg=0.25,
-        critic_steps=1,
-        sigma_max=80.0,
     ),
     compute=Compute(mixed_precision="bf16", frozen="bf16"),
-)
+)  # fmt: skip
 
 # Your own images: a few hundred are enough to see the whole road, too few for variety.
-OWN_IMAGES = Preset(
-    data="",
-    shape=(3, 32, 32),
-    classes=0,
-    features="inception",
-    network="SongUNet",
+OWN_IMAGES = replace(
+    CIFAR10_SMALL, data="", classes=0, pairs=5_000, compute=Compute(),
     network_options={**CIFAR10_SMALL.network_options, "model_channels": 32},
     teacher=TeacherSettings(steps=10_000, batch=64, learning_rate=5e-4, warm_up=500, flip=True),
-    pairs=5_000,
     warm_start=replace(REGRESSION, steps=3_000, learning_rate=5e-4, decay=0.9),
     distill=DistillSettings(steps=2_000, learning_rate=2e-5, critic_learning_rate=2e-4),
-)
+)  # fmt: skip
 
 PRESETS = {
-    "digits": DIGITS,
-    "demo": DEMO,
-    "cifar10-cond": CIFAR10_COND,
-    "cifar10-uncond": CIFAR10_UNCOND,
-    "imagenet64": IMAGENET64,
-    "cifar10-t4": CIFAR10_T4,
-    "cifar10-small": CIFAR10_SMALL,
-    "own-images": OWN_IMAGES,
-}
+    "digits": DIGITS, "demo": DEMO,
+    "cifar10-cond": CIFAR10_COND, "cifar10-uncond": CIFAR10_UNCOND, "imagenet64": IMAGENET64,
+    "cifar10-t4": CIFAR10_T4, "cifar10-small": CIFAR10_SMALL, "own-images": OWN_IMAGES,
+}  # fmt: skip

@@ -10,6 +10,7 @@ import torch
 from dmd_tutorial import __version__
 
 DRIVE = Path("/content/drive/MyDrive")  # Colab's, once it is mounted
+DRIVER = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 
 
 def runs_folder() -> Path:
@@ -20,12 +21,11 @@ def runs_folder() -> Path:
 def provenance() -> dict:
     """What a result must say about how it was made: device, driver, threads, versions, commit.
 
-    The commit is that of the clone that the package lies in, None elsewhere; there is a ``+``
-    behind it where files were changed since.
+    The commit is that of the package's clone, with a ``+`` where files were changed since.
     """
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
-        "device": gpu or "cpu", "driver": _driver() if gpu else None,
+        "device": gpu or "cpu", "driver": _said(*DRIVER) if gpu else None,
         "threads": torch.get_num_threads(), "commit": _commit(),
         "versions": {
             "dmd_tutorial": __version__, "torch": torch.__version__,
@@ -33,10 +33,6 @@ def provenance() -> dict:
             "python": platform.python_version(),
         },
     }  # fmt: skip
-
-
-def _driver() -> str | None:
-    return _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 
 
 def _commit() -> str | None:
