@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -15,8 +14,7 @@ Direction = Literal["up", "down"]
 Taps = Sequence[float]  # of a filter along one axis, even in number
 
 
-@dataclass(frozen=True)
-class Style:
+class Style(NamedTuple):
     """What all blocks of a network share."""
 
     embedding: int  # size of the embedding
@@ -29,10 +27,6 @@ class Style:
     attend_in_every_block: bool  # of the decoder, where a level has attention; else in the last
     taps: tuple[float, ...]  # of the resampling filter
 
-    def heads(self, width: int) -> int:
-        """How many heads attention over so many channels has. Too few channels: no attention."""
-        return 1 if self.channels_per_head is None else width // self.channels_per_head
-
 
 class UNetBlock(nn.Module):
     """Two convolutions with a short cut, told the noise level; then, in places, self-attention.
@@ -44,26 +38,23 @@ class UNetBlock(nn.Module):
     recompute = False  # in the backward pass, instead of keeping what is inside
 
     def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        style: Style,
-        resample: Direction | None = None,
-        attention: bool = False,
-    ) -> None:
+        self, in_channels: int, out_channels: int, style: Style,
+        resample: Direction | None = None, attention: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
         self.dropout, self.skip_scale = style.dropout, style.skip_scale
         self.adaptive_scale = style.adaptive_scale
-        self.num_heads = style.heads(out_channels) if attention else 0
+        heads = out_channels // (style.channels_per_head or out_channels)
+        self.num_heads = heads if attention else 0  # too few channels for one: no attention
         self.norm0 = norm(in_channels, style.eps)
-        self.conv0 = _resampling_conv(in_channels, out_channels, 3, resample, style.taps)
+        self.conv0 = conv(in_channels, out_channels, 3, resample, style.taps)
         self.affine = nn.Linear(style.embedding, out_channels * (2 if self.adaptive_scale else 1))
         self.norm1 = norm(out_channels, style.eps)
         self.conv1 = conv(out_channels, out_channels)
         self.skip: nn.Module
         if in_channels != out_channels or (resample and style.project_short_cut):
-            self.skip = _resampling_conv(in_channels, out_channels, 1, resample, style.taps)
+            self.skip = conv(in_channels, out_channels, 1, resample, style.taps)
         else:
             self.skip = Resample(resample, style.taps) if resample else nn.Identity()
         if self.num_heads:
@@ -72,10 +63,8 @@ class UNetBlock(nn.Module):
             self.proj = conv(out_channels, out_channels, kernel=1)
 
     def forward(
-        self,
-        x: Float[Tensor, "batch in_channels height width"],
-        embedding: Float[Tensor, "batch embedding"],
-    ) -> Float[Tensor, "batch out_channels new_height new_width"]:
+        self, x: Float[Tensor, "batch in_c h w"], embedding: Float[Tensor, "batch embedding"]
+    ) -> Float[Tensor, "batch out_c new_h new_w"]:
         """Map feature maps to feature maps, resampled where the block resamples."""
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(self._map, x, embedding, use_reentrant=False)
@@ -147,9 +136,7 @@ class Resample(nn.Module):
         self.direction = direction
         self.register_buffer("resample_filter", _filter(taps))
 
-    def forward(
-        self, x: Float[Tensor, "batch channels height width"]
-    ) -> Float[Tensor, "batch channels new_height new_width"]:
+    def forward(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c new_h new_w"]:
         """Resample each channel by itself."""
         return _resample(x, self.resample_filter, self.direction)
 
@@ -164,9 +151,7 @@ class ResampleThenConv(nn.Conv2d):
         self.direction = to
         self.register_buffer("resample_filter", _filter(taps))
 
-    def forward(
-        self, x: Float[Tensor, "batch before height width"]
-    ) -> Float[Tensor, "batch after new_height new_width"]:
+    def forward(self, x: Float[Tensor, "b before h w"]) -> Float[Tensor, "b after new_h new_w"]:
         """Filter and resample, then convolve."""
         return super().forward(_resample(x, self.resample_filter, self.direction))
 
@@ -184,9 +169,7 @@ class ConvThenDown(nn.Conv2d):
         super().__init__(before, after, 3, padding=1 + (len(taps) - 1) // 2)
         self.register_buffer("resample_filter", _filter(taps))
 
-    def forward(
-        self, x: Float[Tensor, "batch before height width"]
-    ) -> Float[Tensor, "batch after new_height new_width"]:
+    def forward(self, x: Float[Tensor, "b before h w"]) -> Float[Tensor, "b after new_h new_w"]:
         """Convolve, then filter and halve."""
         return _resample(super().forward(x), self.resample_filter, "down", padded=True)
 
@@ -199,17 +182,13 @@ def norm(width: int, eps: float) -> nn.GroupNorm:
     return nn.GroupNorm(groups, width, eps)
 
 
-def conv(before: int, after: int, kernel: int = 3) -> nn.Conv2d:
-    """A convolution that keeps height and width."""
-    return nn.Conv2d(before, after, kernel, padding=kernel // 2)
-
-
-def _resampling_conv(
-    before: int, after: int, kernel: int, resample: Direction | None, taps: Taps
+def conv(
+    before: int, after: int, kernel: int = 3, resample: Direction | None = None, taps: Taps = ()
 ) -> nn.Conv2d:
-    if resample is None:
-        return conv(before, after, kernel)
-    return ResampleThenConv(before, after, kernel, resample, taps)
+    """A convolution that keeps height and width, or one at the new resolution."""
+    if resample:
+        return ResampleThenConv(before, after, kernel, resample, taps)
+    return nn.Conv2d(before, after, kernel, padding=kernel // 2)
 
 
 def _filter(taps: Taps) -> Float[Tensor, "1 1 taps taps"]:

@@ -20,16 +20,10 @@ from dmd_tutorial.edm.unpickle import Inert, Refused, read_pickle, shown, state_
 
 PUBLISHED_AT = "https://nvlabs-fi-cdn.nvidia.com/edm/pretrained"
 PUBLISHED = (
-    "edm-cifar10-32x32-cond-vp",
-    "edm-cifar10-32x32-cond-ve",
-    "edm-cifar10-32x32-uncond-vp",
-    "edm-cifar10-32x32-uncond-ve",
-    "edm-ffhq-64x64-uncond-vp",
-    "edm-ffhq-64x64-uncond-ve",
-    "edm-afhqv2-64x64-uncond-vp",
-    "edm-afhqv2-64x64-uncond-ve",
-    "edm-imagenet-64x64-cond-adm",
-)
+    "edm-cifar10-32x32-cond-vp", "edm-cifar10-32x32-cond-ve", "edm-cifar10-32x32-uncond-vp",
+    "edm-cifar10-32x32-uncond-ve", "edm-ffhq-64x64-uncond-vp", "edm-ffhq-64x64-uncond-ve",
+    "edm-afhqv2-64x64-uncond-vp", "edm-afhqv2-64x64-uncond-ve", "edm-imagenet-64x64-cond-adm",
+)  # fmt: skip
 LICENCE = (
     "The published EDM weights are NVIDIA's, under CC BY-NC-SA 4.0: not for commercial use, "
     "shared alike. A student distilled from them arguably inherits that."
@@ -85,8 +79,7 @@ def _plain_arguments(arguments: dict) -> dict[str, Any]:
     plain: dict[str, Any] = {}
     for name, value in arguments.items():
         values = list(value) if isinstance(value, list | tuple) else [value]
-        fits = len(values) <= 16 and all(map(_is_plain, values))
-        if not isinstance(name, str) or not fits:
+        if not isinstance(name, str) or len(values) > 16 or not all(map(_is_plain, values)):
             raise ValueError(f"the network's argument {shown(str(name))!r} is no plain value")
         plain[name] = values if isinstance(value, list | tuple) else value
     blocks = plain.get("num_blocks", 1)
@@ -98,9 +91,8 @@ def _plain_arguments(arguments: dict) -> dict[str, Any]:
 def _is_plain(value: object) -> bool:
     if isinstance(value, str):
         return len(value) <= 64
-    if value is None or isinstance(value, bool):
-        return True
-    return isinstance(value, int | float) and (abs(value) <= LARGEST or value == math.inf)
+    number = isinstance(value, int | float) and (abs(value) <= LARGEST or value == math.inf)
+    return value is None or number
 
 
 def _denoiser_with(arguments: dict[str, Any], tensors: dict[str, torch.Tensor]) -> EDMDenoiser:
@@ -109,12 +101,11 @@ def _denoiser_with(arguments: dict[str, Any], tensors: dict[str, torch.Tensor]) 
         with torch.device("meta"):
             denoiser = published_denoiser(**arguments)
     except (ArithmeticError, AttributeError, LookupError, TypeError, RuntimeError) as error:
-        problem = shown(str(error))
-        raise ValueError(f"its network's arguments are not known: {problem}") from error
+        raise ValueError(f"its network's arguments are unknown: {shown(str(error))}") from error
     wanted = {name: tuple(t.shape) for name, t in denoiser.state_dict().items()}
     found = {name: tuple(t.shape) for name, t in tensors.items()}
-    lacking, foreign = wanted.keys() - found, found.keys() - wanted
-    for problem, names in (("lacks", lacking), ("has too much:", foreign)):
+    differ = {"lacks": wanted.keys() - found, "has too much:": found.keys() - wanted}
+    for problem, names in differ.items():
         if names:
             some = ", ".join(shown(name) for name in sorted(names)[:3])
             raise ValueError(f"its network {problem} {len(names)} tensors such as {some}")

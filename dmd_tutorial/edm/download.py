@@ -59,10 +59,9 @@ def download(url: str, folder: str | Path | None = None, sha256: str | None = No
 
 def _check(path: Path, wanted: str | None, what: str) -> None:
     found = _hash(path)
-    if wanted is not None and found != wanted:
-        raise ValueError(
-            f"{what} has SHA-256 {found}, it should have {wanted}; delete {path} to fetch it again"
-        )
+    if wanted not in (None, found):
+        ought = f"it should have {wanted}; delete {path} to fetch it again"
+        raise ValueError(f"{what} has SHA-256 {found}, {ought}")
 
 
 def _hash(path: Path) -> str:
@@ -72,8 +71,7 @@ def _hash(path: Path) -> str:
 
 def _fetch(url: str, path: Path) -> None:
     """Fetch into ``<file>.part``, then give it its name."""
-    partial = path.with_name(path.name + ".part")
-    problem: Exception | None = None
+    partial, problem = path.with_name(path.name + ".part"), Exception()
     for attempt in range(TRIES):
         try:
             _continue(url, partial)

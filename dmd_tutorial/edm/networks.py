@@ -27,8 +27,7 @@ appendix H (DDPM++, NCSN++); Dhariwal and Nichol 2021, Section 3 (ADM).
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -50,27 +49,25 @@ from dmd_tutorial.edm.blocks import (
 
 
 class _RawNetwork(nn.Module):
-    """What the families share: how they are told class and augmentation, and what they refuse."""
+    """What the families share: the way down and up, what they are told, and what they refuse."""
 
+    enc: nn.ModuleDict
+    dec: nn.ModuleDict
     _embed: Callable[[Tensor, Tensor, Tensor | None], Tensor]  # c_noise, rows of labels, augment
     _map: Callable[[Tensor, Tensor], Tensor]  # x, embedding
+    config: dict[str, Any]  # the arguments it was made with
 
     def __init__(self, arguments: dict[str, Any]) -> None:
         super().__init__()
-        plain: dict[str, Any] = {
-            k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()
-        }
-        self.config = {k: v for k, v in plain.items() if k not in ("self", "__class__")}
+        own = {k: v for k, v in arguments.items() if k not in ("self", "__class__")}
+        self.config = {k: list(v) if isinstance(v, tuple) else v for k, v in own.items()}
         self.size, self.channels = self.config["img_resolution"], self.config["in_channels"]
         self.classes: int = self.config["label_dim"]
 
     def forward(
-        self,
-        x: Float[Tensor, "batch channels size size"],
-        c_noise: Float[Tensor, " batch"],
-        label: Condition | None = None,
-        augment: Float[Tensor, "batch augment_dim"] | None = None,
-    ) -> Float[Tensor, "batch out_channels size size"]:
+        self, x: Float[Tensor, "batch channels size size"], c_noise: Float[Tensor, " batch"],
+        label: Condition | None = None, augment: Float[Tensor, "batch augment_dim"] | None = None,
+    ) -> Float[Tensor, "batch out_channels size size"]:  # fmt: skip
         """Map scaled noisy images to F.
 
         Labels are classes, or rows of `classes` numbers; none, and `NO_CLASS`, are rows of zeros.
@@ -93,6 +90,34 @@ class _RawNetwork(nn.Module):
             raise ValueError(f"label has shape {tuple(label.shape)}, not {wanted}")
         return label.to(x)
 
+    def _walk(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """Down and up: the last features, and the sum of the images that the decoder made."""
+        skips: list[Tensor] = []
+        image = x  # ever smaller, for the encoder to see again
+        for name, layer in self.enc.items():
+            if name.endswith("aux_down"):
+                image = layer(image)
+            elif name.endswith("aux_skip"):
+                x = skips[-1] = x + layer(image)
+            elif name.endswith("aux_residual"):
+                x = skips[-1] = image = (x + layer(image)) / math.sqrt(2)
+            else:
+                x = layer(x, embedding) if isinstance(layer, UNetBlock) else layer(x)
+                skips.append(x)
+        normed, image = x, x.new_zeros(())  # until the lowest level, or the highest, makes one
+        for name, layer in self.dec.items():
+            if name.endswith("aux_up"):
+                image = layer(image)
+            elif name.endswith("aux_norm"):
+                normed = functional.silu(layer(x))
+            elif name.endswith("aux_conv"):
+                image = image + layer(normed)
+            else:
+                if x.shape[1] != layer.in_channels:  # it wants the encoder's features, too
+                    x = torch.cat([x, skips.pop()], dim=1)
+                x = layer(x, embedding)
+        return x, image
+
 
 class SongUNet(_RawNetwork):
     """DDPM++ and NCSN++: a U-Net F(x, c_noise, label).
@@ -109,25 +134,15 @@ class SongUNet(_RawNetwork):
     """
 
     def __init__(
-        self,
-        img_resolution: int,
-        in_channels: int,
-        out_channels: int,
-        label_dim: int = 0,
-        augment_dim: int = 0,
-        model_channels: int = 128,
-        channel_mult: Sequence[int] = (1, 2, 2, 2),
-        channel_mult_emb: int = 4,
-        num_blocks: int = 4,
-        attn_resolutions: Sequence[int] = (16,),
-        dropout: float = 0.10,
-        label_dropout: float = 0,
-        embedding_type: str = "positional",
-        channel_mult_noise: int = 1,
-        encoder_type: str = "standard",
-        decoder_type: str = "standard",
+        self, img_resolution: int, in_channels: int, out_channels: int, label_dim: int = 0,
+        augment_dim: int = 0, model_channels: int = 128,
+        channel_mult: Sequence[int] = (1, 2, 2, 2), channel_mult_emb: int = 4,
+        num_blocks: int = 4, attn_resolutions: Sequence[int] = (16,),
+        dropout: float = 0.10, label_dropout: float = 0,
+        embedding_type: str = "positional", channel_mult_noise: int = 1,
+        encoder_type: str = "standard", decoder_type: str = "standard",
         resample_filter: Sequence[float] = (1, 1),
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(dict(locals()))
         _check_choice("embedding_type", embedding_type, ("positional", "fourier"))
         _check_choice("encoder_type", encoder_type, ("standard", "skip", "residual"))
@@ -139,7 +154,6 @@ class SongUNet(_RawNetwork):
             project_short_cut=True, channels_per_head=None, attend_in_every_block=False,
             taps=tuple(resample_filter),
         )  # fmt: skip
-
         fixed = embedding_type == "positional"
         self.map_noise = PositionalEmbedding(waves, True) if fixed else FourierEmbedding(waves)
         self.map_label = nn.Linear(label_dim, waves) if label_dim else None
@@ -162,35 +176,7 @@ class SongUNet(_RawNetwork):
         return functional.silu(self.map_layer1(embedding))
 
     def _map(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return self._decode(*self._encode(x, embedding), embedding)
-
-    def _encode(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
-        skips: list[Tensor] = []
-        image = x  # ever smaller, for the encoder to see again
-        for name, layer in self.enc.items():
-            if name.endswith("aux_down"):
-                image = layer(image)
-            elif name.endswith("aux_skip"):
-                x = skips[-1] = x + layer(image)
-            elif name.endswith("aux_residual"):
-                x = skips[-1] = image = (x + layer(image)) / math.sqrt(2)
-            else:
-                x = layer(x, embedding) if isinstance(layer, UNetBlock) else layer(x)
-                skips.append(x)
-        return x, skips
-
-    def _decode(self, x: Tensor, skips: list[Tensor], embedding: Tensor) -> Tensor:
-        normed, image = x, x.new_zeros(())  # until the lowest level, or the highest, makes one
-        for name, layer in self.dec.items():
-            if name.endswith("aux_up"):
-                image = layer(image)
-            elif name.endswith("aux_norm"):
-                normed = functional.silu(layer(x))
-            elif name.endswith("aux_conv"):
-                image = image + layer(normed)
-            else:
-                x = layer(_join(x, skips, layer), embedding)
-        return image
+        return self._walk(x, embedding)[1]
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -210,31 +196,21 @@ class DhariwalUNet(_RawNetwork):
     """ADM: a U-Net F(x, c_noise, label); arguments as in `SongUNet`."""
 
     def __init__(
-        self,
-        img_resolution: int,
-        in_channels: int,
-        out_channels: int,
-        label_dim: int = 0,
-        augment_dim: int = 0,
-        model_channels: int = 192,
-        channel_mult: Sequence[int] = (1, 2, 3, 4),
-        channel_mult_emb: int = 4,
-        num_blocks: int = 3,
-        attn_resolutions: Sequence[int] = (32, 16, 8),
-        dropout: float = 0.10,
-        label_dropout: float = 0,
-    ) -> None:
+        self, img_resolution: int, in_channels: int, out_channels: int, label_dim: int = 0,
+        augment_dim: int = 0, model_channels: int = 192,
+        channel_mult: Sequence[int] = (1, 2, 3, 4), channel_mult_emb: int = 4,
+        num_blocks: int = 3, attn_resolutions: Sequence[int] = (32, 16, 8),
+        dropout: float = 0.10, label_dropout: float = 0,
+    ) -> None:  # fmt: skip
         super().__init__(dict(locals()))
-        embedding = model_channels * channel_mult_emb
+        embedding, waves = model_channels * channel_mult_emb, model_channels
         levels = _levels(img_resolution, model_channels, channel_mult, num_blocks, attn_resolutions)
         style = Style(
             embedding, dropout, eps=1e-5, skip_scale=1.0, adaptive_scale=True,
             project_short_cut=False, channels_per_head=64, attend_in_every_block=True,
             taps=(1, 1),
         )  # fmt: skip
-
-        self.map_noise = PositionalEmbedding(model_channels, endpoint=False)
-        waves = model_channels
+        self.map_noise = PositionalEmbedding(waves, endpoint=False)
         self.map_augment = nn.Linear(augment_dim, waves, bias=False) if augment_dim else None
         self.map_layer0 = nn.Linear(waves, embedding)
         self.map_layer1 = nn.Linear(embedding, embedding)
@@ -255,13 +231,7 @@ class DhariwalUNet(_RawNetwork):
         return functional.silu(embedding)
 
     def _map(self, x: Tensor, embedding: Tensor) -> Tensor:
-        skips: list[Tensor] = []
-        for layer in self.enc.values():
-            x = layer(x, embedding) if isinstance(layer, UNetBlock) else layer(x)
-            skips.append(x)
-        for layer in self.dec.values():
-            x = layer(_join(x, skips, layer), embedding)
-        return self.out_conv(functional.silu(self.out_norm(x)))
+        return self.out_conv(functional.silu(self.out_norm(self._walk(x, embedding)[0])))
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -278,19 +248,16 @@ NETWORKS: dict[str, type[nn.Module]] = {"SongUNet": SongUNet, "DhariwalUNet": Dh
 
 
 def published_denoiser(
-    img_resolution: int,
-    img_channels: int,
-    label_dim: int = 0,
-    model_type: str = "DhariwalUNet",
-    sigma_data: float = SIGMA_DATA,
-    **arguments: Any,
-) -> EDMDenoiser:
+    img_resolution: int, img_channels: int, label_dim: int = 0, model_type: str = "DhariwalUNet",
+    sigma_data: float = SIGMA_DATA, **arguments: Any,
+) -> EDMDenoiser:  # fmt: skip
     """A denoiser from the arguments that the published files name, all others being a network's.
 
     What they say of samplers and precision is left: `EDMDenoiser.precision` is asked for here.
     """
     _check_choice("model_type", model_type, NETWORKS)
-    of_network = {k: v for k, v in arguments.items() if k not in LEFT}
+    left = ("use_fp16", "sigma_min", "sigma_max")
+    of_network = {k: v for k, v in arguments.items() if k not in left}
     shape = img_resolution, img_channels, img_channels, label_dim
     try:
         return EDMDenoiser(NETWORKS[model_type](*shape, **of_network), sigma_data)
@@ -298,11 +265,7 @@ def published_denoiser(
         raise ValueError(f"{model_type} does not take these arguments: {error}") from error
 
 
-LEFT = ("use_fp16", "sigma_min", "sigma_max")
-
-
-@dataclass(frozen=True)
-class Level:
+class Level(NamedTuple):
     """One resolution of a U-Net."""
 
     size: int  # height and width
@@ -324,10 +287,9 @@ def _levels(
         raise ValueError("channel_mult has 0 entries, a U-Net has 1 resolution or more")
     if size % 2**halvings:
         raise ValueError(f"img_resolution {size} cannot be halved {halvings} times")
-    sizes = [size >> depth for depth in range(halvings + 1)]
     return [
-        Level(size, channels * times, blocks, size in with_attention)
-        for size, times in zip(sizes, multipliers, strict=True)
+        Level(size >> depth, channels * times, blocks, size >> depth in with_attention)
+        for depth, times in enumerate(multipliers)
     ]
 
 
@@ -366,8 +328,7 @@ def _decoder(
         else:
             layers[f"{level.name}_up"] = UNetBlock(before, before, style, "up")
         for index in range(level.blocks + 1):
-            chosen = style.attend_in_every_block or index == level.blocks
-            attention = level.attention and chosen
+            attention = level.attention and (style.attend_in_every_block or index == level.blocks)
             block = UNetBlock(before + fed.pop(), level.width, style, attention=attention)
             layers[f"{level.name}_block{index}"] = block
             before = level.width
@@ -377,11 +338,6 @@ def _decoder(
             layers[f"{level.name}_aux_norm"] = norm(level.width, style.eps)
             layers[f"{level.name}_aux_conv"] = conv(level.width, image)
     return layers
-
-
-def _join(x: Tensor, skips: list[Tensor], block: nn.Module) -> Tensor:
-    """Append the encoder's features of the same resolution where a block wants them."""
-    return x if x.shape[1] == block.in_channels else torch.cat([x, skips.pop()], dim=1)
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str] | dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ nothing of the file is ever imported, called or executed. What is left are tenso
 """
 
 import io
+import itertools
 import math
 import pickle
 import pickletools
@@ -15,6 +16,7 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -84,14 +86,14 @@ def shown(text: str) -> str:
 def scan(content: bytes) -> int:
     """Look at every instruction of a pickle without carrying any out; how many bytes it takes.
 
-    Something may follow it. `Refused` are too many instructions, and some that reach outside.
+    Something may follow it. `Refused` are too many instructions, and some that no weights need.
     """
     position = 0
-    outside = {"EXT1", "EXT2", "EXT4", "PERSID", "INST", "NEXT_BUFFER", "READONLY_BUFFER"}
+    no = {"EXT1", "EXT2", "EXT4", "PERSID", "INST", "NEXT_BUFFER", "READONLY_BUFFER", "FROZENSET"}
     try:
         for count, (opcode, value, at) in enumerate(pickletools.genops(io.BytesIO(content))):
             position = at or 0
-            if opcode.name in outside:
+            if opcode.name in no:
                 raise Refused(f"the instruction {opcode.name} at byte {position} is not allowed")
             if "PUT" in opcode.name and int(value or 0) > OPCODES:  # a table of that size is made
                 raise Refused(f"the file numbers an object {value}")
@@ -115,11 +117,9 @@ class _Unpickler(_PythonUnpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """The substitute for a name."""
-        try:
-            return self.names[f"{module}.{name}"]
-        except KeyError:
-            asked = shown(f"{module}.{name}")
-            raise Refused(f"the file asks for {asked}, which weights do not need") from None
+        if (asked := f"{module}.{name}") not in self.names:
+            raise Refused(f"the file asks for {shown(asked)}, which weights do not need")
+        return self.names[asked]
 
     def persistent_load(self, pid: Any) -> Any:
         """Refuse a reference to something outside the file."""
@@ -134,11 +134,7 @@ class _Unpickler(_PythonUnpickler):
         elif not isinstance(target, dict):  # attributes of a dictionary are dropped
             raise Refused("the file gives a state to what has none")
 
-    def _no_frozen_set(self) -> None:
-        raise Refused("the file holds a frozen set")
-
     dispatch[pickle.BUILD[0]] = _build
-    dispatch[pickle.FROZENSET[0]] = _no_frozen_set
 
 
 def _checked(change: Callable, kind: type, target: Callable, keys: Callable) -> Callable:
@@ -176,11 +172,11 @@ def _check_keys(keys: list) -> None:
         raise Refused("a key of a dictionary is neither text nor number")
 
 
+@dataclass
 class _Budget:
     """Bytes that may still be made: one copy of each byte of the file, however often it is used."""
 
-    def __init__(self, count: int) -> None:
-        self.left = count
+    left: int
 
     def take(self, count: int) -> None:
         self.left -= count
@@ -204,23 +200,16 @@ def _network_names(size: int) -> dict[str, Any]:
         "__builtin__.set": _call(_set),
         "_codecs.encode": _call(partial(_encode, budget=texts)),
         "numpy.dtype": _call(_dtype),
+        "numpy.core.multiarray.scalar": _call(_scalar),
+        "numpy._core.multiarray.scalar": _call(_scalar),
     }
-    for core in ("numpy.core", "numpy._core"):
-        names[f"{core}.multiarray.scalar"] = _call(_scalar)
-        names[f"{core}.multiarray._reconstruct"] = _inert_class()
-    for name in ("ModuleDict", "ModuleList", "Sequential"):
-        names[f"torch.nn.modules.container.{name}"] = _inert_class()
-    names["numpy.ndarray"] = _inert_class()
-    names["dnnlib.util.EasyDict"] = type("EasyDict", (dict,), {"__init__": _ignore})
+    inert = ["torch.nn.modules.container.ModuleDict", "torch.nn.modules.container.ModuleList",
+             "torch.nn.modules.container.Sequential", "numpy.core.multiarray._reconstruct",
+             "numpy._core.multiarray._reconstruct", "numpy.ndarray"]  # fmt: skip
+    names |= {name: type("Inert", (Inert,), {}) for name in inert}
+    # it begins empty: the entries come one by one, and their keys are checked
+    names["dnnlib.util.EasyDict"] = type("EasyDict", (dict,), {"__init__": lambda *_: None})
     return names
-
-
-def _inert_class() -> type:
-    return type("Inert", (Inert,), {})
-
-
-def _ignore(*_: object) -> None:
-    """Begin empty: the entries come one by one, and their keys are checked."""
 
 
 def _call(function: Callable) -> Any:
@@ -239,8 +228,8 @@ def _persistent_object(meta: object) -> Inert:
     """An object of the published code: its source is dropped unread."""
     made = Inert()
     if isinstance(meta, dict) and isinstance(meta.get("state"), dict):
-        name = meta.get("class_name")
-        made.class_name, made.state = name if isinstance(name, str) else "", meta["state"]
+        made.state = meta["state"]
+        made.class_name = name if isinstance(name := meta.get("class_name"), str) else ""
     return made
 
 
@@ -308,9 +297,7 @@ def _tensor(storage: object, offset: object, size: object, stride: object, *_: o
 
 
 def _are_counts(values: object) -> bool:
-    return isinstance(values, list | tuple) and all(
-        isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in values
-    )
+    return isinstance(values, list | tuple) and all(type(n) is int and n >= 0 for n in values)
 
 
 # --- storages: pickles within the pickle ----------------------------------------------------------
@@ -335,16 +322,15 @@ def read_storage(content: object, budget: _Budget) -> Tensor:
         position += length
     if pickles[0] != MAGIC or len(declared) != 1 or pickles[4] != [declared[0][2]]:
         raise Refused("bytes that should be one storage hold something else")
-    dtype, count = declared[0][1], declared[0][4]
     written = int.from_bytes(content[position : position + 8], "little")
-    position += 8
-    if written != count or len(content) - position != count * dtype.itemsize:
-        raise Refused(f"a storage declares {count} values, {len(content) - position} bytes follow")
-    return _values(content, dtype, position)
+    return _values(content, position + 8, declared[0], written == declared[0][4])
 
 
-def _values(content: bytes, dtype: torch.dtype, position: int = 0) -> Tensor:
-    if position == len(content):
+def _values(content: bytes, position: int, declared: tuple, sound: bool) -> Tensor:
+    dtype, count, size = declared[1], declared[4], len(content) - position
+    if not sound or size != count * dtype.itemsize:
+        raise Refused(f"a storage declares {count} values, it has {size} bytes of them")
+    if size == 0:
         return torch.empty(0, dtype=dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bytes are not to be written to, and nobody does
@@ -388,10 +374,7 @@ def _zipped_storage(content: bytes) -> Tensor:
             raise Refused("a zip that should be one storage holds something else")
         values = archive.read(entries[f"data/{declared[0][2]}"])
         order = archive.read(entries["byteorder"]) if "byteorder" in entries else b"little"
-    dtype, count = declared[0][1], declared[0][4]
-    if order != b"little" or len(values) != count * dtype.itemsize:
-        raise Refused(f"a storage declares {count} values, its zip has {len(values)} bytes")
-    return _values(values, dtype)
+    return _values(values, 0, declared[0], order == b"little")
 
 
 # --- from objects to a state dict -----------------------------------------------------------------
@@ -403,27 +386,28 @@ def state_dict_of(network: object) -> dict[str, Tensor]:
     `Refused` if it is nested too deeply or endlessly, or holds too many tensors.
     """
     found: dict[str, Tensor] = {}
-    _collect(network, "", found, [0], DEPTH)
+    visits = itertools.count(1)
+
+    def collect(module: object, prefix: str, depth: int) -> None:
+        # a module may stand in many places, each in many others
+        if depth == 0 or next(visits) > NAMES:
+            raise Refused("the network is nested too deeply or too widely")
+        if not isinstance(module, Inert):
+            where = shown(prefix) or "the network"
+            raise ValueError(f"{where} is no module but {type(module).__name__}")
+        hidden = module.state.get("_non_persistent_buffers_set") or ()
+        for kind, left in (("_parameters", ()), ("_buffers", hidden)):
+            for name, tensor in _entries(module, kind, prefix):
+                if isinstance(tensor, Tensor) and name not in left:
+                    found[prefix + name] = tensor
+        if len(found) > NAMES:
+            raise Refused(f"the network has more than {NAMES} tensors")
+        for name, child in _entries(module, "_modules", prefix):
+            if child is not None:
+                collect(child, f"{prefix}{name}.", depth - 1)
+
+    collect(network, "", DEPTH)
     return found
-
-
-def _collect(module: object, prefix: str, found: dict, visited: list[int], depth: int) -> None:
-    visited[0] += 1  # a module may stand in many places, each in many others: count the visits
-    if depth == 0 or visited[0] > NAMES:
-        raise Refused("the network is nested too deeply or too widely")
-    if not isinstance(module, Inert):
-        where = shown(prefix) or "the network"
-        raise ValueError(f"{where} is no module but {type(module).__name__}")
-    hidden = module.state.get("_non_persistent_buffers_set") or ()
-    for kind in ("_parameters", "_buffers"):
-        for name, tensor in _entries(module, kind, prefix):
-            if isinstance(tensor, Tensor) and not (kind == "_buffers" and name in hidden):
-                found[prefix + name] = tensor
-    if len(found) > NAMES:
-        raise Refused(f"the network has more than {NAMES} tensors")
-    for name, child in _entries(module, "_modules", prefix):
-        if child is not None:
-            _collect(child, f"{prefix}{name}.", found, visited, depth - 1)
 
 
 def _entries(module: Inert, kind: str, prefix: str) -> list[tuple[str, Any]]:
