@@ -305,11 +305,8 @@ def commands_of(
     place: dict[str, Any] = {"preset": name, "device": device}
     data: dict[str, Any] = {"data": preset.data, "size": preset.shape[1]}
     anchor: dict[str, Any] = {"teacher": preset.published or trained, "pairs": folder / "pairs"}
-    training: dict[str, Any] = {
-        "out": folder,
-        "control": control or Control(),
-        "compute": preset.compute,
-    }
+    control = control or Control()
+    training: dict[str, Any] = {"out": folder, "control": control, "compute": preset.compute}
     warm_steps = preset.warm_start.steps if preset.warm_start else 0
     return {
         "train-teacher": TrainTeacher(**place, **data, **training, settings=preset.teacher),
@@ -326,9 +323,6 @@ def commands_of(
         "demo": Demo(device=device, out=runs_folder() / "demo"),
         "verify": Verify(chapter=tyro.MISSING),
     }  # fmt: skip
-
-
-# --- which preset, which data ---------------------------------------------------------------------
 
 
 def _preset_name(arguments: list[str]) -> str:

@@ -139,9 +139,6 @@ def _drive(
     return Trained(run.average, settings, seconds())
 
 
-# --- pairs, samples, results ----------------------------------------------------------------------
-
-
 def make_pairs_in(
     folder: Path, teacher: nn.Module, count: int, steps: int, seed: int = 0,
     batch: int = 1_000, minutes: float = math.inf,
@@ -207,10 +204,7 @@ def measure(
 
 
 def keep(path: Path, trained: Trained, notes: Mapping[str, Any], half: bool = False) -> None:
-    """Write a network, what it was made with and a hundred samples, in the first process.
-
-    `half` stores the weights in 16 bits.
-    """
+    """Write a network (`half`: in 16 bits), what it was made with, and a hundred samples."""
     model = trained.network
     z, label = noise(model, 100, seed=0)
     x = draw(model, z, label, steps=18, batch=100)
