@@ -114,14 +114,6 @@ def test_tile_refuses_nan():
         plots.tile(torch.tensor([0, 0, float("nan"), 0]).reshape(1, 1, 2, 2))
 
 
-def test_saved_grids_are_enlarged_without_smoothing(tmp_path):
-    images = torch.rand(6, 1, 8, 8) * 2 - 1
-    plots.save_grid(images, tmp_path / "new" / "grid.png", columns=3)
-    saved = np.asarray(Image.open(tmp_path / "new" / "grid.png"))
-    assert np.array_equal(saved[4::8, 4::8], plots.tile(images, 3))
-    assert saved.shape == (17 * 8, 26 * 8, 3)
-
-
 def test_image_grid_draws_titles_and_fits_the_page():
     fig = plots.image_grid(
         torch.zeros(30, 1, 8, 8), 15, column_titles=list("abcdefghijklmno"), row_titles=["G", "D"]

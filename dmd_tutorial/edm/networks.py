@@ -8,7 +8,6 @@ appendix H (DDPM++, NCSN++); Dhariwal and Nichol 2021, Section 3 (ADM).
 """
 
 # What differs between the families:
-#
 #                              DDPM++ (vp)            NCSN++ (ve)            ADM
 # ---------------------------  ---------------------  ---------------------  ----------------------
 # class                        `SongUNet`             `SongUNet`             `DhariwalUNet`
@@ -268,15 +267,10 @@ def published_denoiser(
 class Level(NamedTuple):
     """One resolution of a U-Net."""
 
-    size: int  # height and width
+    name: str  # what the published names of its layers begin with: height x width
     width: int  # channels
     blocks: int  # on the way down; on the way up there is one more
     attention: bool  # whether blocks have it
-
-    @property
-    def name(self) -> str:
-        """What the published names of its layers begin with."""
-        return f"{self.size}x{self.size}"
 
 
 def _levels(
@@ -287,9 +281,10 @@ def _levels(
         raise ValueError("channel_mult has 0 entries, a U-Net has 1 resolution or more")
     if size % 2**halvings:
         raise ValueError(f"img_resolution {size} cannot be halved {halvings} times")
+    sizes = [size >> depth for depth in range(halvings + 1)]
     return [
-        Level(size >> depth, channels * times, blocks, size >> depth in with_attention)
-        for depth, times in enumerate(multipliers)
+        Level(f"{size}x{size}", channels * times, blocks, size in with_attention)
+        for size, times in zip(sizes, multipliers, strict=True)
     ]
 
 

@@ -184,9 +184,6 @@ class _Budget:
             raise Refused("the file would unpack to more than it holds")
 
 
-# --- what a network's file may name ---------------------------------------------------------------
-
-
 def _network_names(size: int) -> dict[str, Any]:
     """Name in a file of that many bytes -> substitute; made anew for each file."""
     storages, texts = _Budget(size), _Budget(size)
@@ -300,11 +297,8 @@ def _are_counts(values: object) -> bool:
     return isinstance(values, list | tuple) and all(type(n) is int and n >= 0 for n in values)
 
 
-# --- storages: pickles within the pickle ----------------------------------------------------------
-
-
 def read_storage(content: object, budget: _Budget) -> Tensor:
-    """The values, not to be written to, of a storage that torch saved into bytes of its own.
+    """The values, not to be written to, of a storage: pickles, or a zip, within the pickle.
 
     Its old form is pickles, then the values; its new one a zip. `Refused` if it holds anything
     else or declares more values than it has.
@@ -375,9 +369,6 @@ def _zipped_storage(content: bytes) -> Tensor:
         values = archive.read(entries[f"data/{declared[0][2]}"])
         order = archive.read(entries["byteorder"]) if "byteorder" in entries else b"little"
     return _values(values, 0, declared[0], order == b"little")
-
-
-# --- from objects to a state dict -----------------------------------------------------------------
 
 
 def state_dict_of(network: object) -> dict[str, Tensor]:

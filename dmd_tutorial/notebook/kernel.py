@@ -1,13 +1,11 @@
 """A chapter's kernel: the figures' look, and an interrupted cell that leaves the next one working.
 
 Python cannot repeat an import that was cut in half if the module has registered something on the
-way. PyTorch imports such a module, ``torch._dynamo``, when the first optimiser is made: a second
-or two into the first training cell, which is just when a reader presses Stop. Here an interrupt
-that falls into that import waits until it is complete.
+way. PyTorch imports such a module, ``torch._dynamo``, with the first optimiser: just when a reader
+presses Stop. Here an interrupt waits until that import is complete.
 
-And ``with torch.no_grad()`` switches gradients off and on again for the whole process. An interrupt
-that falls just beside the switch leaves them off, and no later cell can train. Here they are
-switched back after a cell that failed.
+And ``with torch.no_grad()`` switches gradients off and on for the whole process. An interrupt just
+beside the switch leaves them off. Here they are switched back after a cell that failed.
 """
 
 import _thread
@@ -16,7 +14,7 @@ import importlib.machinery
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from types import ModuleType
 from typing import Any
@@ -32,9 +30,7 @@ DELAY = 0.05  # seconds from the end of such an import to the interrupt that wai
 class WholeImports(importlib.abc.MetaPathFinder):
     """Finds the modules whose import must not be cut in half, and nothing else."""
 
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
         """Return the module's own specification, with a loader that is not interrupted."""
         if fullname not in UNREPEATABLE:
             return None
@@ -98,6 +94,6 @@ def setup() -> None:
     plots.style()
     if "ipykernel" in sys.modules and (shell := get_ipython()):
         keep_imports_whole()
-        if not getattr(shell, "_dmd_keeps_gradients", False):  # once a kernel
+        if not hasattr(shell, "_dmd_keeps_gradients"):  # once a kernel
             shell._dmd_keeps_gradients = True
             keep_gradients(shell)

@@ -11,7 +11,6 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
@@ -35,43 +34,27 @@ CELL = 64  # CSS pixels that one image of a grid gets where there is room for it
 
 # Okabe and Ito (2008): told apart with every common colour blindness.
 COLOURS = {
-    "blue": "#0072B2",
-    "orange": "#E69F00",
-    "green": "#009E73",
-    "red": "#D55E00",
-    "purple": "#CC79A7",
-    "sky": "#56B4E9",
-    "black": "#000000",
-    "yellow": "#F0E442",
-}
+    "blue": "#0072B2", "orange": "#E69F00", "green": "#009E73", "red": "#D55E00",
+    "purple": "#CC79A7", "sky": "#56B4E9", "black": "#000000", "yellow": "#F0E442",
+}  # fmt: skip
 # The same thing has the same colour in every figure.
 ROLES = {
-    "data": COLOURS["black"],
-    "teacher": COLOURS["blue"],
-    "generator": COLOURS["orange"],
+    "data": COLOURS["black"], "teacher": COLOURS["blue"], "generator": COLOURS["orange"],
     "critic": COLOURS["green"],
-}
+}  # fmt: skip
 # Lines differ in more than colour: they can be told apart in grey print, too.
 CYCLE = list(COLOURS.values())[:7]  # yellow is too pale for a line on white
 DASHES, MARKERS = ["-", "--", "-.", ":"], ["o", "s", "^", "D", "v"]
 
 STYLE: Any = {
-    "axes.axisbelow": True,
-    "axes.facecolor": "white",
-    "axes.grid": True,
+    "axes.axisbelow": True, "axes.facecolor": "white", "axes.grid": True,
     "axes.prop_cycle": plt.cycler(color=CYCLE),
-    "axes.spines.right": False,
-    "axes.spines.top": False,
-    "figure.dpi": DPI,
-    "figure.facecolor": "white",
+    "axes.spines.right": False, "axes.spines.top": False,
+    "figure.dpi": DPI, "figure.facecolor": "white",
     "font.family": "DejaVu Sans",  # comes with matplotlib: the same picture on every machine
-    "font.size": 11,
-    "grid.alpha": 0.25,
-    "image.cmap": "gray",
-    "image.interpolation": "nearest",
-    "legend.frameon": False,
-    "lines.linewidth": 2,
-}
+    "font.size": 11, "grid.alpha": 0.25, "legend.frameon": False, "lines.linewidth": 2,
+    "image.cmap": "gray", "image.interpolation": "nearest",
+}  # fmt: skip
 
 
 class Html(NamedTuple):
@@ -103,8 +86,8 @@ def style() -> None:
 def figure(rows: int = 1, columns: int = 1, width: int = WIDTH, height: int = HEIGHT) -> tuple:
     """Make a figure of the given size in CSS pixels; returns what `plt.subplots` returns."""
     style()
-    size: Any = {"figsize": (width / DPI, height / DPI), "dpi": DPI}
-    return plt.subplots(rows, columns, layout="constrained", **size)
+    size = width / DPI, height / DPI
+    return plt.subplots(rows, columns, layout="constrained", figsize=size, dpi=DPI)
 
 
 def png(fig: Figure, sharpness: int = 1) -> bytes:
@@ -127,10 +110,7 @@ def fewer_colours(picture: bytes, colours: int) -> bytes:
 
 
 def image_tag(picture: bytes, alt: str, width: int, height: int) -> str:
-    """Write an <img> that carries a PNG, its alt text and its size in CSS pixels.
-
-    On a narrower page the picture shrinks. An empty alt text is refused.
-    """
+    """Write an <img> with a PNG, its alt text (refused if empty) and its size in CSS pixels."""
     if not alt.strip():
         raise ValueError("the alt text is empty: say what is to be seen in the figure")
     # "dark-light" asks the site's theme not to dim the picture in dark mode
@@ -171,28 +151,10 @@ def tile(
     return np.vstack([np.hstack(list(row)) for row in cells])[:-1, :-1]
 
 
-def save_grid(
-    images: Float[Tensor, "n channels height width"],
-    path: str | Path,
-    columns: int | None = None,
-    scale: int | None = None,
-) -> None:
-    """Write images as one PNG grid, enlarged `scale` times (small ones to about 64 pixels)."""
-    grid = Image.fromarray(tile(images, columns))
-    scale = scale or max(1, CELL // images.shape[-2])
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    enlarged = grid.resize((grid.width * scale, grid.height * scale), Image.Resampling.NEAREST)
-    enlarged.save(path, format="PNG")
-
-
 def image_grid(
-    images: Float[Tensor, "n channels height width"],
-    columns: int | None = None,
-    *,
-    column_titles: Sequence[str] = (),
-    row_titles: Sequence[str] = (),
-    ax: Axes | None = None,
-) -> Any:
+    images: Float[Tensor, "n channels height width"], columns: int | None = None, *,
+    column_titles: Sequence[str] = (), row_titles: Sequence[str] = (), ax: Axes | None = None,
+) -> Any:  # fmt: skip
     """Draw images in [-1, 1] as a grid, every pixel a sharp square; returns the figure.
 
     By default the grid is about square, and the figure a new one of fitting size.
@@ -201,8 +163,8 @@ def image_grid(
     height, width = (side + 1 for side in images.shape[-2:])
     rows, columns = (picture.shape[0] + 1) // height, (picture.shape[1] + 1) // width
     column_titles, row_titles = column_titles or [""] * columns, row_titles or [""] * rows
-    titles = f"{len(row_titles)} row and {len(column_titles)} column titles"
     if (len(row_titles), len(column_titles)) != (rows, columns):
+        titles = f"{len(row_titles)} row and {len(column_titles)} column titles"
         raise ValueError(f"{titles} for {rows} rows and {columns} columns")
     if ax is None:
         left, top = 9 * max(map(len, row_titles)), 28 * any(column_titles)
@@ -223,8 +185,7 @@ def density_and_score(
 ) -> None:
     """Draw a density on the plane, noised to a level, and over it `arrows` of its score a side.
 
-    The mixture has `log_prob(x, sigma)` and `score(x, sigma)`. Scores span orders of magnitude, so
-    the longest arrows are shortened: an arrow's length is tanh(|score| / median |score|).
+    Scores span orders of magnitude: an arrow's length is tanh(|score| / median |score|).
     """
 
     def grid(points: int, end: float) -> tuple[Tensor, Tensor]:
@@ -267,17 +228,10 @@ def trajectories(
 
 
 def series(
-    ax: Axes,
-    x: Any,
-    ys: Mapping[str, Any],
-    *,
-    xlabel: str,
-    ylabel: str,
-    logx: bool = False,
-    logy: bool = False,
-    spread: Mapping[str, tuple[Any, Any]] | None = None,
+    ax: Axes, x: Any, ys: Mapping[str, Any], *, xlabel: str, ylabel: str, logx: bool = False,
+    logy: bool = False, spread: Mapping[str, tuple[Any, Any]] | None = None,
     colours: Mapping[str, str] | None = None,
-) -> None:
+) -> None:  # fmt: skip
     """Draw named curves, which differ in colour, dashes and marker.
 
     x serves all of them, or is one for each name. `spread` is (low, high) of a band by name.

@@ -56,39 +56,24 @@ class Frame(NamedTuple):
     values: State
     picture: bytes
     size: tuple[int, int]  # in pixels
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the picture's bytes."""
-        return hashlib.sha256(self.picture).hexdigest()
+    digest: str  # SHA-256 of the picture's bytes
 
 
 def slider(
-    draw: Draw,
-    values: Sequence[Value],
-    label: str,
-    unit: str = "",
-    *,
-    alt: Alt,
-    default: Value | tuple[Value, Value] | None = None,
-    second: tuple | None = None,
+    draw: Draw, values: Sequence[Value], label: str, unit: str = "", *, alt: Alt,
+    default: Value | tuple[Value, Value] | None = None, second: tuple | None = None,
     snap: bool = False,
-) -> None:
+) -> None:  # fmt: skip
     """Display a slider over the figures that a function draws.
 
     `draw(value)`, or `draw(a, b)` for two sliders, draws one state. It must depend on nothing else,
     and keep its axis limits. `alt`, called like it, says what is to be seen, in each state
-    something else. The site shows the `values` (floats, whole numbers, or names); a live slider
-    draws between numbers, too, on a logarithmic scale where they are spaced so.
-
-    Args:
-        default: The state shown first, a pair for two sliders; by default the middle one.
-        second: `(values, label, unit)` of a second slider.
-        snap: Also a live slider stops at the given values only, because `draw` knows no others.
+    something else. The site shows the `values` (floats, whole numbers, or names), first the
+    `default` (a pair for two sliders) or else the middle one. A live slider draws between numbers,
+    too, on a logarithmic scale where they are spaced so; with `snap` it does not, for a `draw` that
+    knows no others. `second` is `(values, label, unit)` of a second slider.
     """
-    axes = [_axis(values, label, unit)]
-    if second is not None:
-        axes.append(_axis(*second))
+    axes = [_axis(values, label, unit), *([_axis(*second)] if second else [])]
     start = _start(axes, default)
     if os.environ.get(STATIC) == "1" or get_ipython() is None:
         display(Html(page(draw, axes, alt, start), alt(*start)))
@@ -100,16 +85,17 @@ def frames(draw: Draw, values: Sequence[Value], second: Sequence[Value] = ()) ->
     """Draw every state of a slider, the second one's values fastest, all in one size."""
     states = itertools.product(values, *([second] if len(second) else []))
     drawn = [_frame(draw, state) for state in states]
-    first = drawn[0].size
-    for state, _, size in drawn:
-        if size != first:
-            raise ValueError(f"the picture for {state} is {size}, the first is {first}")
+    for frame in drawn:
+        if frame.size != drawn[0].size:
+            sizes = f"is {frame.size}, the first is {drawn[0].size}"
+            raise ValueError(f"the picture for {frame.values} {sizes}")
     return drawn
 
 
 def _frame(draw: Draw, state: State) -> Frame:
     picture = fewer_colours(png(draw(*state)), PALETTE)
-    return Frame(state, picture, Image.open(io.BytesIO(picture)).size)
+    size = Image.open(io.BytesIO(picture)).size
+    return Frame(state, picture, size, hashlib.sha256(picture).hexdigest())
 
 
 def _axis(values: Any, label: str, unit: str = "") -> Axis:
@@ -140,13 +126,8 @@ def _start(axes: list[Axis], default: Any) -> State:
     return start
 
 
-# With a kernel: widgets that draw again.
-
-
-def widget(
-    draw: Draw, axes: list[Axis], alt: Alt, start: State, snap: bool = False
-) -> ipywidgets.Widget:
-    """Make the live slider: controls, and under them the picture of their state."""
+def widget(draw: Draw, axes: list[Axis], alt: Alt, start: State, snap: bool = False) -> Any:
+    """Make the live slider: controls, and under them the picture, drawn again for their state."""
     controls = [_control(axis, value, snap) for axis, value in zip(axes, start, strict=True)]
     view = ipywidgets.HTML()
 
@@ -164,46 +145,41 @@ def _control(axis: Axis, start: Value, snap: bool) -> ipywidgets.Widget:
     """The widget that fits the values: names, whole numbers, decades or an interval."""
     look = {
         "description": f"{axis.label} ({axis.unit})" if axis.unit else axis.label,
-        "continuous_update": False,
-        "style": {"description_width": "initial"},
+        "style": {"description_width": "initial"}, "continuous_update": False,
         "layout": ipywidgets.Layout(width="min(40rem, 100%)"),
-    }
+    }  # fmt: skip
     if snap or isinstance(axis.values[0], str):
         options = [(axis.text(value), value) for value in axis.values]
         return ipywidgets.SelectionSlider(options=options, value=start, **look)
     low, high = axis.values[0], axis.values[-1]
     if all(isinstance(value, Integral) for value in axis.values):
         return ipywidgets.IntSlider(value=start, min=low, max=high, **look)
+    kind = ipywidgets.FloatSlider
     if _log_spaced(axis.values):
         low, high, kind = math.log10(low), math.log10(high), ipywidgets.FloatLogSlider
-    else:
-        kind = ipywidgets.FloatSlider
     span = {"min": low, "max": high, "step": (high - low) / 100}
     return kind(value=start, readout_format=".3g", **span, **look)
 
 
 def _log_spaced(values: Sequence[Value]) -> bool:
     """Whether the steps of the logarithms differ less than those of the values themselves."""
-    if values[0] <= 0 or len(values) < 3:
-        return False
 
-    def unevenness(numbers: list[float]) -> float:
+    def unevenness(numbers: Sequence[float]) -> float:
         steps = [later - sooner for sooner, later in itertools.pairwise(numbers)]
         return max(steps) / min(steps)
 
-    return unevenness([math.log(value) for value in values]) < unevenness(list(values))
+    few = values[0] <= 0 or len(values) < 3
+    return not few and unevenness([*map(math.log, values)]) < unevenness(values)
 
 
 # Without a kernel: a page that carries its pictures.
 
 _number = itertools.count(1)  # two sliders on a page never share an id
-
 CONTROL = """\
 <label for="{id}">{label}:</label> <output for="{id}" aria-live="off">{text}</output>
 <input id="{id}" type="range" min="0" max="{last}" step="1" value="{start}" hidden
  aria-valuetext="{text}" style="width:100%;height:2.75rem;margin:0;accent-color:#0072B2">
 """
-
 # A white card in dark mode, too, because the picture is one.
 CARD = "margin:0;position:relative;text-align:left;background:#fff;color:#222;color-scheme:light"
 UNSEEN = "position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)"
@@ -230,22 +206,18 @@ def page(draw: Draw, axes: list[Axis], alt: Alt, start: State) -> str:
     name = f"dmd-slider-{next(_number)}-{first.digest[:8]}"
     controls = [
         CONTROL.format(
-            id=f"{name}-{i}",
-            label=html.escape(axis.label),
-            last=len(axis.values) - 1,
-            start=axis.values.index(value),
-            text=html.escape(axis.text(value)),
+            id=f"{name}-{i}", label=html.escape(axis.label), last=len(axis.values) - 1,
+            start=axis.values.index(value), text=html.escape(axis.text(value)),
         )
         for i, (axis, value) in enumerate(zip(axes, start, strict=True))
+    ]  # fmt: skip
+    texts = [[axis.text(value) for value in axis.values] for axis in axes]
+    pictures = [
+        {"png": b64encode(frame.picture).decode(), "alt": text, "digest": frame.digest}
+        for frame, text in zip(drawn, alts, strict=True)
     ]
-    data = {
-        "texts": [[axis.text(value) for value in axis.values] for axis in axes],
-        "frames": [
-            {"png": b64encode(frame.picture).decode(), "alt": text, "digest": frame.digest}
-            for frame, text in zip(drawn, alts, strict=True)
-        ],
-    }
-    stored = json.dumps(data).replace("<", "\\u003c")  # a "<" could end the script
+    # a "<" could end the script
+    stored = json.dumps({"texts": texts, "frames": pictures}).replace("<", "\\u003c")
     return (
         f'<figure id="{name}" class="dmd-slider" data-digest="{first.digest}" '
         f'style="{CARD};max-width:{first.size[0]}px">\n'

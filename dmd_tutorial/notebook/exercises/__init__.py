@@ -1,9 +1,8 @@
 """Exercises that say *what* is wrong.
 
 `check` runs the learner's answer on an exercise's inputs and compares what comes out: with the
-truth, then with each mistake that the exercise knows. It never raises on an answer, so that a
-notebook runs through whether its exercises are solved, wrong, or not attempted. The exercises stand
-in `chapter1.py`, `chapter2.py`, ..., each with a list `EXERCISES`.
+truth, then with each mistake that the exercise knows. It never raises on an answer: a notebook runs
+through. The exercises stand in `chapter1.py`, `chapter2.py`, ..., each with a list `EXERCISES`.
 """
 
 import html
@@ -12,7 +11,7 @@ import pkgutil
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,12 +38,11 @@ class NotAttemptedError(Exception):
     """The learner has left the answer open."""
 
 
-@dataclass(frozen=True)
-class Raised:
-    """The outcome of an answer that raised: the error, and the learner's line it came from."""
+class Raised(NamedTuple):
+    """The outcome of an answer that raised."""
 
     error: str
-    line: str
+    line: str  # of the learner, that it came from
 
 
 def loss_and_gradients(loss: Tensor, leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -75,12 +73,10 @@ class Exercise:
     name: str  # what is asked for, as a noun
     truth: Any  # the right answer: a function, or a value
     mistakes: Mapping[str, Any]  # {sentence that helps the learner who gave it: wrong answer}
-    # The argument tuples on which functions are compared, made afresh for each answer, which may
-    # change them.
+    # the tuples of arguments that functions are compared on; each answer may change its own
     inputs: Callable[[], Sequence[tuple]] = lambda: [()]
     tolerance: float = 1e-4  # largest relative difference that counts as none; see `difference`
-    # What is compared, where that is more than what the answer returns: gradients, or a module
-    # after the call. A dict names the parts.
+    # what is compared, if more than what is returned: gradients, a module after the call; by name
     probe: Callable[..., Any] = lambda answer, *arguments: answer(*arguments)
     in_place: bool = False  # the answer changes an argument: None is no sign of an open answer
 
@@ -122,11 +118,12 @@ class Exercise:
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
             torch.manual_seed(0)
             inputs = self.inputs()
-            many = len(inputs) > 1
-            names = [f"input {i + 1} of {len(inputs)}" if many else "" for i in range(len(inputs))]
+            name = "input {} of {}" if len(inputs) > 1 else ""
             try:
-                seen = [self.probe(watched, *arguments) for arguments in inputs]
-                return dict(zip(names, seen, strict=True))
+                return {
+                    name.format(i, len(inputs)): self.probe(watched, *arguments)
+                    for i, arguments in enumerate(inputs, 1)
+                }
             except (NotAttemptedError, NotImplementedError) as error:
                 raise NotAttemptedError from error
             except Exception as error:
@@ -151,8 +148,8 @@ def chapters() -> dict[str, list[Exercise]]:
 def difference(found: Any, expected: Any, tolerance: float) -> str | None:
     """Say where and by how much an outcome is not what was expected; None if it is.
 
-    The tolerance is relative. The largest absolute difference is the same where results reach
-    one, and down to a thousandth of it where all of them are smaller.
+    The tolerance is relative. It is the absolute one, too, where results reach 1; where all are
+    smaller that shrinks with them, down to a thousandth.
     """
     if isinstance(found, Raised):
         same = isinstance(expected, Raised) and found.error == expected.error
@@ -160,36 +157,32 @@ def difference(found: Any, expected: Any, tolerance: float) -> str | None:
     if isinstance(expected, Raised):
         return "your code should have raised an error"
     other = f"{_describe(expected)} is asked for, not {_describe(found)}"
+    if isinstance(expected, list | tuple):
+        found = list(found) if isinstance(found, Tensor | np.ndarray) and found.ndim else found
+        found, expected = _by_place(found), _by_place(expected)
     if isinstance(expected, Mapping):
         if not isinstance(found, Mapping) or set(found) != set(expected):
             return other
-        return _first_difference([(k, found[k], expected[k]) for k in expected], tolerance)
-    if isinstance(expected, list | tuple):
-        found = list(found) if isinstance(found, Tensor | np.ndarray) and found.ndim else found
-        if not isinstance(found, list | tuple) or len(found) != len(expected):
-            return other
-        names = [f"result {i}" for i in range(1, len(expected) + 1)]
-        return _first_difference(list(zip(names, found, expected, strict=True)), tolerance)
+        for name, part in expected.items():
+            if trouble := difference(found[name], part, tolerance):
+                return f"{name}: {trouble}" if name else trouble
+        return None
     if isinstance(expected, str) and isinstance(found, str):
         same = found.strip().lower() == expected.strip().lower()
         return None if same else f"{found!r} is not the answer"
     wanted, got = _numbers(expected), _numbers(found)
     if wanted is not None and got is not None:
         return _numeric_difference(got, wanted, tolerance)
-    same = wanted is None and got is None and type(found) is type(expected) and found == expected
-    return None if same else other
+    return None if type(found) is type(expected) and found == expected else other
 
 
-def _first_difference(parts: list[tuple[str, Any, Any]], tolerance: float) -> str | None:
-    """The first difference among named parts, with the name of the part."""
-    for name, found, expected in parts:
-        if trouble := difference(found, expected, tolerance):
-            return f"{name}: {trouble}" if name else trouble
-    return None
+def _by_place(values: Any) -> Any:
+    """Several results by name; what is no list is left."""
+    several = isinstance(values, list | tuple)
+    return {f"result {i}": each for i, each in enumerate(values, 1)} if several else values
 
 
 def _numeric_difference(found: Tensor, expected: Tensor, tolerance: float) -> str | None:
-    """The difference between two float64 tensors."""
     if found.shape != expected.shape:
         return f"the shape is {tuple(found.shape)}, it should be {tuple(expected.shape)}"
     size = expected[expected.isfinite()].abs().flatten().tolist()
@@ -203,7 +196,7 @@ def _numeric_difference(found: Tensor, expected: Tensor, tolerance: float) -> st
         return f"{int(bad.sum())} of {bad.numel()} numbers are infinite or not a number"
     worst = int((found - expected).abs().masked_fill(close, -1).argmax())
     yours, right = found.flatten()[worst].item(), expected.flatten()[worst].item()
-    where = [int(index) for index in np.unravel_index(worst, tuple(found.shape))]
+    where = [*map(int, np.unravel_index(worst, tuple(found.shape)))]
     sentence = f"yours is {yours:.5g}{f' at {where}' if where else ''}, it should be {right:.5g}"
     many = expected.numel() > 1
     if many and right and torch.allclose(found, expected * (yours / right), **limits):
@@ -221,14 +214,12 @@ def _numbers(value: Any) -> Tensor | None:
 
 
 def _is_open(value: Any) -> bool:
-    """Whether a value stands for an answer that was not given."""
     if isinstance(value, tuple):
         return any(each is Ellipsis for each in value)
     return value is Ellipsis or value is None or value is NotImplemented
 
 
 def _describe(value: Any) -> str:
-    """A value in words for a learner."""
     if isinstance(value, Tensor | np.ndarray):
         return f"a tensor of shape {tuple(value.shape)}"
     if isinstance(value, Mapping):
