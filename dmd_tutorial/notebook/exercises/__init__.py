@@ -34,10 +34,6 @@ class Result:
         return f"<p style='margin:0'>{html.escape(repr(self))}</p>"
 
 
-class NotAttemptedError(Exception):
-    """The learner has left the answer open."""
-
-
 class Raised(NamedTuple):
     """The outcome of an answer that raised."""
 
@@ -87,7 +83,7 @@ class Exercise:
             return self._wrong(f"{asked} is asked for, not {_describe(answer)}")
         try:
             found = self.outcome(answer)
-        except NotAttemptedError:
+        except NotImplementedError:
             return Result(None, f"{self.number} is not attempted yet")
         if not (trouble := difference(found, self.outcome(self.truth), self.tolerance)):
             return Result(True, f"{self.number}, {self.name}, agrees with the reference")
@@ -102,17 +98,17 @@ class Exercise:
     def outcome(self, answer: Any) -> Any:
         """A value as it is; of a function {"input 1 of n": what the probe saw}, or `Raised`.
 
-        All answers see the same random numbers. An open one raises `NotAttemptedError`.
+        All answers see the same random numbers. An open one raises `NotImplementedError`.
         """
         if _is_open(answer):
-            raise NotAttemptedError
+            raise NotImplementedError
         if not callable(answer):
             return answer
 
         def watched(*arguments: Any, **named: Any) -> Any:
             returned = answer(*arguments, **named)
             if _is_open(returned) and not (self.in_place and returned is None):
-                raise NotAttemptedError
+                raise NotImplementedError
             return returned
 
         with torch.random.fork_rng(devices=[]), torch.enable_grad():
@@ -124,8 +120,8 @@ class Exercise:
                     name.format(i, len(inputs)): self.probe(watched, *arguments)
                     for i, arguments in enumerate(inputs, 1)
                 }
-            except (NotAttemptedError, NotImplementedError) as error:
-                raise NotAttemptedError from error
+            except NotImplementedError:
+                raise
             except Exception as error:
                 return Raised(f"{type(error).__name__}: {error}", _line_of(answer, error))
 
