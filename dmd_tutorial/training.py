@@ -26,85 +26,51 @@ from dmd_tutorial.noise import SIGMA_MAX, karras_grid, lognormal_sigma, noise_li
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How one network is fitted by one loss.
+    """How one network is fitted by one loss."""
 
-    Attributes:
-        steps: Optimiser steps.
-        batch: Samples per step.
-        learning_rate: Peak of the learning rate (Adam).
-        warm_up: Steps over which the learning rate rises from 0.
-        ema: Decay of the exponential moving average of the weights, per step.
-        clip: Largest L2 norm of the gradient.
-        seed: Seed of everything drawn.
-    """
-
-    steps: int = 2_000
-    batch: int = 128
-    learning_rate: float = 2e-3
-    warm_up: int = 200
-    ema: float = 0.999
-    clip: float = 1.0
-    seed: int = 0
+    steps: int = 2_000  # Optimiser steps.
+    batch: int = 128  # Samples per step.
+    learning_rate: float = 2e-3  # Peak of the learning rate (Adam).
+    warm_up: int = 200  # Steps over which the learning rate rises from 0.
+    ema: float = 0.999  # Decay of the exponential moving average of the weights, per step.
+    clip: float = 1.0  # Largest L2 norm of the gradient.
+    seed: int = 0  # Seed of everything drawn.
 
 
 @dataclass(frozen=True)
 class TeacherSettings(FitSettings):
-    """How a teacher is fitted. More steps on digits lower the loss on them and raise it on others.
+    """How a teacher is fitted. On digits more steps lower the loss on them, and raise it on others."""
 
-    Attributes:
-        log_mean: Mean of ln(sigma) (EDM, Table 1).
-        log_std: Standard deviation of ln(sigma).
-        no_label: Fraction of images shown without their label (label dropout), for guidance.
-        flip: Whether half of the images are shown mirrored, left to right.
-    """
-
-    log_mean: float = -1.2
-    log_std: float = 1.2
+    log_mean: float = -1.2  # Mean of ln(sigma) (EDM, Table 1).
+    log_std: float = 1.2  # Standard deviation of ln(sigma).
+    # Fraction of images shown without their label (label dropout), for guidance.
     no_label: float = 0.0
-    flip: bool = False
+    flip: bool = False  # Whether half of the images are shown mirrored, left to right.
 
 
 @dataclass(frozen=True)
 class DistillSettings:
-    """How a student is distilled. The paper's balance and noise range; rates for small networks.
+    """How a student is distilled. The paper's balance and noise range; rates for small networks."""
 
-    Attributes:
-        steps: Iterations.
-        batch: Samples per iteration for the matching loss.
-        batch_pairs: Pairs per iteration for the anchor.
-        learning_rate: The generator's (AdamW).
-        critic_learning_rate: The critic's; faster, so that it follows the generator.
-        warm_up: Steps over which both rates rise from 0.
-        decay: Fraction of the run, at its end, over which both rates fall to 0.
-        weight_decay: AdamW's.
-        ema: Decay of the average of the generator's weights, per step.
-        weighting: w_t of Eq. 7.
-        matching: Whether the distribution-matching loss counts.
-        lambda_reg: Weight of the anchor.
-        distance: The anchor's distance: l2, or lpips (the paper's, on images of 32 pixels and up).
-        critic_steps: Critic updates per generator update.
-        clip: Largest L2 norm of each network's gradient.
-        sigma_max: Highest level of the grid on which scores are compared, in the units of x.
-        seed: Seed of everything drawn.
-    """
-
-    steps: int = 3_000
-    batch: int = 64
-    batch_pairs: int = 64
-    learning_rate: float = 5e-5
-    critic_learning_rate: float = 4e-4
-    warm_up: int = 100
-    decay: float = 0.5
-    weight_decay: float = 0.01
-    ema: float = 0.99
-    weighting: str = "eq8"
-    matching: bool = True
-    lambda_reg: float = dmd.Objective.lambda_reg
+    steps: int = 3_000  # Iterations.
+    batch: int = 64  # Samples per iteration for the matching loss.
+    batch_pairs: int = 64  # Pairs per iteration for the anchor.
+    learning_rate: float = 5e-5  # The generator's (AdamW).
+    critic_learning_rate: float = 4e-4  # The critic's; faster, so that it follows the generator.
+    warm_up: int = 100  # Steps over which both rates rise from 0.
+    decay: float = 0.5  # Fraction of the run, at its end, over which both rates fall to 0.
+    weight_decay: float = 0.01  # AdamW's.
+    ema: float = 0.99  # Decay of the average of the generator's weights, per step.
+    weighting: str = "eq8"  # w_t of Eq. 7.
+    matching: bool = True  # Whether the distribution-matching loss counts.
+    lambda_reg: float = dmd.Objective.lambda_reg  # Weight of the anchor.
+    # The anchor's distance: l2, or lpips (the paper's, on images of 32 pixels and up).
     distance: str = "l2"
-    critic_steps: int = 2
-    clip: float = 10.0
+    critic_steps: int = 2  # Critic updates per generator update.
+    clip: float = 10.0  # Largest L2 norm of each network's gradient.
+    # Highest level of the grid on which scores are compared, in the units of x.
     sigma_max: float = SIGMA_MAX
-    seed: int = 0
+    seed: int = 0  # Seed of everything drawn.
 
     def objective(self, device: torch.device | str = "cpu") -> dmd.Objective:
         """The settings in the terms of `dmd.iteration`; the device is that of LPIPS."""
