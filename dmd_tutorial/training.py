@@ -39,7 +39,7 @@ class FitSettings:
 
 @dataclass(frozen=True)
 class TeacherSettings(FitSettings):
-    """How a teacher is fitted. On digits more steps lower the loss on them, and raise it on others."""
+    """How a teacher is fitted. More steps on digits lower the loss on them, not that on others."""
 
     log_mean: float = -1.2  # Mean of ln(sigma) (EDM, Table 1).
     log_std: float = 1.2  # Standard deviation of ln(sigma).
