@@ -7,7 +7,7 @@ again; on the CPU it then continues to the same bits.
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -326,10 +326,13 @@ def draw_batch(
     return dmd.Batch(z, label, *drawn)
 
 
+def rebuilt(batch: Any, values: Iterable[Any]) -> Any:
+    """A batch of the same kind, named tuple or plain, with other values."""
+    return getattr(type(batch), "_make", type(batch))(values)
+
+
 def _to(device: torch.device, batch: Any) -> Any:
-    """A batch, named tuple or plain, on a device."""
-    moved = [None if tensor is None else tensor.to(device) for tensor in batch]
-    return getattr(type(batch), "_make", type(batch))(moved)
+    return rebuilt(batch, [None if tensor is None else tensor.to(device) for tensor in batch])
 
 
 def _without_dropout(network: nn.Module) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dmd_tutorial import dmd
+from dmd_tutorial.training import rebuilt
 
 Precision = Literal["fp32", "bf16", "fp16"]
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -147,7 +148,7 @@ def split(batch: Tensors, parts: int, processes: Processes) -> list[Tensors]:
     their number changes neither what is learnt from nor how a run is resumed. Samples that were
     made before, the x of a `dmd.Batch`, are this process's already.
     """
-    made = getattr(batch, "x", None) if isinstance(batch, dmd.Batch) else None
+    made = batch.x if isinstance(batch, dmd.Batch) else None
     columns: list[Any] = []
     for tensor in batch:
         shares = 1 if tensor is made else processes.count
@@ -159,7 +160,7 @@ def split(batch: Tensors, parts: int, processes: Processes) -> list[Tensors]:
         first = processes.rank * parts if shares > 1 else 0
         pieces = [None] * parts * shares if tensor is None else tensor.chunk(parts * shares)
         columns.append(pieces[first : first + parts])
-    return [_like(batch, row) for row in zip(*columns, strict=True)]
+    return [rebuilt(batch, row) for row in zip(*columns, strict=True)]
 
 
 def joined(records: list[Tensors]) -> Tensors:
@@ -170,11 +171,7 @@ def joined(records: list[Tensors]) -> Tensors:
             return torch.cat(values)
         return None if values[0] is None else sum(values) / len(values)
 
-    return _like(records[0], map(together, zip(*records, strict=True)))
-
-
-def _like(example: Tensors, values: Any) -> Tensors:
-    return getattr(type(example), "_make", type(example))(values)
+    return rebuilt(records[0], map(together, zip(*records, strict=True)))
 
 
 class Updater:
