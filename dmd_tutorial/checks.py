@@ -4,6 +4,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+# One batch of samples, of any shape, and one number beside each: a noise level, a time, a weight.
+Samples = Float[Tensor, "batch *shape"]
+PerSample = Float[Tensor, " batch"]
 # What a sample is made under: a class each, (batch,), or numbers such as a text's embedding,
 # (batch, ...). The network that reads it checks it; loops only cut, join and move it.
 Condition = Shaped[Tensor, "batch *condition"]

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from dmd_tutorial.checks import PerSample
+
 Direction = Literal["up", "down"]
 Taps = Sequence[float]  # of a filter along one axis, even in number
 
@@ -102,7 +104,7 @@ class PositionalEmbedding(nn.Module):
         super().__init__()
         self.channels, self.endpoint = channels, endpoint
 
-    def forward(self, number: Float[Tensor, " batch"]) -> Float[Tensor, "batch channels"]:
+    def forward(self, number: PerSample) -> Float[Tensor, "batch channels"]:
         """Cosines and sines at each frequency."""
         count = self.channels // 2
         steps = torch.arange(count, dtype=number.dtype, device=number.device)
@@ -121,7 +123,7 @@ class FourierEmbedding(nn.Module):
         super().__init__()
         self.register_buffer("freqs", scale * torch.randn(channels // 2))
 
-    def forward(self, number: Float[Tensor, " batch"]) -> Float[Tensor, "batch channels"]:
+    def forward(self, number: PerSample) -> Float[Tensor, "batch channels"]:
         """Cosines and sines at each frequency."""
         return _waves(number, 2 * math.pi * self.freqs.to(number.dtype))
 

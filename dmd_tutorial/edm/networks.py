@@ -33,7 +33,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dmd_tutorial.checks import Condition, check_label
+from dmd_tutorial.checks import Condition, PerSample, check_label
 from dmd_tutorial.denoisers import SIGMA_DATA, EDMDenoiser
 from dmd_tutorial.edm.blocks import (
     ConvThenDown,
@@ -64,7 +64,7 @@ class _RawNetwork(nn.Module):
         self.classes: int = self.config["label_dim"]
 
     def forward(
-        self, x: Float[Tensor, "batch channels size size"], c_noise: Float[Tensor, " batch"],
+        self, x: Float[Tensor, "batch channels size size"], c_noise: PerSample,
         label: Condition | None = None, augment: Float[Tensor, "batch augment_dim"] | None = None,
     ) -> Float[Tensor, "batch out_channels size size"]:  # fmt: skip
         """Map scaled noisy images to F.

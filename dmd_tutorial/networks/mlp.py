@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dmd_tutorial.checks import Condition, check_label
+from dmd_tutorial.checks import Condition, PerSample, check_label
 
 
-def noise_features(c_noise: Float[Tensor, " batch"], count: int) -> Float[Tensor, "batch count"]:
+def noise_features(c_noise: PerSample, count: int) -> Float[Tensor, "batch count"]:
     """Waves from which a network tells levels apart: cosines, sines at wave numbers 1/4 to 8."""
     exponents = torch.linspace(-2, 3, count // 2, device=c_noise.device, dtype=c_noise.dtype)
     phase = c_noise[:, None] * (2 * math.pi * 2**exponents)
@@ -38,10 +38,7 @@ class MLP(nn.Module):
         self.out = Linears(copies, hidden, dim, zero=True)  # so that D starts as c_skip x
 
     def forward(
-        self,
-        x: Float[Tensor, "batch dim"],
-        c_noise: Float[Tensor, " batch"],
-        label: Condition | None = None,
+        self, x: Float[Tensor, "batch dim"], c_noise: PerSample, label: Condition | None = None
     ) -> Float[Tensor, "batch dim"]:
         """Map scaled noisy points to F; without a label (or `NO_CLASS`) the class input is zero."""
         if x.ndim != 2 or x.shape[1] != self.dim:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from dmd_tutorial.checks import Condition, check_label
+from dmd_tutorial.checks import Condition, PerSample, check_label
 from dmd_tutorial.networks.mlp import noise_features
 
 
@@ -66,11 +66,9 @@ class UNet(nn.Module):
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
     def forward(
-        self,
-        x: Float[Tensor, "batch channels size size"],
-        c_noise: Float[Tensor, " batch"],
+        self, x: Float[Tensor, "batch channels size size"], c_noise: PerSample,
         label: Condition | None = None,
-    ) -> Float[Tensor, "batch channels size size"]:
+    ) -> Float[Tensor, "batch channels size size"]:  # fmt: skip
         """Map scaled noisy images to F; without a label (or `NO_CLASS`) its embedding is zero."""
         if x.shape[1:] != (self.channels, self.size, self.size):
             wanted = f"(batch, {self.channels}, {self.size}, {self.size})"

@@ -10,13 +10,12 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Generator
 
-from dmd_tutorial.checks import Condition
+from dmd_tutorial.checks import Condition, Samples
 from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.noise import noise_like
-from dmd_tutorial.samplers.step import Counted, Step, start
+from dmd_tutorial.samplers.step import Counted, Ladder, Step, start
 
 
 class Process(NamedTuple):
@@ -58,9 +57,8 @@ VP = variance_preserving()
 
 @torch.no_grad()
 def reverse_sde(
-    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
-    label: Condition | None = None, *, process: Process = VE, chance: float = 1.0,
-    rng: Generator | None = None,
+    denoiser: Denoiser, z: Samples, levels: Ladder, label: Condition | None = None, *,
+    process: Process = VE, chance: float = 1.0, rng: Generator | None = None,
 ) -> Iterator[Step]:  # fmt: skip
     """Run a diffusion backwards with the steps of Euler and Maruyama.
 
@@ -88,7 +86,7 @@ def reverse_sde(
 
 
 def probability_flow(
-    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
+    denoiser: Denoiser, z: Samples, levels: Ladder,
     label: Condition | None = None, *, process: Process = VE,
 ) -> Iterator[Step]:  # fmt: skip
     """Euler's steps on the probability-flow ODE of a diffusion; for `VE` they are `euler`'s.

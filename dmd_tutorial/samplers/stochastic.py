@@ -12,16 +12,16 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dmd_tutorial.checks import Condition, check_finite
+from dmd_tutorial.checks import Condition, Samples, check_finite
 from dmd_tutorial.denoisers import Denoiser, score_from_denoised
 from dmd_tutorial.noise import noise_like
 from dmd_tutorial.samplers.classical import heun_step
-from dmd_tutorial.samplers.step import Counted, Step, start
+from dmd_tutorial.samplers.step import Counted, Ladder, Step, start
 
 
 @torch.no_grad()
 def langevin(
-    denoiser: Denoiser, x: Float[Tensor, "batch *shape"], sigma: float, steps: int,
+    denoiser: Denoiser, x: Samples, sigma: float, steps: int,
     step_size: float, label: Condition | None = None, *, rng: Generator | None = None,
 ) -> Iterator[Step]:  # fmt: skip
     """Langevin dynamics at one noise level, from x: up the score, plus noise.
@@ -45,7 +45,7 @@ def langevin(
 
 @torch.no_grad()
 def annealed_langevin(
-    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " levels"],
+    denoiser: Denoiser, z: Samples, levels: Float[Tensor, " levels"],
     label: Condition | None = None, *, steps_per_level: int = 10, step_ratio: float = 0.1,
     rng: Generator | None = None,
 ) -> Iterator[Step]:  # fmt: skip
@@ -67,7 +67,7 @@ def annealed_langevin(
 
 def ddpm_levels(
     steps: int = 1000, train_steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02
-) -> Float[Tensor, " steps+1"]:
+) -> Ladder:
     """DDPM's noise levels, or an evenly spaced subsequence of them, from about 157 to 0.
 
     ``sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t)``, alpha_bar the running product of 1 - beta,
@@ -88,7 +88,7 @@ def ddim_noise(sigma: float, sigma_next: float, eta: float) -> float:
 
 @torch.no_grad()
 def ancestral(
-    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
+    denoiser: Denoiser, z: Samples, levels: Ladder,
     label: Condition | None = None, *, rng: Generator | None = None,
 ) -> Iterator[Step]:  # fmt: skip
     """DDPM's sampler: draw from the posterior of the next level, given this one and D's guess.
@@ -109,7 +109,7 @@ def ancestral(
 
 @torch.no_grad()
 def ddim(
-    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
+    denoiser: Denoiser, z: Samples, levels: Ladder,
     label: Condition | None = None, *, eta: float = 0.0, rng: Generator | None = None,
 ) -> Iterator[Step]:  # fmt: skip
     """DDIM: guess the clean sample, put the guessed noise back, and some new noise.
@@ -133,7 +133,7 @@ def ddim(
 
 @torch.no_grad()
 def stochastic(
-    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
+    denoiser: Denoiser, z: Samples, levels: Ladder,
     label: Condition | None = None, *, churn: float = 40.0, churn_min: float = 0.05,
     churn_max: float = 50.0, noise_scale: float = 1.003, rng: Generator | None = None,
 ) -> Iterator[Step]:  # fmt: skip

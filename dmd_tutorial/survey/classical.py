@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from dmd_tutorial import dmd
-from dmd_tutorial.checks import Condition, check_label, check_same_shape
+from dmd_tutorial.checks import Condition, PerSample, Samples, check_label, check_same_shape
 from dmd_tutorial.denoisers import Denoiser, denoised_from_score
 from dmd_tutorial.networks.mlp import Linears
 from dmd_tutorial.samplers import langevin
@@ -37,9 +37,7 @@ class Perceptron(nn.Module):
         for parameter in self.layers[-1].parameters():
             parameter.data *= 0.1  # answers start small
 
-    def forward(
-        self, x: Float[Tensor, "batch *shape"], label: Condition | None = None
-    ) -> Float[Tensor, "batch outputs"]:
+    def forward(self, x: Samples, label: Condition | None = None) -> Float[Tensor, "batch outputs"]:
         """Map points, or images that are then flattened."""
         check_label(x, label, self.classes)
         x = x.flatten(1)
@@ -77,9 +75,8 @@ class VAE(nn.Module):
         self.log_std = nn.Parameter(torch.zeros(copies))
 
     def forward(
-        self, x: Float[Tensor, "batch *shape"], noise: Float[Tensor, "batch latent"],
-        label: Condition | None = None,
-    ) -> Coded:  # fmt: skip
+        self, x: Samples, noise: Float[Tensor, "batch latent"], label: Condition | None = None
+    ) -> Coded:
         """Encode points, or images, make a z for each of standard normal noise, and decode it."""
         mean, log_std = self.encoder(x, label).chunk(2, dim=1)
         std = log_std.exp()
@@ -105,7 +102,7 @@ class VAE(nn.Module):
 def elbo(
     vae: VAE, x: Float[Tensor, "batch dim"], noise: Float[Tensor, "batch latent"],
     label: Condition | None = None,
-) -> Float[Tensor, " batch"]:  # fmt: skip
+) -> PerSample:  # fmt: skip
     """``log p(x | z) - KL(q(z | x) || p(z))``, a bound in nats (Kingma and Welling 2014, Eq. 3)."""
     coded = vae(x, noise, label)
     reconstruction = Normal(coded.mean, coded.std).log_prob(x).sum(1)
@@ -139,8 +136,8 @@ class RealNVP(nn.Module):
         )
 
     def forward(
-        self, x: Float[Tensor, "batch *shape"], label: Condition | None = None
-    ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, " batch"]]:
+        self, x: Samples, label: Condition | None = None
+    ) -> tuple[Float[Tensor, "batch dim"], PerSample]:
         """From data, points or images, to noise z and ``log |det dz/dx|``."""
         x, log_det = x.flatten(1), x.new_zeros(len(x))
         for keep, coupling in zip(self.keeps, self.couplings, strict=True):
@@ -170,7 +167,7 @@ class RealNVP(nn.Module):
 
 def flow_log_prob(
     flow: RealNVP, x: Float[Tensor, "batch dim"], label: Condition | None = None
-) -> Float[Tensor, " batch"]:
+) -> PerSample:
     """Exact log-density in nats: that of z, plus ``log |det dz/dx|`` (Dinh et al. 2017, Eq. 2)."""
     z, log_det = flow(x, label)
     return Normal(torch.zeros_like(z), torch.ones_like(z)).log_prob(z).sum(1) + log_det

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from dmd_tutorial.checks import Condition, check_same_shape, check_sigma, expand
+from dmd_tutorial.checks import Condition, PerSample, Samples, check_same_shape, check_sigma, expand
 from dmd_tutorial.denoisers import (
     Denoiser,
     EDMDenoiser,
@@ -25,13 +25,14 @@ from dmd_tutorial.denoisers import (
 from dmd_tutorial.networks import MLP, UNet
 from dmd_tutorial.noise import RHO, SIGMA_MIN, add_noise, noise_like
 from dmd_tutorial.samplers import Step
+from dmd_tutorial.samplers.step import Ladder
 
 
 @torch.no_grad()
 def solve(
-    denoiser: Denoiser, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
-    sigma_next: Float[Tensor, " batch"], label: Condition | None = None, *, steps: int = 1,
-) -> Float[Tensor, "batch *shape"]:  # fmt: skip
+    denoiser: Denoiser, x: Samples, sigma: PerSample,
+    sigma_next: PerSample, label: Condition | None = None, *, steps: int = 1,
+) -> Samples:  # fmt: skip
     """Follow the ODE between two levels above 0 a sample by Heun's method in EDM's steps."""
     start, end = sigma ** (1 / RHO), sigma_next ** (1 / RHO)
     for step in range(steps):
@@ -45,9 +46,8 @@ def solve(
 
 
 def guided_denoised(
-    denoiser: Denoiser, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
-    label: Condition, guidance: Float[Tensor, " batch"],
-) -> Float[Tensor, "batch *shape"]:  # fmt: skip
+    denoiser: Denoiser, x: Samples, sigma: PerSample, label: Condition, guidance: PerSample
+) -> Samples:
     """``(1 + w) D(x, label) - w D(x)``, w the guidance, 0 for none (Luo et al. 2023, LCM, 4.2)."""
     w = expand(guidance, x)
     return (1 + w) * denoiser(x, sigma, label) - w * denoiser(x, sigma, None)
@@ -63,8 +63,7 @@ class Pair(NamedTuple):
 
 
 def distillation_pair(
-    teacher: Denoiser, x: Float[Tensor, "batch *shape"], noise: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"], sigma_next: Float[Tensor, " batch"],
+    teacher: Denoiser, x: Samples, noise: Samples, sigma: PerSample, sigma_next: PerSample,
     label: Condition | None = None,
 ) -> Pair:  # fmt: skip
     """Noised data, and the teacher's Heun step from there (Song et al. 2023, Algorithm 2)."""
@@ -72,10 +71,7 @@ def distillation_pair(
     return Pair(x_noisy, sigma, solve(teacher, x_noisy, sigma, sigma_next, label), sigma_next)
 
 
-def training_pair(
-    x: Float[Tensor, "batch *shape"], noise: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"], sigma_next: Float[Tensor, " batch"],
-) -> Pair:  # fmt: skip
+def training_pair(x: Samples, noise: Samples, sigma: PerSample, sigma_next: PerSample) -> Pair:
     """The pair of consistency training: the same data and noise (Song et al. 2023, Alg. 3)."""
     return Pair(add_noise(x, sigma, noise), sigma, add_noise(x, sigma_next, noise), sigma_next)
 
@@ -83,7 +79,7 @@ def training_pair(
 def neighbour_levels(
     batch: int, grid: Float[Tensor, " bins"], rng: Generator | None = None, *, skip: int = 1,
     probability: Float[Tensor, " bins-1"] | None = None,
-) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:  # fmt: skip
+) -> tuple[PerSample, PerSample]:  # fmt: skip
     """Draw a level and the one `skip` places below (latent consistency), or the lowest; float32.
 
     `probability`, of each but the lowest, is up to a factor. Source: Song et al. 2023, Alg. 2.
@@ -108,7 +104,7 @@ def doubling_bins(progress: float, first: int = 10, last: int = 1280) -> int:
 
 
 def consistency_preconditioning(
-    sigma: Float[Tensor, " batch"], sigma_data: float, sigma_min: float = SIGMA_MIN
+    sigma: PerSample, sigma_data: float, sigma_min: float = SIGMA_MIN
 ) -> Preconditioning:
     """EDM's factors, shifted: ``c_skip = 1``, ``c_out = 0`` at sigma_min (Song et al. 2023, C)."""
     above, total = sigma - sigma_min, sigma**2 + sigma_data**2
@@ -124,10 +120,7 @@ class ConsistencyModel(nn.Module):
         self.network, self.sigma_data = denoiser.network, denoiser.sigma_data
         self.sigma_min = sigma_min
 
-    def forward(
-        self, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
-        label: Condition | None = None,
-    ) -> Float[Tensor, "batch *shape"]:  # fmt: skip
+    def forward(self, x: Samples, sigma: PerSample, label: Condition | None = None) -> Samples:
         """Send points to the ends of their paths."""
         check_sigma(x, sigma)
         if (sigma < self.sigma_min * (1 - 1e-5)).any():
@@ -139,7 +132,7 @@ class ConsistencyModel(nn.Module):
 
 @torch.no_grad()
 def multistep(
-    model: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " evaluations"],
+    model: Denoiser, z: Samples, levels: Float[Tensor, " evaluations"],
     label: Condition | None = None, *, sigma_min: float = SIGMA_MIN, rng: Generator | None = None,
 ) -> Iterator[Step]:  # fmt: skip
     """To the end of the path from ``levels[0] * z``, noise again, to the end, ... (Algorithm 1)."""
@@ -155,12 +148,12 @@ def multistep(
 Distance = Callable[[Tensor, Tensor], Tensor]  # two batches of samples to (batch,)
 
 
-def squared(a: Float[Tensor, "batch *shape"], b: Tensor) -> Float[Tensor, " batch"]:
+def squared(a: Samples, b: Tensor) -> PerSample:
     """Squared distance of each two samples, a mean over values."""
     return (a - b).square().flatten(1).mean(dim=1)
 
 
-def pseudo_huber(a: Float[Tensor, "batch *shape"], b: Tensor) -> Float[Tensor, " batch"]:
+def pseudo_huber(a: Samples, b: Tensor) -> PerSample:
     """``sqrt(|a - b|^2 + c^2) - c``: a square below c, a length above (Song and Dhariwal 2024)."""
     c = 0.00054 * math.sqrt(a[0].numel())
     return ((a - b).square().flatten(1).sum(dim=1) + c**2).sqrt() - c
@@ -168,7 +161,7 @@ def pseudo_huber(a: Float[Tensor, "batch *shape"], b: Tensor) -> Float[Tensor, "
 
 def consistency_loss(
     model: Denoiser, target: Denoiser, pair: Pair, label: Condition | None = None,
-    distance: Distance = squared, weight: Float[Tensor, " batch"] | None = None,
+    distance: Distance = squared, weight: PerSample | None = None,
 ) -> Float[Tensor, ""]:  # fmt: skip
     """``d(f(x, sigma), sg[f(x_next, sigma_next)])``; target is f or its average (Eq. 7, Eq. 10)."""
     with torch.no_grad():
@@ -192,9 +185,9 @@ class TrajectoryModel(nn.Module):
         self.network, self.sigma_data = _with_channel(denoiser.network), denoiser.sigma_data
 
     def forward(
-        self, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
-        sigma_next: Float[Tensor, " batch"], label: Condition | None = None, aim: bool = False,
-    ) -> Float[Tensor, "batch *shape"]:  # fmt: skip
+        self, x: Samples, sigma: PerSample,
+        sigma_next: PerSample, label: Condition | None = None, aim: bool = False,
+    ) -> Samples:  # fmt: skip
         """To sigma_next, above 0, up to sigma; with `aim` g, where the line there meets level 0."""
         check_sigma(x, sigma)
         check_sigma(x, sigma_next)
@@ -230,10 +223,8 @@ def _with_channel(network: nn.Module) -> nn.Module:
 
 
 def trajectory_loss(
-    model: Jump, target: Jump,
-    x_noisy: Float[Tensor, "batch *shape"], x_between: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"], sigma_between: Float[Tensor, " batch"],
-    sigma_next: Float[Tensor, " batch"], label: Condition | None = None,
+    model: Jump, target: Jump, x_noisy: Samples, x_between: Samples, sigma: PerSample,
+    sigma_between: PerSample, sigma_next: PerSample, label: Condition | None = None,
     distance: Distance = squared, sigma_min: float | None = SIGMA_MIN,
 ) -> Float[Tensor, ""]:  # fmt: skip
     """Whether one jump lands where the teacher's part of the way and a second jump land.
@@ -257,7 +248,7 @@ def trajectory_loss(
 
 @torch.no_grad()
 def trajectory_sampler(
-    model: Jump, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
+    model: Jump, z: Samples, levels: Ladder,
     label: Condition | None = None, *, gamma: float = 0.0, rng: Generator | None = None,
 ) -> Iterator[Step]:  # fmt: skip
     """Jump down falling levels, all above 0: below the next one, and up to it with new noise.

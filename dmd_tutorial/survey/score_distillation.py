@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from dmd_tutorial import dmd
-from dmd_tutorial.checks import Condition, check_same_shape, expand
+from dmd_tutorial.checks import Condition, PerSample, Samples, check_same_shape, expand
 from dmd_tutorial.denoisers import SIGMA_DATA, Denoiser, EDMDenoiser, denoised_from_noise
 from dmd_tutorial.dmd import Batch, Objective, Record, Weighting
 from dmd_tutorial.networks import MLP, UNet
@@ -28,7 +28,7 @@ from dmd_tutorial.noise import BINS, add_noise, dmd_sigma, karras_grid, linear_s
 from dmd_tutorial.survey import classical
 
 
-def known_noise(noise: Float[Tensor, "batch *shape"]) -> Denoiser:
+def known_noise(noise: Samples) -> Denoiser:
     """The critic of SDS: told the noise in the samples, it answers with the clean samples."""
 
     def denoiser(x: Tensor, sigma: Tensor, label: Condition | None = None) -> Tensor:
@@ -65,7 +65,7 @@ class Judge(nn.Module):
         """Denoise, as any critic does."""
         return self.critic(x, sigma, label)
 
-    def logit(self) -> Float[Tensor, " batch"]:
+    def logit(self) -> PerSample:
         """Log-odds that the samples of the last call began as data."""
         if self._seen is None:
             raise ValueError("the logit belongs to samples: call the critic on them first")
@@ -127,8 +127,7 @@ def adversarial_step(
 
 
 def sid_loss(
-    x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
-    denoised_real: Float[Tensor, "batch *shape"], denoised_fake: Float[Tensor, "batch *shape"],
+    x: Samples, sigma: PerSample, denoised_real: Samples, denoised_fake: Samples,
     alpha: float = 1.0, weighting: Weighting | str | dmd.WeightFunction = Weighting.EQ8,
 ) -> Float[Tensor, ""]:  # fmt: skip
     """A loss, maybe negative, that descends the Fisher divergence (Zhou et al. 2024, SiD, Eq. 23).
@@ -218,9 +217,7 @@ class FewStepGenerator(nn.Module):
         """Go on from there."""
         self.rng.set_state(state)
 
-    def forward(
-        self, z: Float[Tensor, "batch *shape"], label: Condition | None = None
-    ) -> Float[Tensor, "batch *shape"]:
+    def forward(self, z: Samples, label: Condition | None = None) -> Samples:
         """Make samples of standard normal noise, in training after a drawn step."""
         with torch.no_grad():
             inputs = torch.stack(list(self.inputs(z, label)))
@@ -237,9 +234,7 @@ class FewStepGenerator(nn.Module):
         is_last = torch.rand(count, generator=self.rng) < self.last
         return torch.where(is_last, steps - 1, earlier)
 
-    def inputs(
-        self, z: Float[Tensor, "batch *shape"], label: Condition | None = None
-    ) -> Iterator[Float[Tensor, "batch *shape"]]:
+    def inputs(self, z: Samples, label: Condition | None = None) -> Iterator[Samples]:
         """What each step starts from: noise, then the noised answer of the step before."""
         x_noisy = self.levels[0] * z
         yield x_noisy
@@ -249,15 +244,9 @@ class FewStepGenerator(nn.Module):
             yield x_noisy
 
 
-def noise_prediction(
-    x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
-    denoised_real: Float[Tensor, "batch *shape"],
-) -> Float[Tensor, " batch"]:  # fmt: skip
-    """``sigma^3 / (1 + sigma^2)``, the weight of SDS and VSD.
-
-    They weight a difference of predicted *noises* with a variance-preserving schedule's variance.
-    Source: Poole et al. 2022 (SDS), Eq. 3 with w(t) = sigma_t^2; Wang et al. 2023 (VSD), Eq. 9.
-    """
+def noise_prediction(x: Samples, sigma: PerSample, denoised_real: Samples) -> PerSample:
+    """``sigma^3 / (1 + sigma^2)``, of SDS (Poole et al. 2022, Eq. 3) and VSD (Wang 2023, Eq. 9)."""
+    # They weight a difference of predicted *noises* with a preserving schedule's variance.
     return sigma**3 / (1 + sigma**2)
 
 
