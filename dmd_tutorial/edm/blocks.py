@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from dmd_tutorial.checks import PerSample
+from dmd_tutorial.networks.unet import Recomputable
 
 Direction = Literal["up", "down"]
 Taps = Sequence[float]  # of a filter along one axis, even in number
@@ -30,14 +30,12 @@ class Style(NamedTuple):
     taps: tuple[float, ...]  # of the resampling filter
 
 
-class UNetBlock(nn.Module):
+class UNetBlock(Recomputable):
     """Two convolutions with a short cut, told the noise level; then, in places, self-attention.
 
     With `resample` height and width are halved ("down") or doubled ("up") on the way.
     Source: Karras et al. 2022 (EDM), appendix F.
     """
-
-    recompute = False  # in the backward pass, instead of keeping what is inside
 
     def __init__(
         self, in_channels: int, out_channels: int, style: Style,
@@ -63,14 +61,6 @@ class UNetBlock(nn.Module):
             self.norm2 = norm(out_channels, style.eps)
             self.qkv = conv(out_channels, 3 * out_channels, kernel=1)
             self.proj = conv(out_channels, out_channels, kernel=1)
-
-    def forward(
-        self, x: Float[Tensor, "batch in_c h w"], embedding: Float[Tensor, "batch embedding"]
-    ) -> Float[Tensor, "batch out_c new_h new_w"]:
-        """Map feature maps to feature maps, resampled where the block resamples."""
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._map, x, embedding, use_reentrant=False)
-        return self._map(x, embedding)
 
     def _map(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv0(functional.silu(self.norm0(x)))

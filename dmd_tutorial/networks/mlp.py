@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dmd_tutorial.checks import Condition, PerSample, check_label
+from dmd_tutorial.checks import Condition, PerSample, Samples, check_label
 
 
 def noise_features(c_noise: PerSample, count: int) -> Float[Tensor, "batch count"]:
@@ -16,6 +16,15 @@ def noise_features(c_noise: PerSample, count: int) -> Float[Tensor, "batch count
     exponents = torch.linspace(-2, 3, count // 2, device=c_noise.device, dtype=c_noise.dtype)
     phase = c_noise[:, None] * (2 * math.pi * 2**exponents)
     return torch.cat([phase.cos(), phase.sin()], dim=1)
+
+
+def one_hot(x: Samples, label: Condition | None, classes: int) -> Float[Tensor, "batch classes"]:
+    """A row a sample: 1 at its class, zeros without one (or with `NO_CLASS`); the type of x."""
+    check_label(x, label, classes)
+    if label is None:
+        return x.new_zeros(len(x), classes)
+    rows = functional.one_hot(label.long().clamp_min(0), classes)
+    return (rows * (label >= 0)[:, None]).to(x)
 
 
 class MLP(nn.Module):
@@ -45,11 +54,8 @@ class MLP(nn.Module):
             raise ValueError(f"x has shape {tuple(x.shape)}, the network wants (batch, {self.dim})")
         if len(x) % self.copies:
             raise ValueError(f"x has batch {len(x)}, not a multiple of {self.copies} copies")
-        check_label(x, label, self.classes)
-        one_hot = x.new_zeros(len(x), self.classes)
-        if label is not None:
-            one_hot[torch.arange(len(x)), label.clamp_min(0)] = (label >= 0).to(x)
-        inputs = torch.cat([x, noise_features(c_noise, self.features), one_hot], dim=1)
+        told = one_hot(x, label, self.classes)
+        inputs = torch.cat([x, noise_features(c_noise, self.features), told], dim=1)
         h = inputs.reshape(self.copies, -1, inputs.shape[1])  # (copies, block, features)
         for layer in self.hidden:
             h = functional.silu(layer(h))

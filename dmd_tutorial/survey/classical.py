@@ -12,9 +12,9 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from dmd_tutorial import dmd
-from dmd_tutorial.checks import Condition, PerSample, Samples, check_label, check_same_shape
+from dmd_tutorial.checks import Condition, PerSample, Samples, check_same_shape
 from dmd_tutorial.denoisers import Denoiser, denoised_from_score
-from dmd_tutorial.networks.mlp import Linears
+from dmd_tutorial.networks.mlp import Linears, one_hot
 from dmd_tutorial.samplers import langevin
 
 
@@ -39,13 +39,7 @@ class Perceptron(nn.Module):
 
     def forward(self, x: Samples, label: Condition | None = None) -> Float[Tensor, "batch outputs"]:
         """Map points, or images that are then flattened."""
-        check_label(x, label, self.classes)
-        x = x.flatten(1)
-        if self.classes:
-            one_hot = x.new_zeros(len(x), self.classes)
-            if label is not None:
-                one_hot[torch.arange(len(x)), label] = 1
-            x = torch.cat([x, one_hot], dim=1)
+        x = torch.cat([x.flatten(1), one_hot(x, label, self.classes)], dim=1)
         h = x.reshape(self.copies, -1, x.shape[1])
         for layer in self.layers[:-1]:
             h = functional.silu(layer(h))
