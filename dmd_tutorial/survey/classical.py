@@ -17,6 +17,9 @@ from dmd_tutorial.denoisers import Denoiser, denoised_from_score
 from dmd_tutorial.networks.mlp import Linears, one_hot
 from dmd_tutorial.samplers import langevin
 
+Points = Float[Tensor, "batch dim"]
+Latents = Float[Tensor, "batch latent"]
+
 
 class Perceptron(nn.Module):
     """The network of all four: linear layers on flat points, images flattened before.
@@ -49,9 +52,9 @@ class Perceptron(nn.Module):
 class Coded(NamedTuple):
     """What a VAE makes of points: the Gaussians q(z | x) and p(x | z) at one z of the former."""
 
-    latent_mean: Float[Tensor, "batch latent"]
-    latent_std: Float[Tensor, "batch latent"]
-    mean: Float[Tensor, "batch dim"]
+    latent_mean: Latents
+    latent_std: Latents
+    mean: Points
     std: Float[Tensor, "batch 1"]
 
 
@@ -68,35 +71,27 @@ class VAE(nn.Module):
         self.decoder = Perceptron(latent, dim, hidden, layers, classes, copies)
         self.log_std = nn.Parameter(torch.zeros(copies))
 
-    def forward(
-        self, x: Samples, noise: Float[Tensor, "batch latent"], label: Condition | None = None
-    ) -> Coded:
+    def forward(self, x: Samples, noise: Latents, label: Condition | None = None) -> Coded:
         """Encode points, or images, make a z for each of standard normal noise, and decode it."""
         mean, log_std = self.encoder(x, label).chunk(2, dim=1)
         std = log_std.exp()
         return Coded(mean, std, *self.decode(mean + std * noise, label))
 
     def decode(
-        self, z: Float[Tensor, "batch latent"], label: Condition | None = None
-    ) -> tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch 1"]]:
+        self, z: Latents, label: Condition | None = None
+    ) -> tuple[Points, Float[Tensor, "batch 1"]]:
         """Mean and standard deviation of x for given z, the latter the same along all axes."""
         std = self.log_std.exp().repeat_interleave(len(z) // self.copies)
         return self.decoder(z, label), std[:, None]
 
     @torch.no_grad()
-    def sample(
-        self, z: Float[Tensor, "batch latent"], noise: Float[Tensor, "batch dim"],
-        label: Condition | None = None,
-    ) -> Float[Tensor, "batch dim"]:  # fmt: skip
+    def sample(self, z: Latents, noise: Points, label: Condition | None = None) -> Points:
         """Draw from the model: its mean for z, plus the decoder's own noise."""
         mean, std = self.decode(z, label)
         return mean + std * noise
 
 
-def elbo(
-    vae: VAE, x: Float[Tensor, "batch dim"], noise: Float[Tensor, "batch latent"],
-    label: Condition | None = None,
-) -> PerSample:  # fmt: skip
+def elbo(vae: VAE, x: Points, noise: Latents, label: Condition | None = None) -> PerSample:
     """``log p(x | z) - KL(q(z | x) || p(z))``, a bound in nats (Kingma and Welling 2014, Eq. 3)."""
     coded = vae(x, noise, label)
     reconstruction = Normal(coded.mean, coded.std).log_prob(x).sum(1)
@@ -129,9 +124,7 @@ class RealNVP(nn.Module):
             Perceptron(dim, 2 * dim, hidden, layers, classes, copies) for _ in range(couplings)
         )
 
-    def forward(
-        self, x: Samples, label: Condition | None = None
-    ) -> tuple[Float[Tensor, "batch dim"], PerSample]:
+    def forward(self, x: Samples, label: Condition | None = None) -> tuple[Points, PerSample]:
         """From data, points or images, to noise z and ``log |det dz/dx|``."""
         x, log_det = x.flatten(1), x.new_zeros(len(x))
         for keep, coupling in zip(self.keeps, self.couplings, strict=True):
@@ -140,9 +133,7 @@ class RealNVP(nn.Module):
             log_det = log_det + log_scale.sum(1)
         return x, log_det
 
-    def sample(
-        self, z: Float[Tensor, "batch dim"], label: Condition | None = None
-    ) -> Float[Tensor, "batch dim"]:
+    def sample(self, z: Points, label: Condition | None = None) -> Points:
         """From noise to data: the couplings undone, the last one first."""
         for keep, coupling in zip(self.keeps.flip(0), reversed(self.couplings), strict=True):
             log_scale, shift = self._amounts(coupling, keep, z, label)
@@ -159,9 +150,7 @@ class RealNVP(nn.Module):
         return change * self.bound * torch.tanh(log_scale / self.bound), change * shift
 
 
-def flow_log_prob(
-    flow: RealNVP, x: Float[Tensor, "batch dim"], label: Condition | None = None
-) -> PerSample:
+def flow_log_prob(flow: RealNVP, x: Points, label: Condition | None = None) -> PerSample:
     """Exact log-density in nats: that of z, plus ``log |det dz/dx|`` (Dinh et al. 2017, Eq. 2)."""
     z, log_det = flow(x, label)
     return Normal(torch.zeros_like(z), torch.ones_like(z)).log_prob(z).sum(1) + log_det
@@ -179,8 +168,8 @@ def generator_loss(fake: Float[Tensor, " *batch"]) -> Float[Tensor, ""]:
 
 def gan_step(
     generator: nn.Module, discriminator: nn.Module, generator_optimizer: Optimizer,
-    discriminator_optimizer: Optimizer, x: Float[Tensor, "batch dim"],
-    z: Float[Tensor, "batch latent"], label: Condition | None = None, clip: float = 10.0,
+    discriminator_optimizer: Optimizer, x: Points, z: Latents,
+    label: Condition | None = None, clip: float = 10.0,
 ) -> tuple[float, float]:  # fmt: skip
     """Update the discriminator, then the generator, on the same samples; returns both losses."""
     fake = generator(z, label)
@@ -216,9 +205,9 @@ def energy_denoiser(energy: Callable[..., Tensor]) -> Denoiser:
 
 
 def walk(
-    energy: Callable[..., Tensor], x: Float[Tensor, "batch dim"], steps: int, step_size: float,
+    energy: Callable[..., Tensor], x: Points, steps: int, step_size: float,
     label: Condition | None = None, rng: Generator | None = None,
-) -> Float[Tensor, "batch dim"]:  # fmt: skip
+) -> Points:  # fmt: skip
     """Run Langevin chains from x down an energy's slope, plus noise: an evaluation a step."""
     *_, last = langevin(energy_denoiser(energy), x, 1.0, steps, step_size, label, rng=rng)
     return last.x.to(x)
