@@ -4,6 +4,9 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+# One batch of samples, of any shape, and one number beside each: a noise level, a time, a weight.
+Samples = Float[Tensor, "batch *shape"]
+PerSample = Float[Tensor, " batch"]
 # What a sample is made under: a class each, (batch,), or numbers such as a text's embedding,
 # (batch, ...). The network that reads it checks it; loops only cut, join and move it.
 Condition = Shaped[Tensor, "batch *condition"]
@@ -21,9 +24,7 @@ def check_finite(**tensors: Tensor) -> None:
             raise ValueError(f"{name} is not finite: {bad} of {tensor.numel()} values")
 
 
-def check_sigma(
-    x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"], above_zero: bool = False
-) -> None:
+def check_sigma(x: Samples, sigma: PerSample, above_zero: bool = False) -> None:
     """Refuse noise levels that are not one a sample, not finite, negative or, if asked, 0."""
     if not isinstance(sigma, Tensor):
         raise ValueError(f"sigma must be a tensor of shape ({len(x)},), not {sigma!r}")
@@ -36,7 +37,7 @@ def check_sigma(
         raise ValueError("sigma is 0 somewhere: it must be above 0 here")
 
 
-def check_label(x: Float[Tensor, "batch *shape"], label: Condition | None, classes: int) -> None:
+def check_label(x: Samples, label: Condition | None, classes: int) -> None:
     """Refuse labels that are not one class a sample, from 0 to classes - 1, or `NO_CLASS`."""
     if label is None:
         return
@@ -61,8 +62,6 @@ def check_same_shape(**tensors: Shaped[Tensor, "..."]) -> None:
             )
 
 
-def expand(
-    value: Float[Tensor, " batch"], x: Float[Tensor, "batch *shape"]
-) -> Float[Tensor, "batch *ones"]:
+def expand(value: PerSample, x: Samples) -> Float[Tensor, "batch *ones"]:
     """Give one number per sample the trailing axes that it needs beside x."""
     return value.reshape(-1, *[1] * (x.ndim - 1))

@@ -6,16 +6,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dmd_tutorial.checks import Condition, check_finite
+from dmd_tutorial.checks import Condition, Samples, check_finite
 from dmd_tutorial.denoisers import Denoiser, noise_from_denoised
+
+Ladder = Float[Tensor, " steps+1"]  # falling noise levels
 
 
 class Step(NamedTuple):
     """What a sampler has done so far."""
 
     index: int  # type: ignore[assignment]  # from 0; hides tuple.index, which nobody needs
-    x: Float[Tensor, "batch *shape"]  # the state after the step, float64
-    denoised: Float[Tensor, "batch *shape"]  # the denoiser's last answer, float64
+    x: Samples  # the state after the step, float64
+    denoised: Samples  # the denoiser's last answer, float64
     sigma: float  # the noise level that x has now
     evaluations: int  # calls of the denoiser since the start
 
@@ -39,9 +41,7 @@ class Counted:
         return denoised, noise_from_denoised(x, denoised, levels)
 
 
-def start(
-    z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " levels"]
-) -> Float[Tensor, "batch *shape"]:
+def start(z: Samples, levels: Float[Tensor, " levels"]) -> Samples:
     """Where a sampler starts: ``levels[0] * z``, in float64; levels must fall."""
     check_finite(z=z)
     if len(levels) < 2 or (levels.diff() >= 0).any():
