@@ -308,10 +308,10 @@ def test_a_class_has_one_name_in_both_unicode_forms(kind, tmp_path):
 NO_CLASSES = {
     "train and val": (["train/cat/a.png", "train/dog/a.png", "val/a.png"], "train.*val.* parts of"),
     "parts in other words": (["x/trainA/a.png", "x/testA/a.png"], "testA.*trainA.* parts of"),
-    "an empty folder": (["cat/a.png", "dog/"], "folder dog would be a class, but holds no images"),
+    "an empty folder": (["cat/a.png", "dog/"], "set.*: dog would be a class, but holds no images"),
     "only what is hidden": (["cat/a.png", "dog/.DS_Store"], "dog would be a class"),
-    "only other files": (["x/cat/a.png", "x/dog/b.heic"], "x: the folder dog would be a class"),
-    "one name in two cases": (["Cat/a.png", "cat/b.png"], "nothing but their case"),
+    "only other files": (["x/cat/a.png", "x/dog/b.heic"], "x: dog would be a class"),
+    "one name in two cases": (["Cat/a.png", "cat/b.png"], "Cat and cat differ in their case only"),
     "a zip in a zip": (["cat.zip", "dog.zip"], r"holds no images .* 2 other files \['cat.zip'"),
 }  # fmt: skip
 

@@ -30,7 +30,6 @@ import torchvision
 from jaxtyping import Float, Int, UInt8
 from PIL import ExifTags, Image, ImageFile
 from PIL.Image import Transpose
-from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 from torchvision.utils import save_image
 from tqdm import tqdm
@@ -72,20 +71,20 @@ def read_images(path: str | Path, size: int, channels: int | None = None) -> Rea
     if size < 1 or channels not in (None, 1, 3):
         raise ValueError(f"size {size}, channels {channels}: want a size above 0, 1 or 3 channels")
     found = _files(Path(path))
-    others = [name for name in found if not name.lower().endswith((*ENDINGS, "/"))]
+    others = [name for name in found if not _is_image(name) and not name.endswith("/")]
     if not any(map(_is_image, found)):
         holds = f"{len(others)} other files {sorted(others)[:3]}"
         raise ValueError(f"{path} holds no images ({' '.join(ENDINGS)}), but {holds}")
     around = _around(found)
     files = {name.removeprefix(around): found[name] for name in found if name.startswith(around)}
     where, images = f"{path}/{around}".rstrip("/"), sorted(filter(_is_image, files))
-    label, classes = _labels(images, files, where)
+    of_each = _classes(images, files, where)
+    names = sorted(set(of_each))
+    number = {name: index for index, name in enumerate(names)}
+    label = torch.tensor([number[name] for name in of_each] or [0] * len(images))
     x = torch.from_numpy(_levels(images, files, where, size, channels))
     left_alone = len(others) - (LABELS in files)
-    return Read(x, torch.tensor(label), len(classes), classes, images, left_alone)
-
-
-# --- files ----------------------------------------------------------------------------------------
+    return Read(x, label, len(names), [str(name) for name in names], images, left_alone)
 
 
 def _files(path: Path) -> Files:
@@ -139,7 +138,7 @@ def _why(error: Exception) -> str:
     return " ".join(said) if len(said) > 1 else repr(error)
 
 
-# --- labels ---------------------------------------------------------------------------------------
+# --- classes --------------------------------------------------------------------------------------
 
 
 def _around(files: Files) -> str:
@@ -155,35 +154,30 @@ def _around(files: Files) -> str:
     return around
 
 
-def _labels(images: list[str], files: Files, where: str) -> tuple[list[int], list[str]]:
-    """Of each image its label, and the names of the classes."""
+def _classes(images: list[str], files: Files, where: str) -> list[Any]:
+    """The name of each image's class; nothing without classes."""
     if LABELS in files:
-        return _listed_labels(images, files[LABELS], f"{where}/{LABELS}")
+        return _listed(images, files[LABELS], f"{where}/{LABELS}")
     tops = [name.partition("/")[0] if "/" in name else "" for name in images]
+    if "" in tops and len(set(tops)) < 3:
+        return []
     folders = sorted({name.partition("/")[0] for name in files if "/" in name})
-    if "" not in tops:
-        _check_classes(folders, set(tops), where)
-        number = {name: index for index, name in enumerate(folders)}
-        return [number[top] for top in tops], folders
-    if len(set(tops)) > 2:
+    if "" in tops:
         loose = images[tops.index("")]
         raise ValueError(f"{where}: {loose} lies beside the folders {folders[:3]} that are classes")
-    return [0] * len(images), []
-
-
-def _check_classes(folders: list[str], with_images: set[str], where: str) -> None:
     parts = {match[0][:2].lower(): name for name in folders if (match := PARTS.search(name))}
     if len(parts) > 1:
-        raise ValueError(f"{where}: {sorted(parts.values())} are parts of a data set, no classes: "
-                         "give the folder of one")  # fmt: skip
-    if empty := [name for name in folders if name not in with_images]:
-        raise ValueError(f"{where}: the folder {empty[0]} would be a class, but holds no images")
+        raise ValueError(f"{where}: {[*parts.values()]} are parts of a data set, give one of them")
+    if empty := set(folders) - set(tops):
+        raise ValueError(f"{where}: {min(empty)} would be a class, but holds no images")
     same = {name.casefold(): name for name in folders}
-    if twice := [(name, other) for name in folders if (other := same[name.casefold()]) != name]:
-        raise ValueError(f"{where}: the classes {twice[0]} differ in nothing but their case")
+    if twice := set(folders) - set(same.values()):
+        other = same[min(twice).casefold()]
+        raise ValueError(f"{where}: the classes {min(twice)} and {other} differ in their case only")
+    return tops
 
 
-def _listed_labels(images: list[str], read: Reader, where: str) -> tuple[list[int], list[str]]:
+def _listed(images: list[str], read: Reader, where: str) -> list[int]:
     try:
         labels = json.loads(read())["labels"] or []
         listed: dict[str, Any] = {_plain(name): label for name, label in labels}
@@ -191,7 +185,7 @@ def _listed_labels(images: list[str], read: Reader, where: str) -> tuple[list[in
         form = '{"labels": [[name, class]]}'
         raise ValueError(f"{where} is not of the form {form}: {_why(error)}") from error
     if not listed:
-        return [0] * len(images), []
+        return []
     if missing := [name for name in images if name not in listed]:
         raise ValueError(f"{where} has no label for {missing[0]}")
     if extra := listed.keys() - set(images):
@@ -201,10 +195,10 @@ def _listed_labels(images: list[str], read: Reader, where: str) -> tuple[list[in
     for name, label in listed.items():
         if not isinstance(label, int) or isinstance(label, bool) or label < 0:
             raise ValueError(f"{where} says {label!r} for {name}: a class is a number from 0")
-    used = sorted(set(listed.values()))
-    if unused := [number for number, label in enumerate(used) if number != label]:
-        raise ValueError(f"{where} has no image of class {unused[0]}, the highest is {used[-1]}")
-    return [listed[name] for name in images], [str(label) for label in used]
+    used = set(listed.values())
+    if unused := set(range(len(used))) - used:
+        raise ValueError(f"{where} has no image of class {min(unused)}, the highest is {max(used)}")
+    return [listed[name] for name in images]
 
 
 # --- one image ------------------------------------------------------------------------------------
@@ -258,11 +252,10 @@ def _opened(content: bytes) -> Image.Image:
 
 def _deep(file: ImageFile.ImageFile) -> bool:
     """Whether channels have more than 8 bits, which Pillow may cut without a word."""
-    if isinstance(file, TiffImageFile):
-        return max(file.tag_v2.get(ExifTags.Base.BitsPerSample, (1,))) > 8
+    bits = getattr(file, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, (8,))  # a TIFF's
     how = str([tile[3] for tile in file.tile])  # 'RGB;16B' of a PNG, ('RGB', 65535) of a PPM
-    levels = re.findall(r"\d+", how) if file.format == "PPM" else []
-    return file.mode in ("I", "F") or ";16B" in how or any(int(level) > 255 for level in levels)
+    levels = map(int, re.findall(r"\d+", how)) if file.format == "PPM" else ()
+    return file.mode in ("I", "F") or max(bits) > 8 or ";16B" in how or max(levels, default=0) > 255
 
 
 def _upright(image: Image.Image) -> Image.Image:
