@@ -20,6 +20,7 @@ import re
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,8 +29,7 @@ import numpy as np
 import torch
 import torchvision
 from jaxtyping import Float, Int, UInt8
-from PIL import ExifTags, Image, ImageFile
-from PIL.Image import Transpose
+from PIL import ExifTags, Image, ImageFile, ImageOps
 from torch import Tensor
 from torchvision.utils import save_image
 from tqdm import tqdm
@@ -41,10 +41,6 @@ from dmd_tutorial.runs.compute import Processes
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # whose depth `_deep` knows
 ENDINGS = tuple(end for end, kind in Image.registered_extensions().items() if kind in FORMATS)
 LABELS = "dataset.json"
-TURNS: dict[Any, Transpose] = dict(enumerate((  # by Exif's number
-    Transpose.FLIP_LEFT_RIGHT, Transpose.ROTATE_180, Transpose.FLIP_TOP_BOTTOM,
-    Transpose.TRANSPOSE, Transpose.ROTATE_270, Transpose.TRANSVERSE, Transpose.ROTATE_90,
-), start=2))  # fmt: skip
 HIDDEN = re.compile(r"(^|/)(\.|__MACOSX(/|$)).*", re.DOTALL)
 PARTS = re.compile(r"(?<![A-Za-z])(?i:train(ing)?|val(id(ation)?)?|dev|test(ing)?)(?![a-z])")
 Reader = Callable[[], bytes]
@@ -77,14 +73,15 @@ def read_images(path: str | Path, size: int, channels: int | None = None) -> Rea
         raise ValueError(f"{path} holds no images ({' '.join(ENDINGS)}), but {holds}")
     around = _around(found)
     files = {name.removeprefix(around): found[name] for name in found if name.startswith(around)}
-    where, images = f"{path}/{around}".rstrip("/"), sorted(filter(_is_image, files))
+    images = {name: files[name] for name in sorted(filter(_is_image, files))}
+    where = f"{path}/{around}".rstrip("/")
     of_each = _classes(images, files, where)
     names = sorted(set(of_each))
     number = {name: index for index, name in enumerate(names)}
     label = torch.tensor([number[name] for name in of_each] or [0] * len(images))
-    x = torch.from_numpy(_levels(images, files, where, size, channels))
+    x = torch.from_numpy(_levels(images, where, size, channels))
     left_alone = len(others) - (LABELS in files)
-    return Read(x, label, len(names), [str(name) for name in names], images, left_alone)
+    return Read(x, label, len(names), [str(name) for name in names], list(images), left_alone)
 
 
 def _files(path: Path) -> Files:
@@ -154,7 +151,7 @@ def _around(files: Files) -> str:
     return around
 
 
-def _classes(images: list[str], files: Files, where: str) -> list[Any]:
+def _classes(images: Files, files: Files, where: str) -> list[Any]:
     """The name of each image's class; nothing without classes."""
     if LABELS in files:
         return _listed(images, files[LABELS], f"{where}/{LABELS}")
@@ -163,7 +160,7 @@ def _classes(images: list[str], files: Files, where: str) -> list[Any]:
         return []
     folders = sorted({name.partition("/")[0] for name in files if "/" in name})
     if "" in tops:
-        loose = images[tops.index("")]
+        loose = min(name for name in images if "/" not in name)
         raise ValueError(f"{where}: {loose} lies beside the folders {folders[:3]} that are classes")
     parts = {match[0][:2].lower(): name for name in folders if (match := PARTS.search(name))}
     if len(parts) > 1:
@@ -177,7 +174,7 @@ def _classes(images: list[str], files: Files, where: str) -> list[Any]:
     return tops
 
 
-def _listed(images: list[str], read: Reader, where: str) -> list[int]:
+def _listed(images: Files, read: Reader, where: str) -> list[int]:
     try:
         labels = json.loads(read())["labels"] or []
         listed: dict[str, Any] = {_plain(name): label for name, label in labels}
@@ -204,15 +201,13 @@ def _listed(images: list[str], read: Reader, where: str) -> list[int]:
 # --- one image ------------------------------------------------------------------------------------
 
 
-def _levels(
-    images: list[str], files: Files, where: str, size: int, channels: int | None
-) -> UInt8[np.ndarray, "count channels size size"]:
+def _levels(images: Files, where: str, size: int, channels: int | None) -> np.ndarray:
     """The images in one array: nothing else is kept of them."""
     x, bad = np.zeros((0, 1, size, size), np.uint8), []
     bar = tqdm(images, unit="image", desc=where, disable=None, leave=False)
     for row, name in enumerate(bar):
         try:
-            square = _square(_opened(files[name]()), size)
+            square = _square(_opened(images[name]()), size)
         except Exception as error:  # a decoder that meets damage may raise anything
             bad.append(f"{name} cannot be read: {_why(error)}")
             continue
@@ -242,12 +237,14 @@ def _opened(content: bytes) -> Image.Image:
         if file.info["transparency"] <= most:
             file.info["transparency"] *= 255 // most
     file.load()
-    image = _upright(file)
-    grey = image.mode in ("1", "L", "LA")
-    if image.mode in ("LA", "RGBA", "PA", "RGBa") or "transparency" in image.info:
-        clear = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
-    return image.convert("L" if grey else "RGB")
+    with suppress(Exception):  # of damaged notes: it turns, and then writes all of them anew
+        ImageOps.exif_transpose(file, in_place=True)
+    target = "L" if file.mode in ("1", "L", "LA") else "RGB"
+    if file.mode not in ("LA", "RGBA", "PA", "RGBa") and "transparency" not in file.info:
+        return file.convert(target)
+    clear = file.convert("RGBA")
+    white = Image.new("RGBA", clear.size, "white")
+    return Image.alpha_composite(white, clear).convert(target)
 
 
 def _deep(file: ImageFile.ImageFile) -> bool:
@@ -256,15 +253,6 @@ def _deep(file: ImageFile.ImageFile) -> bool:
     how = str([tile[3] for tile in file.tile])  # 'RGB;16B' of a PNG, ('RGB', 65535) of a PPM
     levels = map(int, re.findall(r"\d+", how)) if file.format == "PPM" else ()
     return file.mode in ("I", "F") or max(bits) > 8 or ";16B" in how or max(levels, default=0) > 255
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its camera noted; whatever else the camera noted may be damaged."""
-    try:
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:
-        return image
-    return image if turn is None else image.transpose(turn)
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:
