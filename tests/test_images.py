@@ -124,7 +124,7 @@ NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 255, (32, 32, 3), n
 REFUSED = {
     "no image at all": ({"a": picture(), "bad": b"hello"}, "bad.png cannot be read"),
     "half an image": ({"bad": as_bytes(NOISE)[:1000]}, "bad.png cannot be read"),
-    "an animation": ({"bad": animation()}, "bad.png cannot be read: it is animated and has 2"),
+    "an animation": ({"bad": animation()}, "bad.png cannot be read: it has 2 frames"),
     "an image beside classes": (
         {"bad": picture(), "x__a": picture(), "y__a": picture()}, "bad.png lies beside the folders"
     ),

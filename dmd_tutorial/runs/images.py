@@ -1,16 +1,14 @@
 """Images from a folder or a zip: every file is used, converted as said here, or refused by name.
 
 What counts as an image is decided by the file's ending. Labels come from a ``dataset.json`` of the
-form ``{"labels": [["folder/image.png", 3], ...]}`` beside the images, or from folders (each is a
-class, in alphabetical order); without either there are none. A folder around all of that does not
-count. Links are followed, but not in circles.
+form ``{"labels": [["folder/image.png", 3], ...]}`` or from folders, each a class, in alphabetical
+order; a folder around everything does not count. Links are followed, but not in circles.
 
 Conversions: a picture is turned upright as its camera noted; transparent parts are laid on white;
 palettes and CMYK become colours; grey among colours becomes three equal colours; the middle square
 is cut out and resized with Lanczos' filter, which averages where it shrinks. Refused, by name: what
-cannot be read, more than 8 bits per channel, animations, and folders that cannot be meant as
-classes. Hidden files, ``__MACOSX`` and files with other endings (a README, say) are no images and
-are left alone; `load_images` says how many.
+cannot be read, more than 8 bits per channel, animations, and folders that cannot be classes. Hidden
+files, ``__MACOSX`` and other endings are no images and left alone; `load_images` says how many.
 """
 
 import io
@@ -43,8 +41,7 @@ ENDINGS = tuple(end for end, kind in Image.registered_extensions().items() if ki
 LABELS = "dataset.json"
 HIDDEN = re.compile(r"(^|/)(\.|__MACOSX(/|$)).*", re.DOTALL)
 PARTS = re.compile(r"(?<![A-Za-z])(?i:train(ing)?|val(id(ation)?)?|dev|test(ing)?)(?![a-z])")
-Reader = Callable[[], bytes]
-Files = dict[str, Reader]  # the visible ones; the name of a folder ends in a slash
+Files = dict[str, Callable[[], bytes]]  # the visible ones; the name of a folder ends in a slash
 
 
 class Read(NamedTuple):
@@ -71,10 +68,8 @@ def read_images(path: str | Path, size: int, channels: int | None = None) -> Rea
     if not any(map(_is_image, found)):
         holds = f"{len(others)} other files {sorted(others)[:3]}"
         raise ValueError(f"{path} holds no images ({' '.join(ENDINGS)}), but {holds}")
-    around = _around(found)
-    files = {name.removeprefix(around): found[name] for name in found if name.startswith(around)}
+    files, where = _unwrapped(found, f"{path}")
     images = {name: files[name] for name in sorted(filter(_is_image, files))}
-    where = f"{path}/{around}".rstrip("/")
     of_each = _classes(images, files, where)
     names = sorted(set(of_each))
     number = {name: index for index, name in enumerate(names)}
@@ -95,7 +90,7 @@ def _files(path: Path) -> Files:
     return files
 
 
-def _on_disk(folder: Path, around: str = "") -> Iterator[tuple[str, Reader]]:
+def _on_disk(folder: Path, around: str = "") -> Iterator[tuple[str, Callable[[], bytes]]]:
     for path in folder.iterdir():
         inner = path.is_dir()
         circle = inner and path.is_symlink() and path.resolve() in map(Path.resolve, path.parents)
@@ -104,7 +99,7 @@ def _on_disk(folder: Path, around: str = "") -> Iterator[tuple[str, Reader]]:
             yield from _on_disk(path, f"{around}{path.name}/") if inner else ()
 
 
-def _in_zip(path: Path) -> Iterator[tuple[str, Reader]]:
+def _in_zip(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     try:
         archive = zipfile.ZipFile(path)
     except Exception as error:
@@ -138,17 +133,16 @@ def _why(error: Exception) -> str:
 # --- classes --------------------------------------------------------------------------------------
 
 
-def _around(files: Files) -> str:
-    """The folders around all images and labels, such as ``pets/``."""
-    around = ""
-    while around + LABELS not in files:
-        inside = (name.removeprefix(around) for name in files if name.startswith(around))
-        tops = {name.partition("/")[:2] for name in inside if "/" in name or _is_image(name)}
+def _unwrapped(files: Files, where: str) -> tuple[Files, str]:
+    """Without the folders around all images and labels."""
+    while LABELS not in files:
+        tops = {name.partition("/")[:2] for name in files if "/" in name or _is_image(name)}
         top, slash = tops.pop()
         if tops or not slash:
             break
-        around += f"{top}/"
-    return around
+        top, where = f"{top}/", f"{where}/{top}"
+        files = {name.removeprefix(top): files[name] for name in files if name.startswith(top)}
+    return files, where
 
 
 def _classes(images: Files, files: Files, where: str) -> list[Any]:
@@ -169,12 +163,12 @@ def _classes(images: Files, files: Files, where: str) -> list[Any]:
         raise ValueError(f"{where}: {min(empty)} would be a class, but holds no images")
     same = {name.casefold(): name for name in folders}
     if twice := set(folders) - set(same.values()):
-        other = same[min(twice).casefold()]
-        raise ValueError(f"{where}: the classes {min(twice)} and {other} differ in their case only")
+        one = min(twice)
+        raise ValueError(f"{where}: {one} and {same[one.casefold()]} differ in their case only")
     return tops
 
 
-def _listed(images: Files, read: Reader, where: str) -> list[int]:
+def _listed(images: Files, read: Callable[[], bytes], where: str) -> list[int]:
     try:
         labels = json.loads(read())["labels"] or []
         listed: dict[str, Any] = {_plain(name): label for name, label in labels}
@@ -229,7 +223,7 @@ def _opened(content: bytes) -> Image.Image:
     file = Image.open(io.BytesIO(content), formats=FORMATS)
     frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)  # MPO: a camera's
     if frames > 1:
-        raise ValueError(f"it is animated and has {frames} frames, which one is meant?")
+        raise ValueError(f"it has {frames} frames or pages, which one is meant?")
     if _deep(file):
         raise ValueError("it has more than 8 bits per channel, convert it first")
     if file.format == "PNG" and file.mode == "L" and "transparency" in file.info:
@@ -310,10 +304,9 @@ def _torchvision(
     try:
         dataset = kind(str(folder), train=train, download=True)
     except (OSError, RuntimeError) as error:
-        raise RuntimeError(
-            f"{name} is neither in {folder} nor could it be downloaded ({error}). Fetch it on a "
-            "machine with a network, or give a folder of images."
-        ) from error
+        failed = f"{name} is neither in {folder} nor could it be downloaded ({error})"
+        way = "fetch it on a machine with a network, or give a folder of images"
+        raise RuntimeError(f"{failed}: {way}") from error
     x = torch.as_tensor(dataset.data)
     x = x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2)
     if channels == 3:
