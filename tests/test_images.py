@@ -4,6 +4,7 @@ import io
 import json
 import re
 import struct
+import sys
 import tracemalloc
 import warnings
 import zipfile
@@ -145,7 +146,7 @@ REFUSED = {
     "a class without images": (
         {"a": picture(), "dataset": {"labels": [["a.png", 2]]}}, "no image of class 0"
     ),
-    "another json": ({"a": picture(), "dataset": [1]}, "is not of the form"),
+    "another json": ({"a": picture(), "dataset": [1]}, "cannot be read as"),
     "no images": ({"dataset": {"labels": []}}, "holds no images"),
 }  # fmt: skip
 
@@ -364,13 +365,13 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
 LISTINGS = {
     "a label beyond all memory": (listing(a=0, b=150_000_000), "class 1, the highest is 150000000"),
     "a label beyond all numbers": (listing(a=0, b=10**30), "no image of class 1"),
-    "deep": (b"[" * 100_000, "dataset.json is not of the form"),
-    "a name that is none": (b'{"labels": [[1, 0]]}', "is not of the form"),
-    "a name that is a list": (b'{"labels": [[["a.png"], 0]]}', "is not of the form"),
+    "deep": (b"[" * 100_000, "dataset.json cannot be read as"),
+    "a name that is none": (b'{"labels": [[1, 0]]}', "cannot be read as"),
+    "a name that is a list": (b'{"labels": [[["a.png"], 0]]}', "cannot be read as"),
     "a half": (b'{"labels": [["a.png", 0.5], ["b.png", 1]]}', "says 0.5 for a.png"),
-    "no list": (b'{"labels": 7}', "is not of the form"),
-    "empty": (b"", "is not of the form"),
-    "no text": (b"\xff\x00\xff", "is not of the form"),
+    "no list": (b'{"labels": 7}', "cannot be read as"),
+    "empty": (b"", "cannot be read as"),
+    "no text": (b"\xff\x00\xff", "cannot be read as"),
 }  # fmt: skip
 
 
@@ -387,7 +388,7 @@ def test_wrong_labels_are_refused_in_a_sentence(case, tmp_path):
     assert peak < 2e7
 
 
-def test_a_line_says_what_was_found(tmp_path, capsys):
+def test_a_line_says_what_was_found(tmp_path, capsys, monkeypatch):
     files = {f"pets/{n % 12:02}/{n}.png": A for n in range(1024)} | {
         "README": b"",
         "pets/x.txt": b"",
@@ -395,6 +396,13 @@ def test_a_line_says_what_was_found(tmp_path, capsys):
     load_images(put(tmp_path / "pets.zip", files), 8)
     line = "pets.zip: 1,024 images, 12 classes (00 86, 01 86, 02 86, 03 86, 04 85, 05 85, 06 85, "
     assert f"{line}07 85, 08 85, 09 85, ...), 2 other files left alone\n" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), "cp1252"))
+    load_images(put(tmp_path / "far", {"\u732b/a.png": A, "dog/b.png": B}), 8)
+    sys.stdout.seek(0)
+    assert r"2 classes (dog 1, \u732b 1)" in sys.stdout.read()
+
+
+def test_a_line_is_said_without_classes_too(tmp_path, capsys):
     load_images(put(tmp_path / "one", {"a.png": A}), 8)
     assert "one: 1 images, no classes\n" in capsys.readouterr().out
 
@@ -437,7 +445,7 @@ def unknown_method(content, header, data, listed):
 @pytest.mark.parametrize("name", ["b.png", "dataset.json"])
 def test_damage_in_a_zip_is_a_sentence_that_names_zip_and_file(name, change, tmp_path):
     path = damaged(tmp_path / "set.zip", name, change)
-    said = "cannot be read: " if name == "b.png" else "is not of the form .*: "
+    said = "cannot be read: " if name == "b.png" else "cannot be read as .*: "
     with pytest.raises(ValueError, match=rf"^\S*set.zip\b.*{name} {said}.* .*$"):
         read_images(path, 8)
 

@@ -15,6 +15,7 @@ import io
 import json
 import posixpath
 import re
+import sys
 import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator
@@ -174,13 +175,12 @@ def _listed(images: Files, read: Callable[[], bytes], where: str) -> list[int]:
         listed: dict[str, Any] = {_plain(name): label for name, label in labels}
     except Exception as error:
         form = '{"labels": [[name, class]]}'
-        raise ValueError(f"{where} is not of the form {form}: {_why(error)}") from error
+        raise ValueError(f"{where} cannot be read as {form}: {_why(error)}") from error
     if not listed:
         return []
-    if missing := [name for name in images if name not in listed]:
-        raise ValueError(f"{where} has no label for {missing[0]}")
-    if extra := listed.keys() - set(images):
-        raise ValueError(f"{where} has a label for {min(extra)}, which is not there")
+    if odd := listed.keys() ^ images.keys():
+        has, beside = ("a", "no") if min(odd) in listed else ("no", "an")
+        raise ValueError(f"{where} has {has} label for {min(odd)}, but there is {beside} image")
     if len(listed) != len(labels):
         raise ValueError(f"{where} has {len(labels)} labels for {len(listed)} images")
     for name, label in listed.items():
@@ -284,7 +284,9 @@ def load_images(
         raise FileNotFoundError(f"{name_or_path} is neither a path nor a data set ({names})")
     read = read_images(name_or_path, size or 32, channels)
     if Processes().first:
-        print(f"{name_or_path}: {_summary(read)}")
+        known = sys.stdout.encoding or "utf-8"  # which may lack a class's letters
+        line = f"{name_or_path}: {_summary(read)}"
+        print(line.encode(known, "backslashreplace").decode(known))
     return Images(read.x, read.label, read.classes)
 
 
