@@ -222,7 +222,7 @@ def test_torchvisions_sets_in_their_real_layout_and_without_a_network(tmp_path, 
     assert images.label.tolist() == [3, 7] * 5
     assert torch.equal(images.x[2].flatten(), torch.from_numpy(rows["data_batch_2"][0]))
     assert len(load_images("cifar10", folder=tmp_path, train=False).x) == 2
-    with pytest.raises(ValueError, match="not 3 x 64 x 64"):
+    with pytest.raises(ValueError, match=r"not \(3, 64, 64\)"):
         load_images("cifar10", 64, 3, folder=tmp_path)
     monkeypatch.setattr(torchvision.datasets.CIFAR10, "url", "http://127.0.0.1:9/cifar.tar.gz")
     with pytest.raises(RuntimeError, match=r"neither in .* nor could it be downloaded"):
@@ -253,9 +253,8 @@ def put(place: Path, files: dict[str, bytes]) -> Path:
 
 
 def listing(**labels) -> bytes:
-    return json.dumps(
-        {"labels": [[f"{name}.png", label] for name, label in labels.items()]}
-    ).encode()
+    named = [[f"{name}.png", label] for name, label in labels.items()]
+    return json.dumps({"labels": named}).encode()
 
 
 CAT_AND_DOG = {
@@ -273,28 +272,21 @@ IN_ZIPS = {
 }
 
 
-@pytest.mark.parametrize("kind", ["set", "set.zip"])
 @pytest.mark.parametrize("case", CAT_AND_DOG | IN_ZIPS)
-def test_classes_are_found_however_they_are_packed(case, kind, tmp_path):
-    if case in IN_ZIPS and kind == "set":
-        pytest.skip("these are names in zips")
+def test_classes_are_found_however_they_are_packed(case, tmp_path):
     names = (CAT_AND_DOG | IN_ZIPS)[case]
-    path = put(tmp_path / kind, {name: B if "b." in name.lower() else A for name in names})
-    read = read_images(path, 8)
-    assert (read.class_names, read.classes, read.label.tolist()) == (["cat", "dog"], 2, [0, 1])
-    assert read.x[:, 0, 0, 0].tolist() == [10, 1]
+    for kind in ["set.zip", "set"] if case in CAT_AND_DOG else ["set.zip"]:
+        path = put(tmp_path / kind, {name: B if "b." in name.lower() else A for name in names})
+        read = read_images(path, 8)
+        assert (read.class_names, read.classes, read.label.tolist()) == (["cat", "dog"], 2, [0, 1])
+        assert read.x[:, 0, 0, 0].tolist() == [10, 1]
 
 
 @pytest.mark.parametrize("kind", ["set", "set.zip"])
 def test_the_labels_are_found_in_a_folder_and_in_whatever_form_names_have(kind, tmp_path):
     labels = {"labels": [[f"1\\{E_NFC}.png", 1], ["./b.png", 0]]}
     content = json.dumps(labels).encode("utf-8-sig")
-    files = {
-        f"pets/1/{E_NFD}.png": A,
-        "pets/b.png": B,
-        "pets/dataset.json": content,
-        "LICENSE": b"",
-    }
+    files = {f"pets/1/{E_NFD}.png": A, "pets/b.png": B, "pets/dataset.json": content, "LICENSE": A}
     read = read_images(put(tmp_path / kind, files), 8)
     assert read.names == [f"1/{E_NFC}.png", "b.png"]
     assert (read.label.tolist(), read.class_names, read.left_alone) == ([1, 0], ["0", "1"], 1)
@@ -312,7 +304,6 @@ NO_CLASSES = {
     "an empty folder": (["cat/a.png", "dog/"], "set.*: dog would be a class, but holds no images"),
     "only what is hidden": (["cat/a.png", "dog/.DS_Store"], "dog would be a class"),
     "only other files": (["x/cat/a.png", "x/dog/b.heic"], "x: dog would be a class"),
-    "one name in two cases": (["Cat/a.png", "cat/b.png"], "Cat and cat differ in their case only"),
     "a zip in a zip": (["cat.zip", "dog.zip"], r"holds no images .* 2 other files \['cat.zip'"),
 }  # fmt: skip
 
@@ -325,6 +316,12 @@ def test_folders_that_cannot_be_meant_as_classes_are_refused(case, kind, tmp_pat
         read_images(put(tmp_path / kind, dict.fromkeys(names, A)), 8)
 
 
+def test_classes_that_differ_in_their_case_only_are_refused(tmp_path):
+    path = put(tmp_path / "set.zip", {"Cat/a.png": A, "cat/b.png": B})  # no disk of macOS holds it
+    with pytest.raises(ValueError, match="Cat and cat differ in their case only"):
+        read_images(path, 8)
+
+
 @pytest.mark.parametrize("names", [
     ["train/a.png", "bus/a.png"], ["train_station/a.png", "valley/a.png", "testudo/a.png"]
 ])  # fmt: skip
@@ -332,17 +329,13 @@ def test_a_train_among_other_things_is_a_class(names, tmp_path):
     assert read_images(put(tmp_path / "set", dict.fromkeys(names, A)), 8).classes == len(names)
 
 
-def test_the_same_name_twice_is_refused(tmp_path):
-    for first, second in [
-        ("a.png", "a.png*"),
-        ("x/a.png", "x\\a.png"),
-        (f"{E_NFC}.png", f"{E_NFD}.png"),
-    ]:
-        path = put(tmp_path / "set.zip", {first: A, second: B})
-        with pytest.raises(
-            ValueError, match=rf"set.zip holds .*{E_NFC if first[0] == E_NFC else 'a'}.png twice"
-        ):
-            read_images(path, 8)
+@pytest.mark.parametrize(("first", "second"), [
+    ("a.png", "a.png*"), ("x/a.png", "x\\a.png"), (f"a{E_NFC}.png", f"a{E_NFD}.png")
+])  # fmt: skip
+def test_the_same_name_twice_is_refused(first, second, tmp_path):
+    path = put(tmp_path / "set.zip", {first: A, second: B})
+    with pytest.raises(ValueError, match=rf"set.zip holds {first} twice"):
+        read_images(path, 8)
 
 
 def test_links_are_followed_but_not_in_circles(tmp_path):
@@ -389,10 +382,8 @@ def test_wrong_labels_are_refused_in_a_sentence(case, tmp_path):
 
 
 def test_a_line_says_what_was_found(tmp_path, capsys, monkeypatch):
-    files = {f"pets/{n % 12:02}/{n}.png": A for n in range(1024)} | {
-        "README": b"",
-        "pets/x.txt": b"",
-    }
+    files = {f"pets/{n % 12:02}/{n}.png": A for n in range(1024)}
+    files |= {"README": b"", "pets/x.txt": b""}
     load_images(put(tmp_path / "pets.zip", files), 8)
     line = "pets.zip: 1,024 images, 12 classes (00 86, 01 86, 02 86, 03 86, 04 85, 05 85, 06 85, "
     assert f"{line}07 85, 08 85, 09 85, ...), 2 other files left alone\n" in capsys.readouterr().out
@@ -459,6 +450,7 @@ def test_a_zip_that_is_none_is_named(tmp_path):
             read_images(path, 8)
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of damaged notes
 def test_whatever_a_decoder_meets_is_an_image_or_a_sentence_with_a_name(tmp_path):
     """Bytes at random places, of every format, are changed or cut off."""
     rng = np.random.default_rng(0)
@@ -485,9 +477,7 @@ def test_whatever_a_decoder_meets_is_an_image_or_a_sentence_with_a_name(tmp_path
             said.append(str(error))
     assert 50 < len(said) < 25 * len(whole)
     for sentence in said:
-        assert sentence.startswith(
-            f"{tmp_path}: 1 of 1 images cannot be used: a.png cannot be read: "
-        )
+        assert sentence.startswith(f"{tmp_path}: 1 of 1 images cannot be used: a.png cannot be ")
         assert "\n" not in sentence
         assert " object at " not in sentence
 
@@ -577,33 +567,27 @@ def test_a_photo_with_a_damaged_note_is_used_and_turned_upright(turn, tmp_path):
     assert broken != noted
     put(tmp_path, {"a.png": as_bytes(image, exif=noted), "b.png": as_bytes(image, exif=broken),
                    "c.png": as_bytes(image, exif=b"Exif\0\0nothing")})  # fmt: skip
-    x = read_images(tmp_path, 8).x
-    assert torch.equal(x[0], x[1])
-    assert torch.equal(
-        x[0],
-        torch.from_numpy(np.array(ImageOps.exif_transpose(Image.open(tmp_path / "a.png")))).permute(
-            2, 0, 1
-        ),
-    )
-    assert torch.equal(x[2], torch.from_numpy(np.array(image)).permute(2, 0, 1))
+    upright = ImageOps.exif_transpose(Image.open(tmp_path / "a.png"))
+    x = read_images(tmp_path, 8).x.permute(0, 2, 3, 1).numpy()
+    assert (x == np.stack([upright, upright, image])).all()
 
 
 # --- many -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kinds", "share"), [("L", 1.1), ("RGB", 1.1), ("L" * 9 + "RGB", 1.45)])
-def test_images_are_read_into_their_one_array(kinds, share, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("grey", "share"), [(0, 1.1), (300, 1.4), (400, 1.1)])
+def test_images_are_read_into_their_one_array(grey, share, tmp_path, monkeypatch):
     """Each is opened once and forgotten; grey ones make room when the first in colours comes."""
-    modes = ["RGB"] if kinds == "RGB" else ["L"] * kinds.count("L") + ["RGB"] * ("RGB" in kinds)
-    contents = [as_bytes(Image.new(mode, (64, 64), 90)) for mode in modes]
-    path = put(
-        tmp_path / "set.zip", {f"{n:03}.png": contents[n * len(modes) // 400] for n in range(400)}
-    )
+    contents = [as_bytes(Image.new(mode, (64, 64), 90)) for mode in ("L", "RGB")]
+    files = {f"{n:03}.png": contents[n >= grey] for n in range(400)}
     opened, original = [], Image.open
     monkeypatch.setattr(Image, "open", lambda *a, **k: opened.append(1) or original(*a, **k))
+    put(tmp_path / "set.zip", files)
     tracemalloc.start()
-    x = read_images(path, 64).x
+    x = read_images(tmp_path / "set.zip", 64).x
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(opened) == 400
+    assert (x[:grey] == 90).all()
+    assert (x[grey:] == torch.tensor([90, 0, 0])[:, None, None]).all()
     assert peak < share * x.nbytes + 1e6

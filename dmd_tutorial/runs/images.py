@@ -313,9 +313,9 @@ def _torchvision(
     x = x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2)
     if channels == 3:
         x = x.expand(-1, 3, -1, -1)
-    if (size or x.shape[-1]) != x.shape[-1] or (channels or x.shape[1]) != x.shape[1]:
-        found = tuple(x.shape[1:])
-        raise ValueError(f"{name} has images of shape {found}, not {channels} x {size} x {size}")
+    wanted = (channels or x.shape[1], size or x.shape[2], size or x.shape[3])
+    if x.shape[1:] != wanted:
+        raise ValueError(f"{name} has images of shape {tuple(x.shape[1:])}, not {wanted}")
     return Images(x.contiguous(), torch.as_tensor(dataset.targets), len(dataset.classes))
 
 
