@@ -1,38 +1,48 @@
 """Images from a folder or a zip: every file is used, converted as said here, or refused by name.
 
-What counts as an image is decided by the file's ending. Labels come from folders (each folder at
-the top is a class, in alphabetical order) or from a ``dataset.json`` of the form
-``{"labels": [["folder/image.png", 3], ...]}`` beside them; without either there are none.
+What counts as an image is decided by the file's ending. Labels come from a ``dataset.json`` of the
+form ``{"labels": [["folder/image.png", 3], ...]}`` or from folders, each a class, in alphabetical
+order; a folder around everything does not count. Links are followed, but not in circles.
 
 Conversions: a picture is turned upright as its camera noted; transparent parts are laid on white;
 palettes and CMYK become colours; grey among colours becomes three equal colours; the middle square
 is cut out and resized with Lanczos' filter, which averages where it shrinks. Refused, by name: what
-cannot be read, 16 bits per channel, and animations. Hidden files, ``__MACOSX`` and files with other
-endings (a README, say) are no images and are left alone; `read_images` says how many.
+cannot be read, more than 8 bits per channel, animations, and folders that cannot be classes. Hidden
+files, ``__MACOSX`` and other endings are no images and left alone; `load_images` says how many.
 """
 
 import io
 import json
+import posixpath
+import re
+import sys
+import unicodedata
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torchvision
 from jaxtyping import Float, Int, UInt8
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 from torch import Tensor
 from torchvision.utils import save_image
 from tqdm import tqdm
 
 from dmd_tutorial.data import Images, digits
 from dmd_tutorial.runs.checkpoints import replace_file
+from dmd_tutorial.runs.compute import Processes
 
-ENDINGS = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # whose depth `_deep` knows
+ENDINGS = tuple(end for end, kind in Image.registered_extensions().items() if kind in FORMATS)
 LABELS = "dataset.json"
+HIDDEN = re.compile(r"(^|/)(\.|__MACOSX(/|$)).*", re.DOTALL)
+PARTS = re.compile(r"(?<![A-Za-z])(?i:train(ing)?|val(id(ation)?)?|dev|test(ing)?)(?![a-z])")
+Files = dict[str, Callable[[], bytes]]  # the visible ones; the name of a folder ends in a slash
 
 
 class Read(NamedTuple):
@@ -41,6 +51,7 @@ class Read(NamedTuple):
     x: UInt8[Tensor, "count channels size size"]  # levels 0 to 255
     label: Int[Tensor, " count"]  # zeros without classes
     classes: int  # 0 for none
+    class_names: list[str]
     names: list[str]  # the file of each
     left_alone: int  # how many files were no images
 
@@ -49,122 +60,193 @@ def read_images(path: str | Path, size: int, channels: int | None = None) -> Rea
     """Read all images of a folder or zip, `size` pixels high and wide, ordered by name.
 
     `channels` is 1 for grey, 3 for colours; without it grey only if all of them are. What is
-    refused, an image or a label, is named.
+    refused is named: a label, a class, or up to ten images.
     """
     if size < 1 or channels not in (None, 1, 3):
         raise ValueError(f"size {size}, channels {channels}: want a size above 0, 1 or 3 channels")
-    names, read = _files(Path(path))
-    images = sorted(name for name in names if PurePosixPath(name).suffix.lower() in ENDINGS)
-    if not images:
-        endings = " ".join(sorted(ENDINGS))
-        raise ValueError(f"{path} holds no images ({endings}), but {len(names)} other files")
-    label, classes = _labels(images, names, read, path)
-    bar = tqdm(images, unit="image", desc=f"{path}", disable=None, leave=False)
-    squares = [_square(_opened(read, name, path), size) for name in bar]
-    grey = channels == 1 or (channels is None and all(s.mode == "L" for s in squares))
-    levels = np.stack([np.asarray(s.convert("L" if grey else "RGB")) for s in squares])
-    x = torch.from_numpy(levels)[:, None] if grey else torch.from_numpy(levels).permute(0, 3, 1, 2)
-    left_alone = len(set(names) - {*images, LABELS})
-    return Read(x.contiguous(), torch.tensor(label), classes, images, left_alone)
+    found = _files(Path(path))
+    others = [name for name in found if not _is_image(name) and not name.endswith("/")]
+    if not any(map(_is_image, found)):
+        holds = f"{len(others)} other files {sorted(others)[:3]}"
+        raise ValueError(f"{path} holds no images ({' '.join(ENDINGS)}), but {holds}")
+    files, where = _unwrapped(found, f"{path}")
+    images = {name: files[name] for name in sorted(filter(_is_image, files))}
+    of_each = _classes(images, files, where)
+    names = sorted(set(of_each))
+    number = {name: index for index, name in enumerate(names)}
+    label = torch.tensor([number[name] for name in of_each] or [0] * len(images))
+    x = torch.from_numpy(_levels(images, where, size, channels))
+    left_alone = len(others) - (LABELS in files)
+    return Read(x, label, len(names), [str(name) for name in names], list(images), left_alone)
 
 
-def _files(path: Path) -> tuple[list[str], Callable[[str], bytes]]:
-    """Names of the visible files, with slashes, and what reads one."""
-    if path.is_dir():
-        found = (p for p in path.rglob("*") if p.is_file())
-        names = [p.relative_to(path).as_posix() for p in found]
-        return _visible(names), lambda name: (path / name).read_bytes()
-    if not path.exists():
-        raise FileNotFoundError(f"there is no folder or file {path}")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is neither a folder nor a zip")
-    archive = zipfile.ZipFile(path)
-    names = [entry.filename for entry in archive.infolist() if not entry.is_dir()]
-    return _visible(names), lambda name: _unpacked(archive, name)
+def _files(path: Path) -> Files:
+    files: Files = {}
+    for raw, read in _on_disk(path.resolve()) if path.is_dir() else _in_zip(path):
+        name = HIDDEN.sub(r"\1", _plain(raw))  # of what is hidden, the folder that it lies in
+        if name in files and not name.endswith("/"):
+            raise ValueError(f"{path} holds {name} twice")
+        if name.strip("/"):
+            files[name] = read
+    return files
 
 
-def _visible(names: Iterable[str]) -> list[str]:
-    hidden = {
-        n for n in names if any(p[0] == "." or p == "__MACOSX" for p in PurePosixPath(n).parts)
-    }
-    return [name for name in names if name not in hidden]
+def _on_disk(folder: Path, around: str = "") -> Iterator[tuple[str, Callable[[], bytes]]]:
+    for path in folder.iterdir():
+        inner = path.is_dir()
+        circle = inner and path.is_symlink() and path.resolve() in map(Path.resolve, path.parents)
+        if not circle and not HIDDEN.match(path.name):
+            yield around + path.name + "/" * inner, path.read_bytes
+            yield from _on_disk(path, f"{around}{path.name}/") if inner else ()
 
 
-def _unpacked(archive: zipfile.ZipFile, name: str) -> bytes:
-    if archive.getinfo(name).file_size > 500_000_000:
-        raise ValueError(f"{archive.filename}: {name} would unpack to more than 500 MB")
-    return archive.read(name)
-
-
-# --- labels ---------------------------------------------------------------------------------------
-
-
-def _labels(
-    images: list[str], names: list[str], read: Callable[[str], bytes], path: str | Path
-) -> tuple[list[int], int]:
-    if LABELS in names:
-        return _listed_labels(images, read(LABELS), f"{path}/{LABELS}")
-    tops = [PurePosixPath(name).parts[0] if "/" in name else "" for name in images]
-    folders = sorted(set(tops) - {""})
-    if len(folders) < 2:  # one folder around all of them is no class
-        return [0] * len(images), 0
-    if "" in tops:
-        loose = images[tops.index("")]
-        raise ValueError(f"{path}: {loose} lies beside the folders {folders[:3]} that are classes")
-    return [folders.index(top) for top in tops], len(folders)
-
-
-def _listed_labels(images: list[str], content: bytes, where: str) -> tuple[list[int], int]:
+def _in_zip(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     try:
-        labels = json.loads(content)["labels"]
-        listed: dict[str, Any] = dict(labels or [])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f'{where} is not of the form {{"labels": [[name, class]]}}') from error
+        archive = zipfile.ZipFile(path)
+    except Exception as error:
+        raise ValueError(f"{path} is neither a folder nor a zip: {_why(error)}") from error
+    for entry in archive.infolist():
+        yield entry.filename, partial(_unpacked, archive, entry)
+
+
+def _unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    if entry.file_size > 500_000_000:
+        raise ValueError("it would unpack to more than 500 MB")
+    return archive.read(entry)
+
+
+def _plain(name: str) -> str:
+    """The one form of a name that Windows, macOS and others write in their ways."""
+    name = unicodedata.normalize("NFC", name).replace("\\", "/")
+    return posixpath.normpath("/" + name.lstrip("/"))[1:] + "/" * name.endswith("/")
+
+
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(ENDINGS)
+
+
+def _why(error: Exception) -> str:
+    """A library's words, in one line and without the address of an object."""
+    said = re.sub(r"<\S+ object at \w+>", "", str(error)).split()
+    return " ".join(said) if len(said) > 1 else repr(error)
+
+
+# --- classes --------------------------------------------------------------------------------------
+
+
+def _unwrapped(files: Files, where: str) -> tuple[Files, str]:
+    """Without the folders around all images and labels."""
+    while LABELS not in files:
+        tops = {name.partition("/")[:2] for name in files if "/" in name or _is_image(name)}
+        top, slash = tops.pop()
+        if tops or not slash:
+            break
+        top, where = f"{top}/", f"{where}/{top}"
+        files = {name.removeprefix(top): files[name] for name in files if name.startswith(top)}
+    return files, where
+
+
+def _classes(images: Files, files: Files, where: str) -> list[Any]:
+    """The name of each image's class; nothing without classes."""
+    if LABELS in files:
+        return _listed(images, files[LABELS], f"{where}/{LABELS}")
+    tops = [name.partition("/")[0] if "/" in name else "" for name in images]
+    if "" in tops and len(set(tops)) < 3:
+        return []
+    folders = sorted({name.partition("/")[0] for name in files if "/" in name})
+    if "" in tops:
+        loose = min(name for name in images if "/" not in name)
+        raise ValueError(f"{where}: {loose} lies beside the folders {folders[:3]} that are classes")
+    parts = {match[0][:2].lower(): name for name in folders if (match := PARTS.search(name))}
+    if len(parts) > 1:
+        raise ValueError(f"{where}: {[*parts.values()]} are parts of a data set, give one of them")
+    if empty := set(folders) - set(tops):
+        raise ValueError(f"{where}: {min(empty)} would be a class, but holds no images")
+    same = {name.casefold(): name for name in folders}
+    if twice := set(folders) - set(same.values()):
+        one = min(twice)
+        raise ValueError(f"{where}: {one} and {same[one.casefold()]} differ in their case only")
+    return tops
+
+
+def _listed(images: Files, read: Callable[[], bytes], where: str) -> list[int]:
+    try:
+        labels = json.loads(read())["labels"] or []
+        listed: dict[str, Any] = {_plain(name): label for name, label in labels}
+    except Exception as error:
+        form = '{"labels": [[name, class]]}'
+        raise ValueError(f"{where} cannot be read as {form}: {_why(error)}") from error
     if not listed:
-        return [0] * len(images), 0
-    if missing := [name for name in images if name not in listed]:
-        raise ValueError(f"{where} has no label for {missing[0]}")
-    known = set(images)
-    if extra := [name for name in listed if name not in known]:
-        raise ValueError(f"{where} has a label for {extra[0]}, which is not there")
+        return []
+    if odd := listed.keys() ^ images.keys():
+        has, beside = ("a", "no") if min(odd) in listed else ("no", "an")
+        raise ValueError(f"{where} has {has} label for {min(odd)}, but there is {beside} image")
     if len(listed) != len(labels):
         raise ValueError(f"{where} has {len(labels)} labels for {len(listed)} images")
     for name, label in listed.items():
         if not isinstance(label, int) or isinstance(label, bool) or label < 0:
             raise ValueError(f"{where} says {label!r} for {name}: a class is a number from 0")
-    classes = max(listed.values()) + 1
-    if unused := sorted(set(range(classes)) - set(listed.values())):
-        raise ValueError(f"{where} has no image of class {unused[0]}, the highest is {classes - 1}")
-    return [listed[name] for name in images], classes
+    used = set(listed.values())
+    if unused := set(range(len(used))) - used:
+        raise ValueError(f"{where} has no image of class {min(unused)}, the highest is {max(used)}")
+    return [listed[name] for name in images]
 
 
 # --- one image ------------------------------------------------------------------------------------
 
 
-def _opened(read: Callable[[str], bytes], name: str, path: str | Path) -> Image.Image:
-    """One image, upright, in grey or colours, or an error that names it."""
-    where = f"{path}/{name}"
-    content = read(name)
-    try:
-        file = Image.open(io.BytesIO(content))
-        frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)  # MPO: a camera's
-        image = ImageOps.exif_transpose(file)
-        image.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{where} cannot be read: {error}") from error
+def _levels(images: Files, where: str, size: int, channels: int | None) -> np.ndarray:
+    """The images in one array: nothing else is kept of them."""
+    x, bad = np.zeros((0, 1, size, size), np.uint8), []
+    bar = tqdm(images, unit="image", desc=where, disable=None, leave=False)
+    for row, name in enumerate(bar):
+        try:
+            square = _square(_opened(images[name]()), size)
+        except Exception as error:  # a decoder that meets damage may raise anything
+            bad.append(f"{name} cannot be read: {_why(error)}")
+            continue
+        depth = channels or max(x.shape[1], len(square.getbands()))
+        if x.shape[:2] != (len(images), depth):  # at the first image, and the first in colours
+            x, before = np.zeros((len(images), depth, size, size), np.uint8), x[:row]
+            x[: len(before)] = before
+        levels = np.asarray(square.convert("L" if depth == 1 else "RGB"))
+        x[row] = levels.reshape(size, size, depth).transpose(2, 0, 1)
+    if bad:
+        gap = "\n  " if len(bad) > 1 else " "
+        listed = gap.join(["", *bad[:10], *["..."] * (len(bad) > 10)])
+        raise ValueError(f"{where}: {len(bad)} of {len(images)} images cannot be used:{listed}")
+    return x
+
+
+def _opened(content: bytes) -> Image.Image:
+    """One image, upright, in grey or colours."""
+    file = Image.open(io.BytesIO(content), formats=FORMATS)
+    frames = 1 if file.format == "MPO" else getattr(file, "n_frames", 1)  # MPO: a camera's
     if frames > 1:
-        raise ValueError(f"{where} is animated, it has {frames} frames: which one is meant?")
-    deep_png = content[:4] == b"\x89PNG" and content[24:25] == b"\x10"  # Pillow would cut it to 8
-    if deep_png or image.mode.startswith(("I", "F")):
-        raise ValueError(f"{where} has more than 8 bits per channel: convert it first")
-    if image.mode in ("1", "L") and "transparency" not in image.info:
-        return image.convert("L")
-    if image.mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info:
-        grey = image.mode in ("L", "LA", "La")
-        clear = image.convert("RGBA")
-        white = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
-        return white.convert("L" if grey else "RGB")
-    return image.convert("RGB")
+        raise ValueError(f"it has {frames} frames or pages, which one is meant?")
+    if _deep(file):
+        raise ValueError("it has more than 8 bits per channel, convert it first")
+    if file.format == "PNG" and file.mode == "L" and "transparency" in file.info:
+        most = 2 ** content[24] - 1  # Pillow stretches fewer bits to 255, but not the one to hide
+        if file.info["transparency"] <= most:
+            file.info["transparency"] *= 255 // most
+    file.load()
+    with suppress(Exception):  # of damaged notes: it turns, and then writes all of them anew
+        ImageOps.exif_transpose(file, in_place=True)
+    target = "L" if file.mode in ("1", "L", "LA") else "RGB"
+    if file.mode not in ("LA", "RGBA", "PA", "RGBa") and "transparency" not in file.info:
+        return file.convert(target)
+    clear = file.convert("RGBA")
+    white = Image.new("RGBA", clear.size, "white")
+    return Image.alpha_composite(white, clear).convert(target)
+
+
+def _deep(file: ImageFile.ImageFile) -> bool:
+    """Whether channels have more than 8 bits, which Pillow may cut without a word."""
+    bits = getattr(file, "tag_v2", {}).get(ExifTags.Base.BitsPerSample, (8,))  # a TIFF's
+    how = str([tile[3] for tile in file.tile])  # 'RGB;16B' of a PNG, ('RGB', 65535) of a PPM
+    levels = map(int, re.findall(r"\d+", how)) if file.format == "PPM" else ()
+    return file.mode in ("I", "F") or max(bits) > 8 or ";16B" in how or max(levels, default=0) > 255
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:
@@ -201,9 +283,20 @@ def load_images(
         names = ", ".join(["digits", *TORCHVISION])
         raise FileNotFoundError(f"{name_or_path} is neither a path nor a data set ({names})")
     read = read_images(name_or_path, size or 32, channels)
-    if read.left_alone:
-        print(f"{name_or_path}: {len(read.names)} images, {read.left_alone} other files left alone")
+    if Processes().first:
+        known = sys.stdout.encoding or "utf-8"  # which may lack a class's letters
+        line = f"{name_or_path}: {_summary(read)}"
+        print(line.encode(known, "backslashreplace").decode(known))
     return Images(read.x, read.label, read.classes)
+
+
+def _summary(read: Read) -> str:
+    counts = torch.bincount(read.label).tolist()
+    each = [f"{name} {count}" for name, count in zip(read.class_names, counts, strict=False)]
+    listed = ", ".join(each[:10] + ["..."] * (len(each) > 10))
+    classes = f"{read.classes:,} classes ({listed})" if each else "no classes"
+    others = f", {read.left_alone:,} other files left alone" if read.left_alone else ""
+    return f"{len(read.names):,} images, {classes}{others}"
 
 
 def _torchvision(
@@ -213,17 +306,16 @@ def _torchvision(
     try:
         dataset = kind(str(folder), train=train, download=True)
     except (OSError, RuntimeError) as error:
-        raise RuntimeError(
-            f"{name} is neither in {folder} nor could it be downloaded ({error}). Fetch it on a "
-            "machine with a network, or give a folder of images."
-        ) from error
+        failed = f"{name} is neither in {folder} nor could it be downloaded ({error})"
+        way = "fetch it on a machine with a network, or give a folder of images"
+        raise RuntimeError(f"{failed}: {way}") from error
     x = torch.as_tensor(dataset.data)
     x = x[:, None] if x.ndim == 3 else x.permute(0, 3, 1, 2)
     if channels == 3:
         x = x.expand(-1, 3, -1, -1)
-    if (size or x.shape[-1]) != x.shape[-1] or (channels or x.shape[1]) != x.shape[1]:
-        found = tuple(x.shape[1:])
-        raise ValueError(f"{name} has images of shape {found}, not {channels} x {size} x {size}")
+    wanted = (channels or x.shape[1], size or x.shape[2], size or x.shape[3])
+    if x.shape[1:] != wanted:
+        raise ValueError(f"{name} has images of shape {tuple(x.shape[1:])}, not {wanted}")
     return Images(x.contiguous(), torch.as_tensor(dataset.targets), len(dataset.classes))
 
 
