@@ -29,7 +29,8 @@ import torch
 
 from dmd_tutorial import features, metrics, pretrained
 from dmd_tutorial.anchor import load_pairs
-from dmd_tutorial.data import Images, balanced_labels
+from dmd_tutorial.data import Images, balanced_labels, normal
+from dmd_tutorial.noise import stream
 from dmd_tutorial.runs import pipeline
 from dmd_tutorial.runs.checkpoints import replace_file
 from dmd_tutorial.runs.compute import Compute
@@ -295,8 +296,7 @@ class Results:
 
     def noise(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The same noise and balanced labels for every model."""
-        rng = torch.Generator().manual_seed(1_000_000)
-        z = torch.randn(self.plan.samples, *self.preset.shape, generator=rng)
+        z = normal(self.plan.samples, self.preset.shape, stream("evaluation"))
         return z, balanced_labels(len(z), self.preset.classes)
 
     def data_features(self) -> torch.Tensor:

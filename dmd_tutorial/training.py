@@ -21,7 +21,7 @@ from dmd_tutorial.anchor import LPIPS, Pairs, l2
 from dmd_tutorial.checks import NO_CLASS
 from dmd_tutorial.data import Images
 from dmd_tutorial.denoisers import OneStepGenerator, denoising_loss
-from dmd_tutorial.noise import SIGMA_MAX, karras_grid, lognormal_sigma, noise_like
+from dmd_tutorial.noise import SIGMA_MAX, karras_grid, lognormal_sigma, noise_like, stream
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class _Run:
 
     def __init__(self, seed: int) -> None:
         self.step = 0
-        self.rng = Generator().manual_seed(seed)
+        self.rng = stream("training", seed)
 
     @property
     def average(self) -> nn.Module:

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dmd_tutorial import pretrained
+from dmd_tutorial import anchor, pretrained
 from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
-from dmd_tutorial.runs import provenance
-from dmd_tutorial.runs.cli import main, parse
+from dmd_tutorial.runs import pipeline, provenance
+from dmd_tutorial.runs.cli import commands_of, main, parse
 from dmd_tutorial.runs.pipeline import Control
 from dmd_tutorial.runs.presets import PRESETS
-from dmd_tutorial.training import DistillSettings, TeacherSettings
+from dmd_tutorial.training import DistillSettings, TeacherSettings, _Run
 
 
 @pytest.fixture(scope="module")
@@ -279,3 +279,41 @@ def test_runs_go_to_drive_where_it_is_mounted(tmp_path, monkeypatch):
     assert (kept / "teacher.ckpt").exists()
     assert (kept / "teacher.safetensors").exists()
     assert not (tmp_path / "runs").exists()
+
+
+def test_no_noise_is_drawn_for_two_purposes(tmp_path, monkeypatch):
+    """Training, pairs, evaluation, samples, the grid beside a network; seeds 0 to 99 of each."""
+    drawn: dict[str, list[torch.Tensor]] = {}
+    monkeypatch.setattr(anchor, "CHUNK", 20)
+    monkeypatch.setattr(anchor, "sample", lambda _, z, *__, **___: z + 0)
+    commands, network = commands_of("digits"), pretrained.load("digits-teacher")
+    monkeypatch.setattr(pretrained, "load", lambda _: network)
+
+    class Drawn(Exception): ...
+
+    def draw(purpose: str):
+        def caught(_, z, *__, **___):
+            drawn.setdefault(purpose, []).append(z)
+            raise Drawn
+
+        return caught
+
+    trained = pipeline.Trained(network, TeacherSettings(), 0.0)
+    monkeypatch.setattr(pipeline, "draw", draw("pictures"))
+    with pytest.raises(Drawn):
+        pipeline.keep(tmp_path / "teacher", trained, {})
+    for seed in range(100):
+        drawn.setdefault("training", []).append(
+            torch.randn(20, 1, 8, 8, generator=_Run(seed).rng)
+        )
+        for name in ("sample", "evaluate"):
+            monkeypatch.setattr(pipeline, "draw", draw("pictures" if name == "sample" else name))
+            with pytest.raises(Drawn):
+                replace(commands[name], seed=seed, count=20).run("")
+        folder = tmp_path / f"{seed}"
+        list(anchor.make_pairs(network, folder, 60, (1, 8, 8), steps=1, seed=seed))
+        drawn.setdefault("pairs", []).append(anchor.load_pairs(folder).z)
+    met = {name: set(map(tuple, torch.cat(zs)[:, 0, 0, :4].tolist())) for name, zs in drawn.items()}
+    for one, other in itertools.combinations(met, 2):
+        assert not met[one] & met[other], (one, other)
+    assert len(met["pairs"]) == 6000

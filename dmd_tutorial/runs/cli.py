@@ -216,7 +216,7 @@ class Sample(Drawing):
             shape, classes = image_shape(model)
             z, label = seeded_noise(seeds_of(self.seeds), shape, classes, self.place)
         else:
-            z, label = pipeline.noise(model, self.count, self.seed)
+            z, label = pipeline.noise(model, self.count, "pictures", self.seed)
         if label is not None and self.label is not None:
             label = torch.full_like(label, self.label)
         x, seconds = self.drawn(model, z, label)
@@ -242,7 +242,7 @@ class Evaluate(Drawing):
     def run(self, command: str) -> None:
         """Draw, measure, and write the report."""
         model = self.load(self.model)
-        z, label = pipeline.noise(model, self.count, self.seed)
+        z, label = pipeline.noise(model, self.count, "evaluation", self.seed)
         x, seconds = self.drawn(model, z, label)
         if not Processes().first:
             return

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from dmd_tutorial import dmd, metrics, pretrained, training
 from dmd_tutorial.anchor import Pairs, fingerprint, make_pairs
-from dmd_tutorial.data import Images, balanced_labels
+from dmd_tutorial.data import Images, balanced_labels, normal
 from dmd_tutorial.denoisers import OneStepGenerator, image_shape
+from dmd_tutorial.noise import Purpose, stream
 from dmd_tutorial.runs import checkpoints, monitor
 from dmd_tutorial.runs.compute import Compute, Processes, Updater, prepare
 from dmd_tutorial.runs.images import save_grid
@@ -181,10 +182,12 @@ def draw(
     return processes.gather(x.cpu(), len(z))
 
 
-def noise(model: nn.Module, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
-    """Noise of one seed for a network's images, and balanced labels where it has classes."""
+def noise(
+    model: nn.Module, count: int, purpose: Purpose, seed: int = 0
+) -> tuple[Tensor, Tensor | None]:
+    """Noise of one stream for a network's images, and balanced labels where it has classes."""
     shape, classes = image_shape(model)
-    z = torch.randn(count, *shape, generator=Generator().manual_seed(seed))
+    z = normal(count, shape, stream(purpose, seed))
     return z, balanced_labels(count, classes) if classes else None
 
 
@@ -206,7 +209,7 @@ def measure(
 def keep(path: Path, trained: Trained, notes: Mapping[str, Any], half: bool = False) -> None:
     """Write a network (`half`: in 16 bits), what it was made with, and a hundred samples."""
     model = trained.network
-    z, label = noise(model, 100, seed=0)
+    z, label = noise(model, 100, "pictures")
     x = draw(model, z, label, steps=18, batch=100)
     if not Processes().first:
         return
