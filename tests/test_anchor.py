@@ -106,13 +106,13 @@ def test_pairs_of_before_the_streams_are_read_but_not_mixed(tmp_path):
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     del made_by["noise"]
     save_file(tensors, old, {"made_by": json.dumps(made_by)})
-    with pytest.raises(ValueError, match="00001.* was made with noise None, not stream of pairs"):
+    with pytest.raises(ValueError, match=r"00001.* was made with noise None, not stream of pairs"):
         load_pairs(tmp_path)
     (tmp_path / "00000.safetensors").unlink()
-    with pytest.raises(ValueError, match="00001.* was made with noise None, not stream of pairs"):
+    with pytest.raises(ValueError, match=r"00001.* was made with noise None, not stream of pairs"):
         make(tmp_path)
     (tmp_path / "00000.safetensors").unlink()
-    with pytest.raises(ValueError, match="00002.* was made with noise stream of pairs, not None"):
+    with pytest.raises(ValueError, match=r"00002.* was made with noise stream of pairs, not None"):
         load_pairs(tmp_path)
     assert len(load_pairs(tmp_path, count=20).z) == 20
 

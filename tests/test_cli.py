@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dmd_tutorial import anchor, pretrained
+from dmd_tutorial.data import Images
 from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
 from dmd_tutorial.runs import pipeline, provenance
 from dmd_tutorial.runs.cli import commands_of, main, parse
@@ -115,6 +116,30 @@ def test_a_run_that_is_out_of_time_goes_on_with_the_same_command(tmp_path, capsy
     assert not (tmp_path / "teacher.safetensors").exists()
     assert main(command) == 0
     assert (tmp_path / "teacher.safetensors").exists()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of coloured images."""
+    for number in range(20):
+        Image.new("RGB", (40, 30), (10 * number, 100, 200)).save(tmp_path / f"{number}.png")
+    return tmp_path
+
+
+def test_a_model_is_measured_against_images_of_its_own_size_and_channels(
+    photos, capsys, monkeypatch
+):
+    """Whatever the preset's are; and the images stay 8-bit, which are four times smaller."""
+    monkeypatch.delattr(Images, "take")
+    command = ["evaluate", "--preset", "cifar10-small", "--model", "digits-student", "--features",
+               "digits", "--data", str(photos), "--count", "20"]  # fmt: skip
+    assert main(command) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["data"], report["shape"]) == (str(photos), [1, 8, 8])
+    assert report["result"]["reference_count"] == 20
+    assert main([*command, "--size", "8"]) == 0
+    assert main([*command, "--size", "32"]) == 2
+    assert "digits-student makes images of 8 pixels, size is 32" in capsys.readouterr().err
 
 
 def test_pairs_of_another_teacher_are_refused(folder, capsys):
@@ -303,9 +328,7 @@ def test_no_noise_is_drawn_for_two_purposes(tmp_path, monkeypatch):
     with pytest.raises(Drawn):
         pipeline.keep(tmp_path / "teacher", trained, {})
     for seed in range(100):
-        drawn.setdefault("training", []).append(
-            torch.randn(20, 1, 8, 8, generator=_Run(seed).rng)
-        )
+        drawn.setdefault("training", []).append(torch.randn(20, 1, 8, 8, generator=_Run(seed).rng))
         for name in ("sample", "evaluate"):
             monkeypatch.setattr(pipeline, "draw", draw("pictures" if name == "sample" else name))
             with pytest.raises(Drawn):

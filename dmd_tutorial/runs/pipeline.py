@@ -195,12 +195,11 @@ def measure(
     model: nn.Module, x: Tensor, label: Tensor | None, images: Images, features: str, steps: int
 ) -> dict:
     """What a model's samples, made in `steps` steps if it is a teacher, are worth beside images."""
-    reference = images.take(torch.arange(len(images.x)))
     minimum = min(10_000, len(x))
-    result = metrics.evaluate(x, reference, label=label, features=features, minimum=minimum)
+    result = metrics.evaluate(x, images.x, label=label, features=features, minimum=minimum)
     plain = {name: getattr(v, "tolist", lambda v=v: v)() for name, v in result._asdict().items()}
     return {
-        "fingerprint": fingerprint(model), "samples": len(x),
+        "fingerprint": fingerprint(model), "samples": len(x), "shape": list(x.shape[1:]),
         "evaluations": 1 if isinstance(model, OneStepGenerator) else 2 * steps - 1,
         "name": result.name, "result": plain, **provenance(),
     }  # fmt: skip
