@@ -5,6 +5,7 @@ of the clean sample behind a noisy one. Everything else in the book is built on 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -37,6 +38,11 @@ class Preconditioning(NamedTuple):
     c_out: Float[Tensor, " batch"]
     c_in: Float[Tensor, " batch"]
     c_noise: Float[Tensor, " batch"]
+
+
+def exact(*tensors: Tensor) -> list[Tensor]:
+    """In float32 at least: float16 does not hold the squares of low and high noise levels."""
+    return [t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
 
 
 def edm_preconditioning(
@@ -85,11 +91,11 @@ class EDMDenoiser(nn.Module):
         check_finite(x=x)
         weights = next(self.network.parameters(), x)
         dtype = torch.float64 if weights.dtype == torch.float64 else torch.float32
-        exact = x.to(dtype)
-        c_skip, c_out, c_in, c_noise = edm_preconditioning(sigma.to(exact), self.sigma_data)
+        own = x.to(dtype)
+        c_skip, c_out, c_in, c_noise = edm_preconditioning(sigma.to(own), self.sigma_data)
         with torch.autocast(x.device.type, self.precision, enabled=self.precision is not None):
-            raw = self.network(expand(c_in, x) * exact, c_noise, label)
-        return (expand(c_skip, x) * exact + expand(c_out, x) * raw.to(dtype)).to(x.dtype)
+            raw = self.network(expand(c_in, x) * own, c_noise, label)
+        return (expand(c_skip, x) * own + expand(c_out, x) * raw.to(dtype)).to(x.dtype)
 
 
 class OneStepGenerator(nn.Module):
@@ -223,11 +229,10 @@ def denoising_loss(
     check_sigma(x, sigma, above_zero=True)
     check_finite(x=x)
     if weight is None:
-        factor = denoising_weight(sigma, getattr(denoiser, "sigma_data", SIGMA_DATA))
-    else:
-        factor = weight(sigma)
+        weight = partial(denoising_weight, sigma_data=getattr(denoiser, "sigma_data", SIGMA_DATA))
     denoised = denoiser(add_noise(x, sigma, noise), sigma, label)
-    return (expand(factor, x) * (denoised - x) ** 2).mean()
+    answer, clean, level = exact(denoised, x, sigma)
+    return (expand(weight(level), x) * (answer - clean) ** 2).mean()
 
 
 def image_shape(model: nn.Module) -> tuple[tuple[int, int, int], int]:
