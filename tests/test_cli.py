@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from dmd_tutorial import anchor, pretrained
 from dmd_tutorial.data import Images
 from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
+from dmd_tutorial.networks import UNet
 from dmd_tutorial.runs import pipeline, provenance
 from dmd_tutorial.runs.cli import commands_of, main, parse
 from dmd_tutorial.runs.pipeline import Control
@@ -232,6 +233,44 @@ def test_a_mistake_is_one_sentence_and_status_2(command, said, capsys):
     error = re.sub(r"[\s│]+", " ", capsys.readouterr().err)
     assert said in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("make-pairs", ("count", "steps", "batch", "seed")),
+        ("sample", ("count", "steps", "batch", "seed", "label")),
+        ("evaluate", ("count", "steps", "batch", "seed", "size")),
+        ("train-teacher", ("size",)),
+    ],
+)
+def test_a_number_that_means_nothing_is_refused_by_the_option_s_name(
+    command, options, tmp_path, capsys
+):
+    teacher = ["--teacher", "digits-teacher"] if command != "train-teacher" else []
+    for option in options:
+        for value in ["-2"] if option in ("seed", "label") else ["0", "-2"]:
+            try:
+                status = main([command, *teacher, f"--{option}", value, "--pairs", str(tmp_path)]
+                              if command == "make-pairs" else
+                              [command, *teacher, f"--{option}", value])  # fmt: skip
+            except SystemExit as stopped:
+                status = stopped.code
+            error = re.sub(r"[\s│]+", " ", capsys.readouterr().err)
+            assert status == 2, (option, value)
+            assert option in error
+            assert value in error
+
+
+def test_an_option_that_the_model_cannot_use_is_refused(tmp_path, capsys):
+    path = tmp_path / "unconditional.safetensors"
+    pretrained.save_denoiser(path, EDMDenoiser(UNet(width=8, embedding=16, classes=0)))
+    command = ["sample", "--model", str(path), "--steps", "1", "--count", "2"]
+    assert main([*command, "--out", str(tmp_path / "samples")]) == 0
+    assert main([*command, "--label", "3"]) == 2
+    assert "has no classes, label is 3" in capsys.readouterr().err
+    assert main([*command, "--seeds", "5-3"]) == 2
+    assert "5-3 end before they begin" in capsys.readouterr().err
 
 
 def test_the_demo_goes_the_whole_way_and_continues_where_it_stopped(tmp_path, monkeypatch, capsys):
