@@ -7,9 +7,11 @@ again; on the CPU it then continues to the same bits.
 
 import copy
 import math
+import random
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -18,22 +20,46 @@ from torch.optim.swa_utils import AveragedModel
 
 from dmd_tutorial import dmd
 from dmd_tutorial.anchor import LPIPS, Pairs, l2
-from dmd_tutorial.checks import NO_CLASS
+from dmd_tutorial.checks import (
+    NO_CLASS,
+    Checked,
+    Count,
+    CountOrNone,
+    Must,
+    NotFiniteError,
+    Positive,
+    Rate,
+    Share,
+    check_finite,
+)
 from dmd_tutorial.data import Images
 from dmd_tutorial.denoisers import OneStepGenerator, denoising_loss
-from dmd_tutorial.noise import SIGMA_MAX, karras_grid, lognormal_sigma, noise_like, stream
+from dmd_tutorial.noise import (
+    SIGMA_MAX,
+    SIGMA_MIN,
+    karras_grid,
+    lognormal_sigma,
+    noise_like,
+    stream,
+)
+
+Decay = Annotated[float, Must("in [0, 1)", lambda v: 0 <= v < 1)]
+Finite = Annotated[float, Must("finite", math.isfinite)]
+SigmaMax = Annotated[
+    float, Must(f"above {SIGMA_MIN} and finite", lambda v: SIGMA_MIN < v < math.inf)
+]
 
 
 @dataclass(frozen=True)
-class FitSettings:
+class FitSettings(Checked):
     """How one network is fitted by one loss."""
 
-    steps: int = 2_000  # Optimiser steps.
-    batch: int = 128  # Samples per step.
-    learning_rate: float = 2e-3  # Peak of the learning rate (Adam).
-    warm_up: int = 200  # Steps over which the learning rate rises from 0.
-    ema: float = 0.999  # Decay of the exponential moving average of the weights, per step.
-    clip: float = 1.0  # Largest L2 norm of the gradient.
+    steps: Count = 2_000  # Optimiser steps.
+    batch: Count = 128  # Samples per step.
+    learning_rate: Rate = 2e-3  # Peak of the learning rate (Adam).
+    warm_up: CountOrNone = 200  # Steps over which the learning rate rises from 0.
+    ema: Decay = 0.999  # Decay of the exponential moving average of the weights, per step.
+    clip: Positive = 1.0  # Largest L2 norm of the gradient.
     seed: int = 0  # Seed of everything drawn.
 
 
@@ -41,47 +67,50 @@ class FitSettings:
 class TeacherSettings(FitSettings):
     """How a teacher is fitted. More steps on digits lower the loss on them, not that on others."""
 
-    log_mean: float = -1.2  # Mean of ln(sigma) (EDM, Table 1).
-    log_std: float = 1.2  # Standard deviation of ln(sigma).
+    log_mean: Finite = -1.2  # Mean of ln(sigma) (EDM, Table 1).
+    log_std: Rate = 1.2  # Standard deviation of ln(sigma).
     # Fraction of images shown without their label (label dropout), for guidance.
-    no_label: float = 0.0
+    no_label: Share = 0.0
     flip: bool = False  # Whether half of the images are shown mirrored, left to right.
 
 
 @dataclass(frozen=True)
-class DistillSettings:
+class DistillSettings(Checked):
     """How a student is distilled. The paper's balance and noise range; rates for small networks."""
 
-    steps: int = 3_000  # Iterations.
-    batch: int = 64  # Samples per iteration for the matching loss.
-    batch_pairs: int = 64  # Pairs per iteration for the anchor.
-    learning_rate: float = 5e-5  # The generator's (AdamW).
-    critic_learning_rate: float = 4e-4  # The critic's; faster, so that it follows the generator.
-    warm_up: int = 100  # Steps over which both rates rise from 0.
-    decay: float = 0.5  # Fraction of the run, at its end, over which both rates fall to 0.
-    weight_decay: float = 0.01  # AdamW's.
-    ema: float = 0.99  # Decay of the average of the generator's weights, per step.
-    weighting: str = "eq8"  # w_t of Eq. 7.
+    steps: Count = 3_000  # Iterations.
+    batch: Count = 64  # Samples per iteration for the matching loss.
+    batch_pairs: Count = 64  # Pairs per iteration for the anchor.
+    learning_rate: Rate = 5e-5  # The generator's (AdamW).
+    critic_learning_rate: Rate = 4e-4  # The critic's; faster, so that it follows the generator.
+    warm_up: CountOrNone = 100  # Steps over which both rates rise from 0.
+    decay: Share = 0.5  # Fraction of the run, at its end, over which both rates fall to 0.
+    weight_decay: Rate = 0.01  # AdamW's.
+    ema: Decay = 0.99  # Decay of the average of the generator's weights, per step.
+    weighting: Literal["eq8", "sigma", "sigma3", "none"] = "eq8"  # w_t of Eq. 7.
     matching: bool = True  # Whether the distribution-matching loss counts.
-    lambda_reg: float = dmd.Objective.lambda_reg  # Weight of the anchor.
+    lambda_reg: Rate = dmd.Objective.lambda_reg  # Weight of the anchor; 0 for none.
     # The anchor's distance: l2, or lpips (the paper's, on images of 32 pixels and up).
-    distance: str = "l2"
-    critic_steps: int = 2  # Critic updates per generator update.
-    clip: float = 10.0  # Largest L2 norm of each network's gradient.
+    distance: Literal["l2", "lpips"] = "l2"
+    critic_steps: CountOrNone = 2  # Critic updates per generator update; 0 freezes the critic.
+    clip: Positive = 10.0  # Largest L2 norm of each network's gradient.
     # Highest level of the grid on which scores are compared, in the units of x.
-    sigma_max: float = SIGMA_MAX
+    sigma_max: SigmaMax = SIGMA_MAX
     seed: int = 0  # Seed of everything drawn.
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.matching and not self.lambda_reg:
+            raise ValueError("lambda_reg must be above 0 without matching: nothing else is learnt")
 
     def objective(self, device: torch.device | str = "cpu") -> dmd.Objective:
         """The settings in the terms of `dmd.iteration`; the device is that of LPIPS."""
-        distances: dict[str, Callable] = {"l2": lambda: l2, "lpips": lambda: LPIPS().to(device)}
-        if self.distance not in distances:
-            raise ValueError(f"distance is one of {list(distances)}, not {self.distance!r}")
+        perceptual = self.distance == "lpips" and self.lambda_reg  # it needs VGG's weights
         return dmd.Objective(
             weighting=dmd.Weighting(self.weighting),
             matching=self.matching,
             lambda_reg=self.lambda_reg,
-            distance=distances[self.distance](),
+            distance=LPIPS().to(device) if perceptual else l2,
             critic_steps=self.critic_steps,
             clip=self.clip,
             grid=karras_grid(sigma_max=self.sigma_max),
@@ -118,9 +147,13 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
     def follow(averages: Any, values: Any, count: Tensor | int) -> None:
         steps = int(count) - 1
         keep = min(decay, (1 + steps) / (10 + steps))
-        torch._foreach_lerp_(list(averages), list(values), 1 - keep)
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(list(averages), list(values), 1 - keep)
+        else:  # such as a BatchNorm's number of batches
+            torch._foreach_copy_(list(averages), list(values))
 
-    average = AveragedModel(network, multi_avg_fn=follow)
+    means = all(bool(buffer.isfinite().all()) for buffer in network.buffers())  # no mask of -inf
+    average = AveragedModel(network, multi_avg_fn=follow, use_buffers=means)
     average.n_averaged.fill_(1)  # the start counts: without this the first step replaces it
     return average.requires_grad_(False).eval()
 
@@ -138,6 +171,8 @@ class _Run:
     """What a training run changes, as one thing whose state can be taken and loaded."""
 
     parts: tuple[str, ...] = ()  # attributes with state_dict and load_state_dict
+    rank = 0  # of this process, where several share the run: each drops other values
+    settings: Any
     ema: AveragedModel
 
     def __init__(self, seed: int) -> None:
@@ -154,9 +189,35 @@ class _Run:
         """Where the networks are."""
         return next(self.average.parameters()).device
 
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """What a step is done in: an error about what is not finite names the step.
+
+        torch's own random numbers, such as dropout's masks, come from seed and step alone; the
+        caller's go on afterwards as if nothing had been drawn.
+        """
+        sources = [torch.default_generator]
+        if self.device.type == "cuda":
+            sources.append(torch.cuda.default_generators[self.device.index])
+        states = [source.get_state() for source in sources]
+        number = random.Random(f"{self.settings.seed} {self.step} {self.rank}").getrandbits(32)
+        try:
+            for source in sources:
+                source.manual_seed(number)
+            yield
+        except NotFiniteError as error:
+            raise NotFiniteError(f"step {self.step + 1}: {error}") from error
+        finally:
+            for source, state in zip(sources, states, strict=True):
+                source.set_state(state)
+
     def state_dict(self) -> dict:
-        """Everything that a step reads and changes."""
-        state = {name: getattr(self, name).state_dict() for name in self.parts}
+        """Everything that a step reads and changes; weights that are not finite are refused."""
+        parts = {name: getattr(self, name) for name in self.parts}
+        for part, network in parts.items():
+            for name, weight in getattr(network, "named_parameters", dict)():
+                check_finite(**{f"{part}.{name} after step {self.step}": weight})
+        state = {name: part.state_dict() for name, part in parts.items()}
         return state | {"step": self.step, "rng": self.rng.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
@@ -211,7 +272,8 @@ def fit(
         factor = rate_factor(run.step, settings.steps, settings.warm_up, decay=1.0)
         rate = set_rate(run.optimizer, settings.learning_rate * factor)
         batch = _to(run.device, draw(run.rng))
-        record, _ = updater(run.optimizer, of_batch, batch, settings.clip)
+        with run.stepping():
+            record, _ = updater(run.optimizer, of_batch, batch, settings.clip)
         run.ema.update_parameters(run.network)
         run.step += 1
         yield Metrics(run.step, record.loss, rate)
@@ -305,11 +367,12 @@ def distill(
         rate = set_rate(run.generator_optimizer, settings.learning_rate * factor)
         set_rate(run.critic_optimizer, settings.critic_learning_rate * factor)
         batch = draw_batch(run, shape, classes, pairs if objective.lambda_reg else None)
-        record = iteration(
-            run.generator, run.critic, run.teacher,
-            run.generator_optimizer, run.critic_optimizer,
-            _to(run.device, batch), objective, run.rng,
-        )  # fmt: skip
+        with run.stepping():
+            record = iteration(
+                run.generator, run.critic, run.teacher,
+                run.generator_optimizer, run.critic_optimizer,
+                _to(run.device, batch), objective, run.rng,
+            )  # fmt: skip
         run.ema.update_parameters(run.generator)
         run.step += 1
         yield Metrics(run.step, record.loss_anchor, rate, record)
@@ -336,9 +399,9 @@ def _to(device: torch.device, batch: Any) -> Any:
 
 
 def _without_dropout(network: nn.Module) -> None:
-    """Dropout stays off in a distillation, as in the paper."""
+    """Dropout of every kind, labels' included, stays off in a distillation, as in the paper."""
     for module in network.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0  # type: ignore[assignment]
+        torchs = isinstance(module, nn.modules.dropout._DropoutNd)
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and ("drop" in name or (torchs and name == "p")):
+                setattr(module, name, 0.0)
