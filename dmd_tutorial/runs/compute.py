@@ -125,7 +125,7 @@ class Processes:
         padded[: len(x)] = x
         together: Any = gather(padded.to(self.device))
         rows = together.cpu().reshape(self.count, *padded.shape).transpose(0, 1)
-        return rows.reshape(-1, *x.shape[1:])[:count]
+        return rows.flatten(0, 1)[:count]
 
     def mean_(self, tensors: list[Tensor]) -> None:
         """Replace tensors by their mean over all processes, in one message per type."""
