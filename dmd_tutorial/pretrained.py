@@ -6,6 +6,7 @@ only, so reading one never runs code.
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,22 @@ def save_denoiser(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
-    metadata = {"model": json.dumps(header), "made_by": json.dumps(made_by, sort_keys=True)}
+    metadata = {"model": plain_json(header), "made_by": plain_json(made_by, sort_keys=True)}
     save_file(tensors, partial, metadata=metadata)
     os.replace(partial, path)
+
+
+def plain_json(value: Any, **how: Any) -> str:
+    """Plain values as JSON, which has no NaN and no infinity: null stands for both."""
+
+    def known(of: Any) -> Any:
+        if isinstance(of, dict):
+            return {name: known(each) for name, each in of.items()}
+        if isinstance(of, list | tuple):
+            return [known(each) for each in of]
+        return None if isinstance(of, float) and not math.isfinite(of) else of
+
+    return json.dumps(known(value), allow_nan=False, **how)
 
 
 def load_denoiser(path: str | Path) -> EDMDenoiser | OneStepGenerator:
