@@ -6,7 +6,6 @@ only, so reading one never runs code.
 
 import hashlib
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -57,15 +56,8 @@ def save_denoiser(
 
 def plain_json(value: Any, **how: Any) -> str:
     """Plain values as JSON, which has no NaN and no infinity: null stands for both."""
-
-    def known(of: Any) -> Any:
-        if isinstance(of, dict):
-            return {name: known(each) for name, each in of.items()}
-        if isinstance(of, list | tuple):
-            return [known(each) for each in of]
-        return None if isinstance(of, float) and not math.isfinite(of) else of
-
-    return json.dumps(known(value), allow_nan=False, **how)
+    known = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    return json.dumps(known, **how)
 
 
 def load_denoiser(path: str | Path) -> EDMDenoiser | OneStepGenerator:

@@ -157,14 +157,14 @@ def test_a_checkpoint_is_of_its_teacher_start_and_pairs(tmp_path, capsys):
 def test_a_checkpoint_of_before_says_that_it_does_not_know_its_data(tmp_path):
     settings, path = TeacherSettings(steps=2, batch=2), tmp_path / "teacher.ckpt"
     save_checkpoint({}, {"settings": asdict(settings), "seconds": 1.0}, path)
-    with pytest.raises(ValueError, match="does not say with what data it was made: --fresh"):
+    with pytest.raises(
+        ValueError, match=r"with data = something that it does not say, not .*--fresh"
+    ):
         pipeline.make_teacher(small(0), digits(), settings, checkpoint=path)
     pipeline.make_teacher(
         small(0), digits(), settings, checkpoint=path, control=Control(fresh=True)
     )
-    with pytest.raises(
-        ValueError, match=r"was made with data = '1797 of \(1, 8, 8\), 10 classes, "
-    ):
+    with pytest.raises(ValueError, match=r"was made with data = '1797 of \(1, 8, 8\), "):
         pipeline.make_teacher(small(0), digits().split(10)[0], settings, checkpoint=path)
 
 

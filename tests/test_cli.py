@@ -167,7 +167,6 @@ def test_a_run_on_other_images_is_refused_and_a_finished_one_says_so(tmp_path, c
     (tmp_path / "cats").rename(tmp_path / "pets")  # the same images are the same, wherever they lie
     assert main([*command, str(tmp_path / "pets")]) == 0
     assert "all 2 steps are done, nothing is left" in capsys.readouterr().out
-    assert main([*dogs, "--fresh"]) == 0
 
 
 def test_another_setting_does_not_continue_an_old_run(folder, capsys):
@@ -227,12 +226,11 @@ def test_what_is_given_overrides_the_preset_and_nothing_else():
 ALLOWED = {  # of each option: values that mean something; and the rest of those tried is refused
     TeacherSettings: {
         "warm_up": (0,), "learning_rate": (0,), "ema": (0,), "log_mean": (0, -1), "log_std": (0,),
-        "no_label": (0,), "seed": (0, -1),
+        "no_label": (0,),
     },
     DistillSettings: {
         "warm_up": (0,), "learning_rate": (0,), "critic_learning_rate": (0,), "decay": (0,),
         "weight_decay": (0,), "ema": (0,), "lambda_reg": (0,), "critic_steps": (0,),
-        "seed": (0, -1),
     },
     Control: {"checkpoint_minutes": (0,), "minutes": (0,), "picture_steps": (0,)},
     Compute: {},
@@ -247,7 +245,7 @@ def test_zero_negative_and_endless_numbers_mean_something_or_are_refused_by_name
         for value in (0, -1, math.nan):
             if value in ALLOWED[settings].get(name, ()):
                 assert getattr(settings(**{name: value}), name) == value
-            elif name != "seed":
+            elif name not in ("seed", "log_mean"):
                 with pytest.raises(ValueError, match=f"^{name} must be .*, not {value}"):
                     settings(**{name: value})
 
@@ -262,7 +260,7 @@ def test_zero_negative_and_endless_numbers_mean_something_or_are_refused_by_name
         (["distill", "--clip", "0"], "clip must be above 0, not 0.0"),
         (["distill", "--weighting", "eq9"], "eq9"),
         (["distill", "--no-matching", "--lambda-reg", "0"], "nothing else is learnt"),
-        (["distill", "--sigma-max", "0"], "sigma_max must be above 0.002 and finite, not 0.0"),
+        (["distill", "--sigma-max", "0"], "sigma_max must be above 0, not 0.0"),
         (["distill", "--stepps", "3"], "Unrecognized options: --stepps"),
         (["distill", "--steps", "many"], "invalid literal"),
         (["distill", "--mixed-precision", "fp8"], "fp8"),

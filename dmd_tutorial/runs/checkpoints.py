@@ -64,12 +64,11 @@ def load_checkpoint(path: str | Path, notes: dict) -> tuple[dict, dict]:
         if problems:
             print(f"{problems[0].splitlines()[0]} Continuing from {candidate}.")
         for name, wanted in notes.items():
-            said = f"was made with {name} = {found.get(name)!r}, not {wanted!r}"
-            if name not in found:
-                said = f"is of an older version and does not say with what {name} it was made"
             if name not in found or found[name] != wanted:
-                ways = "--fresh starts over, --out keeps it and works in another folder"
-                raise ValueError(f"{candidate} {said}: {ways}")
+                was = repr(found[name]) if name in found else "something that it does not say"
+                ways = "--fresh starts over, --out is another folder"
+                said = f"{candidate} was made with {name} = {was}, not {wanted!r}: {ways}"
+                raise ValueError(said)
         return state, found
     raise ValueError("; ".join(problems))
 

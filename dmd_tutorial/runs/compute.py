@@ -199,22 +199,19 @@ class Updater:
         not finite. What overflows without a scale is refused, as in `dmd.update`.
         """
         scaler, parameters = self.scalers[optimizer], _parameters(optimizer)
-        parts, records = self.compute.accumulation, []
+        parts, records, mean = self.compute.accumulation, [], torch.zeros(())
         optimizer.zero_grad()
-        values = []
         for part in split(batch, parts, self.processes):
             value, record = loss(part)
             scaler.scale(value / parts).backward()
-            values.append(value.detach())
+            mean = mean.to(value) + value.detach() / parts
             records.append(record)
-        mean = torch.stack(values).mean()
         # with the loss, so that every process refuses what one cannot go on with
         self.processes.mean_([mean, *(p.grad for p in parameters if p.grad is not None)])
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(parameters, clip)
         value, size = torch.stack([mean.to(norm), norm]).tolist()
-        scaled = scaler.is_enabled() and (math.isfinite(value + size) or scaler.get_scale() >= 1)
-        if not scaled:
+        if not scaler.is_enabled() or (not math.isfinite(value + size) and scaler.get_scale() < 1):
             check_finite(**{"the loss": value, "the gradient's norm": size})
         scaler.step(optimizer)
         scaler.update()

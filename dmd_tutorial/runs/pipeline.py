@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from dmd_tutorial import dmd, metrics, pretrained, training
 from dmd_tutorial.anchor import Pairs, fingerprint, make_pairs
-from dmd_tutorial.checks import Checked, CountOrNone, Must, NotFiniteError
+from dmd_tutorial.checks import Checked, CountOrNone, NotFiniteError, NotNegative
 from dmd_tutorial.data import Images, balanced_labels
 from dmd_tutorial.denoisers import OneStepGenerator, image_shape
 from dmd_tutorial.runs import checkpoints, monitor
@@ -30,7 +30,6 @@ from dmd_tutorial.runs.provenance import provenance
 from dmd_tutorial.samplers import one_step, sample
 
 PLAIN = Compute()
-Minutes = Annotated[float, Must("at least 0", lambda v: v >= 0)]
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,10 @@ class Control(Checked):
     """How a training is watched, kept and stopped."""
 
     fresh: bool = False  # Start over instead of continuing.
-    checkpoint_minutes: Minutes = 2.0  # Minutes between two checkpoints; 0 for one at each step.
-    minutes: Minutes = math.inf  # Stop after so many minutes, saved; the same command goes on.
+    checkpoint_minutes: NotNegative = (
+        2.0  # Minutes between two checkpoints; 0 for one at each step.
+    )
+    minutes: NotNegative = math.inf  # Stop after so many minutes, saved; the same command goes on.
     # Steps between two pictures of G, D_real and D_fake; 0 for none.
     picture_steps: CountOrNone = 500
 
@@ -61,9 +62,8 @@ def make_teacher(
     prepare(run.network, compute)
     updater = Updater(compute, run.optimizer)
     loop = training.train_teacher(run, images, updater)
-    inner = getattr(network, "network", network)
-    kind = str(getattr(inner, "config", type(inner).__name__))
-    return _drive(run, loop, updater, checkpoint, control, data=images, network=kind)
+    made_of = {"data": images, "classes": images.classes}
+    return _drive(run, loop, updater, checkpoint, control, made_of)
 
 
 def make_student(
@@ -82,7 +82,7 @@ def make_student(
     iteration = partial(dmd.iteration, updater=updater)
     loop = training.distill(run, *image_shape(teacher), pairs, iteration=iteration)
     made_of = {"teacher": teacher, "start": start, "pairs": pairs}
-    return _drive(run, loop, updater, checkpoint, control, **made_of)
+    return _drive(run, loop, updater, checkpoint, control, made_of)
 
 
 def make_student_in(
@@ -107,7 +107,8 @@ def make_student_in(
 
 def _drive(
     run: training.FitRun | training.DistillationRun, loop: Iterator[training.Metrics],
-    updater: Updater, checkpoint: Path | None, control: Control, **made_of: Any,
+    updater: Updater, checkpoint: Path | None, control: Control,
+    made_of: Mapping[str, Any],
 ) -> Trained | None:  # fmt: skip
     """Go through a loop, watched, with checkpoints, which know what the run is made of."""
     settings, processes, earlier = run.settings, updater.processes, 0.0
@@ -146,9 +147,8 @@ def _drive(
                     break
         save()
     except NotFiniteError as error:
-        mine = saved > started or not control.fresh  # others may lie there, of a run before
-        good = checkpoints.last_good(checkpoint if mine else None)
-        raise NotFiniteError(f"{error} ({good})") from error
+        mine = checkpoint if saved > started or not control.fresh else None  # or of a run before
+        raise NotFiniteError(f"{error} ({checkpoints.last_good(mine)})") from error
     if run.step < settings.steps:
         if processes.first:
             print(f"Stopped at step {run.step} of {settings.steps}; the same command goes on.")
@@ -158,13 +158,10 @@ def _drive(
 
 def _identity(of: Any) -> Any:
     """What a checkpoint knows a network, images or pairs by: how many, of what shape, a hash."""
-    if isinstance(of, nn.Module):
-        return fingerprint(of)
-    if not isinstance(of, tuple):
-        return of
-    tensors = {name: t for name, t in zip(of._fields, of, strict=True) if isinstance(t, Tensor)}
-    classes = f", {of.classes} classes" if isinstance(of, Images) else ""
-    return f"{len(of[0])} of {tuple(of[0].shape[1:])}{classes}, {fingerprint(tensors)}"
+    if isinstance(of, Images | Pairs):
+        tensors = {name: t for name, t in of._asdict().items() if isinstance(t, Tensor)}
+        return f"{len(of[0])} of {tuple(of[0].shape[1:])}, {fingerprint(tensors)}"
+    return fingerprint(of) if isinstance(of, nn.Module) else of
 
 
 def make_pairs_in(
