@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,13 +40,14 @@ class Pairs(NamedTuple):
         return Pairs(self.z[index], self.y[index], label)
 
 
-def fingerprint(module: nn.Module) -> str:
-    """A short name for a network's exact weights: of names, types, shapes and values."""
+def fingerprint(of: nn.Module | Mapping[str, Tensor]) -> str:
+    """A short name for exact weights, or tensors: of names, types, shapes and values."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    tensors = of.state_dict() if isinstance(of, nn.Module) else of
+    for name, tensor in sorted(tensors.items()):
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 

@@ -1,13 +1,15 @@
 """What every room asks of its input, so that a mistake is named where it is made."""
 
 from collections.abc import Callable
-from math import inf
 from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+# One batch of samples, of any shape, and one number beside each: a noise level, a time, a weight.
+Samples = Float[Tensor, "batch *shape"]
+PerSample = Float[Tensor, " batch"]
 # What a sample is made under: a class each, (batch,), or numbers such as a text's embedding,
 # (batch, ...). The network that reads it checks it; loops only cut, join and move it.
 Condition = Shaped[Tensor, "batch *condition"]
@@ -30,9 +32,7 @@ def check_finite(**values: Tensor | float) -> None:
             raise NotFiniteError(f"{name} is not finite: {said}")
 
 
-def check_sigma(
-    x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"], above_zero: bool = False
-) -> None:
+def check_sigma(x: Samples, sigma: PerSample, above_zero: bool = False) -> None:
     """Refuse noise levels that are not one a sample, not finite, negative or, if asked, 0."""
     if not isinstance(sigma, Tensor):
         raise ValueError(f"sigma must be a tensor of shape ({len(x)},), not {sigma!r}")
@@ -45,7 +45,7 @@ def check_sigma(
         raise ValueError("sigma is 0 somewhere: it must be above 0 here")
 
 
-def check_label(x: Float[Tensor, "batch *shape"], label: Condition | None, classes: int) -> None:
+def check_label(x: Samples, label: Condition | None, classes: int) -> None:
     """Refuse labels that are not one class a sample, from 0 to classes - 1, or `NO_CLASS`."""
     if label is None:
         return
@@ -70,9 +70,7 @@ def check_same_shape(**tensors: Shaped[Tensor, "..."]) -> None:
             )
 
 
-def expand(
-    value: Float[Tensor, " batch"], x: Float[Tensor, "batch *shape"]
-) -> Float[Tensor, "batch *ones"]:
+def expand(value: PerSample, x: Samples) -> Float[Tensor, "batch *ones"]:
     """Give one number per sample the trailing axes that it needs beside x."""
     return value.reshape(-1, *[1] * (x.ndim - 1))
 
@@ -87,7 +85,7 @@ class Must(NamedTuple):
 Count = Annotated[int, Must("at least 1", lambda n: n >= 1)]
 CountOrNone = Annotated[int, Must("at least 0", lambda n: n >= 0)]
 Positive = Annotated[float, Must("above 0", lambda v: v > 0)]
-Rate = Annotated[float, Must("finite and at least 0", lambda v: 0 <= v < inf)]
+NotNegative = Annotated[float, Must("at least 0", lambda v: v >= 0)]
 Share = Annotated[float, Must("from 0 to 1", lambda v: 0 <= v <= 1)]
 
 

@@ -17,7 +17,15 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from dmd_tutorial.checks import Condition, check_finite, check_same_shape, check_sigma, expand
+from dmd_tutorial.checks import (
+    Condition,
+    PerSample,
+    Samples,
+    check_finite,
+    check_same_shape,
+    check_sigma,
+    expand,
+)
 from dmd_tutorial.denoisers import Denoiser, denoising_loss, exact, zero_score  # noqa: F401
 from dmd_tutorial.noise import add_noise, dmd_sigma, grid_sigma, karras_grid, noise_like
 
@@ -36,17 +44,17 @@ WeightFunction = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, sigma, denois
 
 def weight(
     weighting: Weighting | str | WeightFunction,
-    x: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-    denoised_real: Float[Tensor, "batch *shape"],
-) -> Float[Tensor, " batch"]:
+    x: Samples,
+    sigma: PerSample,
+    denoised_real: Samples,
+) -> PerSample:
     """The weight w_t of each clean x, by name or by a function of the other arguments.
 
     Eq. 8 divides by the norm of the teacher's error; ``C S / ||.||_1`` is one over its mean.
     """
     if callable(weighting):
         return weighting(x, sigma, denoised_real)
-    weighting = Weighting(weighting)
+    weighting, (x, sigma, denoised_real) = Weighting(weighting), exact(x, sigma, denoised_real)
     if weighting is Weighting.EQ8:
         error = (x - denoised_real).abs().flatten(1).mean(dim=1)
         return sigma**2 / error.clamp_min(1e-6)  # the paper has no guard against error 0
@@ -55,12 +63,9 @@ def weight(
 
 @torch.no_grad()
 def matching_gradient(
-    x: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-    denoised_real: Float[Tensor, "batch *shape"],
-    denoised_fake: Float[Tensor, "batch *shape"],
+    x: Samples, sigma: PerSample, denoised_real: Samples, denoised_fake: Samples,
     weighting: Weighting | str | WeightFunction = Weighting.EQ8,
-) -> Float[Tensor, "batch *shape"]:
+) -> Samples:  # fmt: skip
     """What Eq. 7 multiplies with dG/dtheta: ``w_t (s_fake - s_real)``, without gradient history.
 
     x is the generator's clean output; teacher and critic denoised it with noise of level sigma,
@@ -75,9 +80,7 @@ def matching_gradient(
     return (expand(scale, x) * (fake - real)).to(torch.result_type(x, denoised_fake))
 
 
-def matching_loss(
-    x: Float[Tensor, "batch *shape"], gradient: Float[Tensor, "batch *shape"]
-) -> Float[Tensor, ""]:
+def matching_loss(x: Samples, gradient: Samples) -> Float[Tensor, ""]:
     """A loss whose derivative by x is the given gradient over the number of values in it.
 
     Its value says nothing. It is a mean because lambda_reg is calibrated to that (DMD, appendix).
@@ -87,11 +90,7 @@ def matching_loss(
 
 
 def critic_loss(
-    critic: Denoiser,
-    x: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-    noise: Float[Tensor, "batch *shape"],
-    label: Condition | None = None,
+    critic: Denoiser, x: Samples, sigma: PerSample, noise: Samples, label: Condition | None = None
 ) -> Float[Tensor, ""]:
     """The critic's loss: denoising, EDM's weight, with detached samples for data (DMD, Eq. 6)."""
     return denoising_loss(critic, x.detach(), sigma, noise, label)

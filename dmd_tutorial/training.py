@@ -11,55 +11,31 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from dmd_tutorial import dmd
+from dmd_tutorial import checks, dmd
 from dmd_tutorial.anchor import LPIPS, Pairs, l2
-from dmd_tutorial.checks import (
-    NO_CLASS,
-    Checked,
-    Count,
-    CountOrNone,
-    Must,
-    NotFiniteError,
-    Positive,
-    Rate,
-    Share,
-    check_finite,
-)
+from dmd_tutorial.checks import NO_CLASS, Checked, NotFiniteError, check_finite
 from dmd_tutorial.data import Images
 from dmd_tutorial.denoisers import OneStepGenerator, denoising_loss
-from dmd_tutorial.noise import (
-    SIGMA_MAX,
-    SIGMA_MIN,
-    karras_grid,
-    lognormal_sigma,
-    noise_like,
-    stream,
-)
-
-Decay = Annotated[float, Must("in [0, 1)", lambda v: 0 <= v < 1)]
-Finite = Annotated[float, Must("finite", math.isfinite)]
-SigmaMax = Annotated[
-    float, Must(f"above {SIGMA_MIN} and finite", lambda v: SIGMA_MIN < v < math.inf)
-]
+from dmd_tutorial.noise import SIGMA_MAX, karras_grid, lognormal_sigma, noise_like, stream
 
 
 @dataclass(frozen=True)
 class FitSettings(Checked):
     """How one network is fitted by one loss."""
 
-    steps: Count = 2_000  # Optimiser steps.
-    batch: Count = 128  # Samples per step.
-    learning_rate: Rate = 2e-3  # Peak of the learning rate (Adam).
-    warm_up: CountOrNone = 200  # Steps over which the learning rate rises from 0.
-    ema: Decay = 0.999  # Decay of the exponential moving average of the weights, per step.
-    clip: Positive = 1.0  # Largest L2 norm of the gradient.
+    steps: checks.Count = 2_000  # Optimiser steps.
+    batch: checks.Count = 128  # Samples per step.
+    learning_rate: checks.NotNegative = 2e-3  # Peak of the learning rate (Adam).
+    warm_up: checks.CountOrNone = 200  # Steps over which the learning rate rises from 0.
+    ema: checks.Share = 0.999  # Decay of the exponential moving average of the weights, per step.
+    clip: checks.Positive = 1.0  # Largest L2 norm of the gradient.
     seed: int = 0  # Seed of everything drawn.
 
 
@@ -67,10 +43,10 @@ class FitSettings(Checked):
 class TeacherSettings(FitSettings):
     """How a teacher is fitted. More steps on digits lower the loss on them, not that on others."""
 
-    log_mean: Finite = -1.2  # Mean of ln(sigma) (EDM, Table 1).
-    log_std: Rate = 1.2  # Standard deviation of ln(sigma).
+    log_mean: float = -1.2  # Mean of ln(sigma) (EDM, Table 1).
+    log_std: checks.NotNegative = 1.2  # Standard deviation of ln(sigma).
     # Fraction of images shown without their label (label dropout), for guidance.
-    no_label: Share = 0.0
+    no_label: checks.Share = 0.0
     flip: bool = False  # Whether half of the images are shown mirrored, left to right.
 
 
@@ -78,33 +54,34 @@ class TeacherSettings(FitSettings):
 class DistillSettings(Checked):
     """How a student is distilled. The paper's balance and noise range; rates for small networks."""
 
-    steps: Count = 3_000  # Iterations.
-    batch: Count = 64  # Samples per iteration for the matching loss.
-    batch_pairs: Count = 64  # Pairs per iteration for the anchor.
-    learning_rate: Rate = 5e-5  # The generator's (AdamW).
-    critic_learning_rate: Rate = 4e-4  # The critic's; faster, so that it follows the generator.
-    warm_up: CountOrNone = 100  # Steps over which both rates rise from 0.
-    decay: Share = 0.5  # Fraction of the run, at its end, over which both rates fall to 0.
-    weight_decay: Rate = 0.01  # AdamW's.
-    ema: Decay = 0.99  # Decay of the average of the generator's weights, per step.
+    steps: checks.Count = 3_000  # Iterations.
+    batch: checks.Count = 64  # Samples per iteration for the matching loss.
+    batch_pairs: checks.Count = 64  # Pairs per iteration for the anchor.
+    learning_rate: checks.NotNegative = 5e-5  # The generator's (AdamW).
+    critic_learning_rate: checks.NotNegative = (
+        4e-4  # The critic's; faster, so that it follows the generator.
+    )
+    warm_up: checks.CountOrNone = 100  # Steps over which both rates rise from 0.
+    decay: checks.Share = 0.5  # Fraction of the run, at its end, over which both rates fall to 0.
+    weight_decay: checks.NotNegative = 0.01  # AdamW's.
+    ema: checks.Share = 0.99  # Decay of the average of the generator's weights, per step.
     weighting: Literal["eq8", "sigma", "sigma3", "none"] = "eq8"  # w_t of Eq. 7.
     matching: bool = True  # Whether the distribution-matching loss counts.
-    lambda_reg: Rate = dmd.Objective.lambda_reg  # Weight of the anchor; 0 for none.
+    lambda_reg: checks.NotNegative = dmd.Objective.lambda_reg  # Weight of the anchor; 0 for none.
     # The anchor's distance: l2, or lpips (the paper's, on images of 32 pixels and up).
     distance: Literal["l2", "lpips"] = "l2"
-    critic_steps: CountOrNone = 2  # Critic updates per generator update; 0 freezes the critic.
-    clip: Positive = 10.0  # Largest L2 norm of each network's gradient.
+    critic_steps: checks.CountOrNone = (
+        2  # Critic updates per generator update; 0 freezes the critic.
+    )
+    clip: checks.Positive = 10.0  # Largest L2 norm of each network's gradient.
     # Highest level of the grid on which scores are compared, in the units of x.
-    sigma_max: SigmaMax = SIGMA_MAX
+    sigma_max: checks.Positive = SIGMA_MAX
     seed: int = 0  # Seed of everything drawn.
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.matching and not self.lambda_reg:
-            raise ValueError("lambda_reg must be above 0 without matching: nothing else is learnt")
 
     def objective(self, device: torch.device | str = "cpu") -> dmd.Objective:
         """The settings in the terms of `dmd.iteration`; the device is that of LPIPS."""
+        if not self.matching and not self.lambda_reg:
+            raise ValueError("lambda_reg must be above 0 without matching: nothing else is learnt")
         perceptual = self.distance == "lpips" and self.lambda_reg  # it needs VGG's weights
         return dmd.Objective(
             weighting=dmd.Weighting(self.weighting),
@@ -196,20 +173,18 @@ class _Run:
         torch's own random numbers, such as dropout's masks, come from seed and step alone; the
         caller's go on afterwards as if nothing had been drawn.
         """
-        sources = [torch.default_generator]
-        if self.device.type == "cuda":
-            sources.append(torch.cuda.default_generators[self.device.index])
-        states = [source.get_state() for source in sources]
+        gpus = [self.device] if self.device.type == "cuda" else []
         number = random.Random(f"{self.settings.seed} {self.step} {self.rank}").getrandbits(32)
-        try:
-            for source in sources:
+        with torch.random.fork_rng(gpus):
+            for source in (
+                torch.default_generator,
+                *(torch.cuda.default_generators[g.index] for g in gpus),
+            ):
                 source.manual_seed(number)
-            yield
-        except NotFiniteError as error:
-            raise NotFiniteError(f"step {self.step + 1}: {error}") from error
-        finally:
-            for source, state in zip(sources, states, strict=True):
-                source.set_state(state)
+            try:
+                yield
+            except NotFiniteError as error:
+                raise NotFiniteError(f"step {self.step + 1}: {error}") from error
 
     def state_dict(self) -> dict:
         """Everything that a step reads and changes; weights that are not finite are refused."""

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
 from dmd_tutorial.networks import UNet
 from dmd_tutorial.runs import pipeline, provenance
 from dmd_tutorial.runs.cli import commands_of, main, parse
+from dmd_tutorial.runs.compute import Compute
 from dmd_tutorial.runs.pipeline import Control
 from dmd_tutorial.runs.presets import PRESETS
 from dmd_tutorial.training import DistillSettings, TeacherSettings, _Run
@@ -143,6 +145,21 @@ def test_a_model_is_measured_against_images_of_its_own_size_and_channels(
     assert "digits-student makes images of 8 pixels, size is 32" in capsys.readouterr().err
 
 
+def test_zero_pictures_and_zero_steps_of_warm_start_are_none(folder, tmp_path):
+    teacher, pairs = str(folder / "teacher.safetensors"), str(folder / "pairs")
+    assert main(["distill", "--teacher", teacher, "--pairs", pairs, "--out", str(tmp_path),
+                 "--warm-start-steps", "0", "--steps", "2", "--batch", "2", "--batch-pairs", "2",
+                 "--picture-steps", "0", "--clip", "inf"]) == 0  # fmt: skip
+    assert not list(tmp_path.glob("warm-start*"))
+    assert not list(tmp_path.glob("*watch*"))
+
+    def refuse(text: str) -> None:
+        raise AssertionError(f"{text} is no JSON")
+
+    notes = json.loads((tmp_path / "student.json").read_text(), parse_constant=refuse)
+    assert notes["settings"]["clip"] is None
+
+
 def test_pairs_of_another_teacher_are_refused(folder, capsys):
     command = ["distill", "--pairs", str(folder / "pairs"), "--out", str(folder / "other")]
     assert main(command) == 2
@@ -154,6 +171,28 @@ def test_missing_files_and_pairs_are_one_sentence(tmp_path, capsys):
     assert "no shipped network (digits-teacher" in capsys.readouterr().err
     assert main(["distill", "--pairs", str(tmp_path), "--out", str(tmp_path)]) == 2
     assert "holds no pairs" in capsys.readouterr().err
+
+
+def test_a_run_on_other_images_is_refused_and_a_finished_one_says_so(tmp_path, capsys):
+    for name, colour in (("cats", 40), ("dogs", 200)):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            Image.new("RGB", (8, 8), (colour, number, 0)).save(tmp_path / name / f"{number}.png")
+    command = ["train-teacher", "--preset", "digits", "--size", "8", "--steps", "2", "--batch", "2",
+               "--out", str(tmp_path / "run"), "--data"]  # fmt: skip
+    cats, dogs = ([*command, str(tmp_path / name)] for name in ("cats", "dogs"))
+    assert main(cats) == 0
+    kept = (tmp_path / "run" / "teacher.json").read_text()
+    capsys.readouterr()
+    assert main(dogs) == 2
+    error = capsys.readouterr().err
+    for said in ("teacher.ckpt was made with data = '3 of (3, 8, 8), ", "--fresh", "--out"):
+        assert said in error
+    assert len(error.splitlines()) == 1
+    assert (tmp_path / "run" / "teacher.json").read_text() == kept
+    (tmp_path / "cats").rename(tmp_path / "pets")  # the same images are the same, wherever they lie
+    assert main([*command, str(tmp_path / "pets")]) == 0
+    assert "all 2 steps are done, nothing is left" in capsys.readouterr().out
 
 
 def test_another_setting_does_not_continue_an_old_run(folder, capsys):
@@ -210,9 +249,44 @@ def test_what_is_given_overrides_the_preset_and_nothing_else():
         assert parse(["evaluate", name, "x", "--seed", "1"]).model == "x"
 
 
+ALLOWED = {  # of each option: values that mean something; and the rest of those tried is refused
+    TeacherSettings: {
+        "warm_up": (0,), "learning_rate": (0,), "ema": (0,), "log_mean": (0, -1), "log_std": (0,),
+        "no_label": (0,),
+    },
+    DistillSettings: {
+        "warm_up": (0,), "learning_rate": (0,), "critic_learning_rate": (0,), "decay": (0,),
+        "weight_decay": (0,), "ema": (0,), "lambda_reg": (0,), "critic_steps": (0,),
+    },
+    Control: {"checkpoint_minutes": (0,), "minutes": (0,), "picture_steps": (0,)},
+    Compute: {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", ALLOWED)
+def test_zero_negative_and_endless_numbers_mean_something_or_are_refused_by_name(settings):
+    numbers = [f.name for f in fields(settings) if type(f.default) in (int, float)]
+    assert set(ALLOWED[settings]) <= set(numbers)
+    for name in numbers:
+        for value in (0, -1, math.nan):
+            if value in ALLOWED[settings].get(name, ()):
+                assert getattr(settings(**{name: value}), name) == value
+            elif name not in ("seed", "log_mean"):
+                with pytest.raises(ValueError, match=f"^{name} must be .*, not {value}"):
+                    settings(**{name: value})
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [
+        (["train-teacher", "--size", "0"], "size must be at least 1, not 0"),
+        (["train-teacher", "--picture-steps", "-1"], "picture_steps must be at least 0, not -1"),
+        (["distill", "--count", "0"], "count must be at least 1, or None, not 0"),
+        (["distill", "--warm-start-steps", "-1"], "warm_start_steps must be at least 0, not -1"),
+        (["distill", "--clip", "0"], "clip must be above 0, not 0.0"),
+        (["distill", "--weighting", "eq9"], "eq9"),
+        (["distill", "--no-matching", "--lambda-reg", "0"], "nothing else is learnt"),
+        (["distill", "--sigma-max", "0"], "sigma_max must be above 0, not 0.0"),
         (["distill", "--stepps", "3"], "Unrecognized options: --stepps"),
         (["distill", "--steps", "many"], "invalid literal"),
         (["distill", "--mixed-precision", "fp8"], "fp8"),

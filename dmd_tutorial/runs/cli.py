@@ -6,7 +6,6 @@ command. `accelerate launch -m dmd_tutorial distill ...` shares the work among p
 """
 
 import argparse
-import json
 import os
 import shlex
 import subprocess
@@ -25,7 +24,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from dmd_tutorial import pretrained
 from dmd_tutorial.anchor import load_pairs
-from dmd_tutorial.checks import Checked, Count
+from dmd_tutorial.checks import Checked, Count, CountOrNone, Must
 from dmd_tutorial.data import Images, seeded_noise
 from dmd_tutorial.denoisers import OneStepGenerator, image_shape
 from dmd_tutorial.runs import memory, pipeline
@@ -38,6 +37,7 @@ from dmd_tutorial.runs.provenance import runs_folder
 from dmd_tutorial.training import DistillSettings, TeacherSettings
 
 Model = Annotated[str, arg(aliases=["--teacher", "--student"])]
+Some = Annotated[int | None, Must("at least 1, or None", lambda n: n is None or n >= 1)]
 PresetName = Annotated[str, arg(metavar=f"{{{','.join(PRESETS)}}}")]
 
 
@@ -155,9 +155,9 @@ class Distill(Placed):
 
     teacher: str  # a shipped or published name, or a file
     pairs: Path  # folder of the pairs
-    count: int | None = None  # use only so many pairs; None for all
+    count: Some = None  # use only so many pairs; None for all
     start: str | None = None  # student (.safetensors) to start from, without warm start
-    warm_start_steps: int  # steps of regression on the pairs first; 0 for none
+    warm_start_steps: CountOrNone  # steps of regression on the pairs first; 0 for none
     out: Path  # folder of the results
     control: OmitArgPrefixes[Control]
     settings: OmitArgPrefixes[DistillSettings]
@@ -262,7 +262,7 @@ class Evaluate(Drawing):
             "images_per_second": round(len(x) / seconds, 1),
         }
         measured = pipeline.measure(model, x, label, images, self.features, self.steps)
-        text = json.dumps({"model": self.model, **drawn, **measured}, indent=1)
+        text = pretrained.plain_json({"model": self.model, **drawn, **measured}, indent=1)
         if self.out:
             replace_file(self.out, lambda file: file.write(f"{text}\n".encode()))
         print(text)

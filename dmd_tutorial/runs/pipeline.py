@@ -6,7 +6,6 @@ can be stopped at any moment and goes on from its last checkpoint; a result is a
 """
 
 import copy
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from dmd_tutorial import dmd, metrics, pretrained, training
 from dmd_tutorial.anchor import Pairs, fingerprint, make_pairs
+from dmd_tutorial.checks import Checked, CountOrNone, NotFiniteError, NotNegative
 from dmd_tutorial.data import Images, balanced_labels, normal
 from dmd_tutorial.denoisers import OneStepGenerator, image_shape
 from dmd_tutorial.noise import Purpose, stream
@@ -34,13 +34,16 @@ PLAIN = Compute()
 
 
 @dataclass(frozen=True)
-class Control:
+class Control(Checked):
     """How a training is watched, kept and stopped."""
 
     fresh: bool = False  # Start over instead of continuing.
-    checkpoint_minutes: float = 2.0  # Minutes between two checkpoints.
-    minutes: float = math.inf  # Stop after so many minutes, saved; the same command goes on.
-    picture_steps: int = 500  # Steps between two pictures of G, D_real and D_fake.
+    checkpoint_minutes: NotNegative = (
+        2.0  # Minutes between two checkpoints; 0 for one at each step.
+    )
+    minutes: NotNegative = math.inf  # Stop after so many minutes, saved; the same command goes on.
+    # Steps between two pictures of G, D_real and D_fake; 0 for none.
+    picture_steps: CountOrNone = 500
 
 
 class Trained(NamedTuple):
@@ -59,7 +62,9 @@ def make_teacher(
     run = training.FitRun(network, settings)
     prepare(run.network, compute)
     updater = Updater(compute, run.optimizer)
-    return _drive(run, training.train_teacher(run, images, updater), updater, checkpoint, control)
+    loop = training.train_teacher(run, images, updater)
+    made_of = {"data": images, "classes": images.classes}
+    return _drive(run, loop, updater, checkpoint, control, made_of)
 
 
 def make_student(
@@ -77,7 +82,8 @@ def make_student(
     updater = Updater(compute, run.generator_optimizer, run.critic_optimizer)
     iteration = partial(dmd.iteration, updater=updater)
     loop = training.distill(run, *image_shape(teacher), pairs, iteration=iteration)
-    return _drive(run, loop, updater, checkpoint, control)
+    made_of = {"teacher": teacher, "start": start, "pairs": pairs}
+    return _drive(run, loop, updater, checkpoint, control, made_of)
 
 
 def make_student_in(
@@ -103,41 +109,60 @@ def make_student_in(
 def _drive(
     run: training.FitRun | training.DistillationRun, loop: Iterator[training.Metrics],
     updater: Updater, checkpoint: Path | None, control: Control,
+    made_of: Mapping[str, Any],
 ) -> Trained | None:  # fmt: skip
-    """Go through a loop, watched, with checkpoints."""
+    """Go through a loop, watched, with checkpoints, which know what the run is made of."""
     settings, processes, earlier = run.settings, updater.processes, 0.0
+    run.rank = processes.rank
+    made_with: dict[str, Any] = {"settings": asdict(settings)}
+    if checkpoint:
+        made_with |= {name: _identity(of) for name, of in made_of.items()}
     if checkpoint and checkpoints.newest(checkpoint) and not control.fresh:
-        state, kept = checkpoints.load_checkpoint(checkpoint, {"settings": asdict(settings)})
+        state, kept = checkpoints.load_checkpoint(checkpoint, made_with)
         updater.load_state_dict(state.pop("updater"))
         run.load_state_dict(state)
         earlier = kept["seconds"]
+        if run.step >= settings.steps and processes.first:
+            print(f"{checkpoint}: all {run.step} steps are done, nothing is left (--fresh: again).")
     started = saved = time.monotonic()
 
     def seconds() -> float:
         return earlier + time.monotonic() - started
 
     def save() -> None:
+        state = run.state_dict() | {"updater": updater.state_dict()}
         if checkpoint and processes.first:
-            state = run.state_dict() | {"updater": updater.state_dict()}
-            notes = {"settings": asdict(settings), "seconds": seconds()}
-            checkpoints.save_checkpoint(state, notes, checkpoint)
+            checkpoints.save_checkpoint(state, made_with | {"seconds": seconds()}, checkpoint)
 
     path = checkpoint.with_suffix("") if checkpoint else None
-    with monitor.Watch(settings, path, run.step, control.picture_steps, processes.first) as watch:
-        for metric in loop:
-            watch(metric, seconds())
-            if time.monotonic() - saved > 60 * control.checkpoint_minutes:
-                save()
-                saved = time.monotonic()
-            out_of_time = time.monotonic() - started > 60 * control.minutes
-            if control.minutes < math.inf and processes.any(out_of_time):
-                break
-    save()
+    watch = monitor.Watch(settings, path, run.step, control.picture_steps, processes.first)
+    try:
+        with watch:
+            for metric in loop:
+                watch(metric, seconds())
+                if time.monotonic() - saved > 60 * control.checkpoint_minutes:
+                    save()
+                    saved = time.monotonic()
+                out_of_time = time.monotonic() - started > 60 * control.minutes
+                if control.minutes < math.inf and processes.any(out_of_time):
+                    break
+        save()
+    except NotFiniteError as error:
+        mine = checkpoint if saved > started or not control.fresh else None  # or of a run before
+        raise NotFiniteError(f"{error} ({checkpoints.last_good(mine)})") from error
     if run.step < settings.steps:
         if processes.first:
             print(f"Stopped at step {run.step} of {settings.steps}; the same command goes on.")
         return None
     return Trained(run.average, settings, seconds())
+
+
+def _identity(of: Any) -> Any:
+    """What a checkpoint knows a network, images or pairs by: how many, of what shape, a hash."""
+    if isinstance(of, Images | Pairs):
+        tensors = {name: t for name, t in of._asdict().items() if isinstance(t, Tensor)}
+        return f"{len(of[0])} of {tuple(of[0].shape[1:])}, {fingerprint(tensors)}"
+    return fingerprint(of) if isinstance(of, nn.Module) else of
 
 
 def make_pairs_in(
@@ -217,6 +242,6 @@ def keep(path: Path, trained: Trained, notes: Mapping[str, Any], half: bool = Fa
     weights, grid = path.with_suffix(".safetensors"), path.with_suffix(".png")
     kept = copy.deepcopy(model).half() if half else model
     pretrained.save_denoiser(weights, kept, **made_by)
-    path.with_suffix(".json").write_text(json.dumps(made_by, indent=1) + "\n")
+    path.with_suffix(".json").write_text(pretrained.plain_json(made_by, indent=1) + "\n")
     save_grid(x, grid)
     print(f"{weights} ({trained.seconds:.0f} s), {grid}")

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from dmd_tutorial import dmd
 from dmd_tutorial.checks import Condition, check_same_shape, expand
-from dmd_tutorial.denoisers import Denoiser, exact
+from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.dmd import Batch, Objective, Record, Weighting
 from dmd_tutorial.noise import add_noise, dmd_sigma, noise_like
 from dmd_tutorial.survey.classical import gan
@@ -78,7 +78,6 @@ def sid_loss(
     ``w |D_real - D_fake|^2``, critic's dependence on the generator included.
     """
     check_same_shape(x=x, denoised_real=denoised_real, denoised_fake=denoised_fake)
-    x, sigma, denoised_real, denoised_fake = exact(x, sigma, denoised_real, denoised_fake)
     with torch.no_grad():
         scale = dmd.weight(weighting, x, sigma, denoised_real) / sigma**2
     difference = denoised_real - denoised_fake
