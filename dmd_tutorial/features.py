@@ -6,9 +6,9 @@ one's own, whose Frechet distances rank models of one data set and mean nothing 
 """
 
 import json
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -16,8 +16,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
-from torch_fidelity import FeatureExtractorBase, register_feature_extractor
-from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor
 
 from dmd_tutorial.checks import check_finite
@@ -26,7 +24,7 @@ from dmd_tutorial.networks.classifier import Classifier
 
 CLASSIFIER_FILE = Path(__file__).parent / "weights" / "digits-classifier.safetensors"
 HELD_OUT = 360  # digits that the classifier is not trained on
-EXTRACTORS = {"digits": ("dmd-digits", "64"), "inception": ("inception-v3-compat", "2048")}
+INCEPTION = "inception-v3-compat"  # torch-fidelity's name for the original's features
 
 
 def to_8_bit(x: Float[Tensor, "batch channels h w"]) -> UInt8[Tensor, "batch channels h w"]:
@@ -51,61 +49,37 @@ def extract_features(
     if len(x) == 0:
         raise ValueError("there are 0 images")
     extractor = _extractor(features, x.device)
-    rows = []
     with torch.no_grad():
-        for some in x.split(batch):
-            images = to_8_bit(some)
-            if features == "inception" and images.shape[1] == 1:  # grey: three equal channels
-                images = images.expand(-1, 3, -1, -1)
-            rows.append(extractor(images)[0].cpu())
-    return torch.cat(rows)
+        return torch.cat([extractor(to_8_bit(some)).cpu() for some in x.split(batch)])
 
 
 @lru_cache(maxsize=4)
-def _extractor(features: str, device: torch.device) -> Any:
-    if features.endswith(".safetensors"):
-        return ClassifierFeatures(features, ["64"], features).to(device)
-    if features not in EXTRACTORS:
-        known = [*EXTRACTORS, "a classifier's file"]
+def _extractor(features: str, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """What makes features of 8-bit images that are on this device."""
+    if features == "inception":
+        return _inception(device)
+    if features != "digits" and not features.endswith(".safetensors"):
+        known = ["digits", "inception", "a classifier's file"]
         raise ValueError(f"features must be one of {known}, not {features!r}")
-    name, layer = EXTRACTORS[features]
+    classifier = load_classifier(CLASSIFIER_FILE if features == "digits" else features).to(device)
+
+    def penultimate(images: Tensor) -> Tensor:
+        # in float32 without shortcuts, so that they can be repeated
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return classifier.features(images.float() / 127.5 - 1)
+
+    return penultimate
+
+
+def _inception(device: torch.device) -> Callable[[Tensor], Tensor]:
     try:
-        extractor = create_feature_extractor(name, [layer], cuda=False, verbose=False)
+        network = create_feature_extractor(INCEPTION, ["2048"], cuda=False, verbose=False)
     except OSError as error:  # URLError is one
         where = f"{torch.hub.get_dir()}/checkpoints nor could they be downloaded ({error})."
         raise RuntimeError(f"torch-fidelity's Inception weights are neither in {where}") from error
-    return extractor.to(device)
-
-
-class ClassifierFeatures(FeatureExtractorBase):
-    """A classifier's penultimate layer, as torch-fidelity wants it, under the name "64"."""
-
-    def __init__(
-        self, name: str, features_list: list[str], path: str | Path = CLASSIFIER_FILE, **_: object
-    ) -> None:
-        super().__init__(name, features_list)
-        self.classifier = load_classifier(path)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        """Names of the layers."""
-        return ("64",)
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        """The layer that a metric takes."""
-        return "64"
-
-    def forward(self, images: UInt8[Tensor, "batch channels h w"]) -> tuple[Tensor]:
-        """Features of 8-bit images, in float32 without shortcuts, so that they can be repeated."""
-        if images.dtype != torch.uint8:
-            raise ValueError(f"images must be 8-bit (torch.uint8), they are {images.dtype}")
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return (self.classifier.features(images.float() / 127.5 - 1),)
-
-
-if "dmd-digits" not in FEATURE_EXTRACTORS_REGISTRY:  # a reloaded module finds it there
-    register_feature_extractor("dmd-digits", ClassifierFeatures)
+    network.to(device)
+    grey = [-1, 3, -1, -1]  # becomes three equal channels
+    return lambda images: network(images.expand(grey) if images.shape[1] == 1 else images)[0]
 
 
 def save_classifier(path: str | Path, classifier: Classifier, **made_by: object) -> None:

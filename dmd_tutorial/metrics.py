@@ -150,22 +150,15 @@ def _check_sets(features1: Tensor, features2: Tensor, least: int) -> None:
     check_finite(features1=features1, features2=features2)
 
 
-class ClassCoverage(NamedTuple):
-    """Share of samples read as each class, and share of those that are read as their label."""
-
-    share: tuple[float, ...]
-    as_label: float | None
-
-
 def class_coverage(
     samples: Float[Tensor, "count *image_or_features"], label: Int[Tensor, " count"] | None = None
-) -> ClassCoverage:
-    """How often each digit appears, as the classifier reads images or their features."""
+) -> tuple[tuple[float, ...], float | None]:
+    """How often the classifier reads each digit in samples, and how often a sample's label."""
     check_label(samples, label, 10)
     read = load_classifier().head(_features_of(samples, "digits")).argmax(1)
     share = torch.bincount(read, minlength=10).double() / len(read)
     as_label = None if label is None else (read == label.cpu()).double().mean().item()
-    return ClassCoverage(tuple(share.tolist()), as_label)
+    return tuple(share.tolist()), as_label
 
 
 class ModeCoverage(NamedTuple):

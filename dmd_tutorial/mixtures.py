@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from dmd_tutorial.checks import NO_CLASS, Condition, check_finite, check_label, check_sigma
 from dmd_tutorial.noise import source
 
+Points = Float[Tensor, "batch dim"]
 Levels = Float[Tensor, " batch"] | float  # one number is the level of all points
 
 
@@ -72,27 +73,23 @@ class GaussianMixture:
         return self.means.shape[0]
 
     def log_prob(
-        self, x: Float[Tensor, "batch dim"], sigma: Levels = 0.0, label: Condition | None = None
+        self, x: Points, sigma: Levels = 0.0, label: Condition | None = None
     ) -> Float[Tensor, " batch"]:
         """Log-density of the noisy mixture, or of the component of the label, exactly."""
         return self._joint(x, self._levels(x, sigma), label).logsumexp(dim=1)
 
     def responsibilities(
-        self, x: Float[Tensor, "batch dim"], sigma: Levels = 0.0, label: Condition | None = None
+        self, x: Points, sigma: Levels = 0.0, label: Condition | None = None
     ) -> Float[Tensor, "batch components"]:
         """Probability of each component behind each noisy point."""
         return self._joint(x, self._levels(x, sigma), label).softmax(dim=1)
 
-    def score(
-        self, x: Float[Tensor, "batch dim"], sigma: Levels = 0.0, label: Condition | None = None
-    ) -> Float[Tensor, "batch dim"]:
+    def score(self, x: Points, sigma: Levels = 0.0, label: Condition | None = None) -> Points:
         """Score of the noisy mixture, the gradient of its log-density, exactly."""
         sigma = self._levels(x, sigma)
         return -self._mean_of_components(x, sigma, label, lambda v, s2: 1 / (v + s2), centre=False)
 
-    def __call__(
-        self, x: Float[Tensor, "batch dim"], sigma: Levels, label: Condition | None = None
-    ) -> Float[Tensor, "batch dim"]:
+    def __call__(self, x: Points, sigma: Levels, label: Condition | None = None) -> Points:
         """Denoise: the mean of the clean points behind each noisy one, exactly."""
         sigma = self._levels(x, sigma)
         return self._mean_of_components(x, sigma, label, lambda v, s2: v / (v + s2), centre=True)

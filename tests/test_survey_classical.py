@@ -11,8 +11,11 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 from benchmarks.survey.classical import METHODS
 from benchmarks.survey.task import Budget, Task, fit_within
 from dmd_tutorial import data
+from dmd_tutorial.checks import NO_CLASS
 from dmd_tutorial.denoisers import score_from_denoised
+from dmd_tutorial.edm.networks import SongUNet
 from dmd_tutorial.mixtures import GaussianMixture
+from dmd_tutorial.networks import MLP
 from dmd_tutorial.survey import classical
 from dmd_tutorial.survey.classical import VAE, Perceptron, RealNVP, elbo, flow_log_prob
 from dmd_tutorial.training import FitSettings
@@ -365,3 +368,19 @@ def test_quadrature_agrees_on_the_optimal_discriminator_loss():
     logits = [p.log_prob(x) - q.log_prob(x) for x in (real, fake)]
     ours = classical.discriminator_loss(*logits).item()
     assert ours == pytest.approx(2 * math.log(2) - 2 * divergence, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: Perceptron(2, 3, classes=4), lambda: MLP(classes=4), lambda: SongUNet(8, 1, 1, 4)],
+    ids=["perceptron", "mlp", "published"],
+)
+def test_a_sample_that_is_told_no_class_is_as_without_labels(make):
+    network = make().eval()
+    for parameter in network.parameters():
+        parameter.data.normal_().mul_(0.1)
+    x = torch.randn(2, 1, 8, 8) if hasattr(network, "size") else torch.ones(2, 2)
+    level = [] if isinstance(network, Perceptron) else [torch.zeros(2)]
+    told = network(x, *level, torch.tensor([NO_CLASS, 3]))
+    assert torch.allclose(told[0], network(x, *level)[0])
+    assert not torch.allclose(told[1], network(x, *level)[1])

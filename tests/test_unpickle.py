@@ -80,12 +80,12 @@ def test_numbers_of_old_and_new_numpy(core):
 
 
 @pytest.mark.parametrize("values", [torch.arange(5.0), torch.ones(3).half(), torch.zeros(0)])
-def test_a_storage_in_a_zip_is_read_too(values):
-    stored = nested(typed(values))
-    assert stored.startswith(b"PK")
-    read = read_pickle(dumped(Call(torch.storage._load_from_bytes, stored)))
+def test_a_storage_is_read_in_the_form_in_which_torch_pickles_it(values):
+    read = read_pickle(dumped(typed(values)))
     assert read.dtype == values.dtype
     assert torch.equal(read, values)
+    with pytest.raises(ValueError, match="no pickle"):
+        read_pickle(dumped(Call(torch.storage._load_from_bytes, nested(typed(values)))))  # a zip
 
 
 def typed(values: torch.Tensor):
@@ -213,6 +213,7 @@ ATTACKS = {
         Call(torch.storage._load_from_bytes, nested(Call(bytearray, 2_000_000_000)))
     ),
     "a class that is given a state": lambda _: b"\x80\x02cdnnlib.util\nEasyDict\n}K\x01K\x02sb.",
+    "a function with a state": lambda _: b"\x80\x02ccollections\nOrderedDict\n}K\x01K\x02sb.",
     "numbers that are objects": lambda _: dumped(Call(np.dtype, "O8")),
     "a file outside": lambda _: b"\x80\x02(Pother\nQ.",
     "an extension": lambda _: b"\x80\x02\x82\x01.",

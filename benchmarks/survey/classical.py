@@ -17,11 +17,17 @@ from benchmarks.survey.task import Budget, Method, Sampler, Task, fit_within
 from dmd_tutorial import dmd
 from dmd_tutorial.noise import noise_like
 from dmd_tutorial.samplers import one_step
-from dmd_tutorial.survey.classical.energy import contrastive_loss, energy_denoiser, walk
-from dmd_tutorial.survey.classical.gan import gan_step
-from dmd_tutorial.survey.classical.perceptron import Perceptron
-from dmd_tutorial.survey.classical.realnvp import RealNVP, flow_log_prob
-from dmd_tutorial.survey.classical.vae import VAE, elbo
+from dmd_tutorial.survey.classical import (
+    VAE,
+    Perceptron,
+    RealNVP,
+    contrastive_loss,
+    elbo,
+    energy_denoiser,
+    flow_log_prob,
+    gan_step,
+    walk,
+)
 from dmd_tutorial.training import FitSettings, averaged
 
 

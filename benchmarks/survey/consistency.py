@@ -8,12 +8,16 @@ from torch import Generator, Tensor, nn
 from benchmarks.survey.task import Budget, Method, Sampler, Task, sampling
 from dmd_tutorial.denoisers import EDMDenoiser
 from dmd_tutorial.noise import karras_grid, noise_like
-from dmd_tutorial.survey.consistency.levels import doubling_bins, neighbour_levels
-from dmd_tutorial.survey.consistency.loss import consistency_loss, pseudo_huber
-from dmd_tutorial.survey.consistency.model import ConsistencyModel, multistep
-from dmd_tutorial.survey.consistency.pairs import distillation_pair, training_pair
-from dmd_tutorial.survey.consistency.trajectory import (
+from dmd_tutorial.survey.consistency import (
+    ConsistencyModel,
     TrajectoryModel,
+    consistency_loss,
+    distillation_pair,
+    doubling_bins,
+    multistep,
+    neighbour_levels,
+    pseudo_huber,
+    training_pair,
     trajectory_loss,
     trajectory_sampler,
 )

@@ -20,9 +20,9 @@ ENTRY = re.compile(r"^(\*{0,2}\w+)(?: \([^)]*\))?: (.*)$")
 
 HEAD = """\
 The page goes from the heart outwards: [dmd](#dmd), then what it stands on, down to the ground, then
-what stands on it, and the wings last. In the signatures `x` has shape (batch, \\*shape), `sigma`
-shape (batch,) and the units of `x`; shapes are written as
-[jaxtyping](https://docs.kidger.site/jaxtyping/) has them.
+what stands on it, and the wings last. In the signatures `Samples` are a batch of any shape, (batch,
+\\*shape), and `PerSample` is one number for each of them, (batch,), such as a noise level in the
+units of `x`; other shapes are written as [jaxtyping](https://docs.kidger.site/jaxtyping/) has them.
 """
 
 Documented = ast.FunctionDef | ast.ClassDef

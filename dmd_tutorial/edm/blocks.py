@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
+
+from dmd_tutorial.checks import PerSample
+from dmd_tutorial.networks.unet import Recomputable
 
 Direction = Literal["up", "down"]
 Taps = Sequence[float]  # of a filter along one axis, even in number
@@ -28,14 +30,12 @@ class Style(NamedTuple):
     taps: tuple[float, ...]  # of the resampling filter
 
 
-class UNetBlock(nn.Module):
+class UNetBlock(Recomputable):
     """Two convolutions with a short cut, told the noise level; then, in places, self-attention.
 
     With `resample` height and width are halved ("down") or doubled ("up") on the way.
     Source: Karras et al. 2022 (EDM), appendix F.
     """
-
-    recompute = False  # in the backward pass, instead of keeping what is inside
 
     def __init__(
         self, in_channels: int, out_channels: int, style: Style,
@@ -61,14 +61,6 @@ class UNetBlock(nn.Module):
             self.norm2 = norm(out_channels, style.eps)
             self.qkv = conv(out_channels, 3 * out_channels, kernel=1)
             self.proj = conv(out_channels, out_channels, kernel=1)
-
-    def forward(
-        self, x: Float[Tensor, "batch in_c h w"], embedding: Float[Tensor, "batch embedding"]
-    ) -> Float[Tensor, "batch out_c new_h new_w"]:
-        """Map feature maps to feature maps, resampled where the block resamples."""
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._map, x, embedding, use_reentrant=False)
-        return self._map(x, embedding)
 
     def _map(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv0(functional.silu(self.norm0(x)))
@@ -102,7 +94,7 @@ class PositionalEmbedding(nn.Module):
         super().__init__()
         self.channels, self.endpoint = channels, endpoint
 
-    def forward(self, number: Float[Tensor, " batch"]) -> Float[Tensor, "batch channels"]:
+    def forward(self, number: PerSample) -> Float[Tensor, "batch channels"]:
         """Cosines and sines at each frequency."""
         count = self.channels // 2
         steps = torch.arange(count, dtype=number.dtype, device=number.device)
@@ -121,7 +113,7 @@ class FourierEmbedding(nn.Module):
         super().__init__()
         self.register_buffer("freqs", scale * torch.randn(channels // 2))
 
-    def forward(self, number: Float[Tensor, " batch"]) -> Float[Tensor, "batch channels"]:
+    def forward(self, number: PerSample) -> Float[Tensor, "batch channels"]:
         """Cosines and sines at each frequency."""
         return _waves(number, 2 * math.pi * self.freqs.to(number.dtype))
 

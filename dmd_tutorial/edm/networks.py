@@ -33,7 +33,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dmd_tutorial.checks import Condition, check_label
+from dmd_tutorial.checks import Condition, PerSample
 from dmd_tutorial.denoisers import SIGMA_DATA, EDMDenoiser
 from dmd_tutorial.edm.blocks import (
     ConvThenDown,
@@ -45,6 +45,7 @@ from dmd_tutorial.edm.blocks import (
     conv,
     norm,
 )
+from dmd_tutorial.networks.mlp import one_hot
 
 
 class _RawNetwork(nn.Module):
@@ -64,7 +65,7 @@ class _RawNetwork(nn.Module):
         self.classes: int = self.config["label_dim"]
 
     def forward(
-        self, x: Float[Tensor, "batch channels size size"], c_noise: Float[Tensor, " batch"],
+        self, x: Float[Tensor, "batch channels size size"], c_noise: PerSample,
         label: Condition | None = None, augment: Float[Tensor, "batch augment_dim"] | None = None,
     ) -> Float[Tensor, "batch out_channels size size"]:  # fmt: skip
         """Map scaled noisy images to F.
@@ -78,12 +79,8 @@ class _RawNetwork(nn.Module):
         return self._map(x, self._embed(c_noise, self._rows(label, x), augment))
 
     def _rows(self, label: Condition | None, x: Tensor) -> Float[Tensor, "batch classes"]:
-        if label is None:
-            return x.new_zeros(len(x), self.classes)
-        if label.ndim == 1:
-            check_label(x, label, self.classes)
-            rows = functional.one_hot(label.long().clamp_min(0), self.classes)
-            return (rows * (label >= 0)[:, None]).to(x)
+        if label is None or label.ndim == 1:
+            return one_hot(x, label, self.classes)
         if label.shape != (len(x), self.classes) or not self.classes:
             wanted = f"({len(x)},) classes or ({len(x)}, {self.classes}) numbers"
             raise ValueError(f"label has shape {tuple(label.shape)}, not {wanted}")

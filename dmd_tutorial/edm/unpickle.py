@@ -13,7 +13,6 @@ import math
 import pickle
 import pickletools
 import warnings
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -121,10 +120,6 @@ class _Unpickler(_PythonUnpickler):
             raise Refused(f"the file asks for {shown(asked)}, which weights do not need")
         return self.names[asked]
 
-    def persistent_load(self, pid: Any) -> Any:
-        """Refuse a reference to something outside the file."""
-        raise Refused("the file refers to data outside itself")
-
     # An instruction that changes an object may only change the kind it is made for: no tensor (its
     # own `__setstate__` makes memory), no class, no function.
     def _build(self) -> None:
@@ -188,37 +183,25 @@ def _network_names(size: int) -> dict[str, Any]:
     """Name in a file of that many bytes -> substitute; made anew for each file."""
     storages, texts = _Budget(size), _Budget(size)
     names: dict[str, Any] = {
-        "torch_utils.persistence._reconstruct_persistent_obj": _call(_persistent_object),
-        "torch._utils._rebuild_tensor_v2": _call(_tensor),
-        "torch._utils._rebuild_parameter": _call(_parameter),
-        "torch.storage._load_from_bytes": _call(partial(read_storage, budget=storages)),
-        "collections.OrderedDict": _call(lambda: OrderedDict()),
-        "builtins.set": _call(_set),
-        "__builtin__.set": _call(_set),
-        "_codecs.encode": _call(partial(_encode, budget=texts)),
-        "numpy.dtype": _call(_dtype),
-        "numpy.core.multiarray.scalar": _call(_scalar),
-        "numpy._core.multiarray.scalar": _call(_scalar),
+        "torch_utils.persistence._reconstruct_persistent_obj": _persistent_object,
+        "torch._utils._rebuild_tensor_v2": _tensor,
+        "torch._utils._rebuild_parameter": _parameter,
+        "torch.storage._load_from_bytes": partial(read_storage, budget=storages),
+        "collections.OrderedDict": lambda: OrderedDict(),
+        "builtins.set": _set,
+        "__builtin__.set": _set,
+        "_codecs.encode": partial(_encode, budget=texts),
+        "numpy.dtype": _dtype,
+        "numpy.core.multiarray.scalar": _scalar,
+        "numpy._core.multiarray.scalar": _scalar,
     }
     inert = ["torch.nn.modules.container.ModuleDict", "torch.nn.modules.container.ModuleList",
              "torch.nn.modules.container.Sequential", "numpy.core.multiarray._reconstruct",
              "numpy._core.multiarray._reconstruct", "numpy.ndarray"]  # fmt: skip
-    names |= {name: type("Inert", (Inert,), {}) for name in inert}
+    names |= dict.fromkeys(inert, Inert)
     # it begins empty: the entries come one by one, and their keys are checked
     names["dnnlib.util.EasyDict"] = type("EasyDict", (dict,), {"__init__": lambda *_: None})
     return names
-
-
-def _call(function: Callable) -> Any:
-    """A function behind an object without attributes that a file could set."""
-
-    class Call:
-        __slots__ = ()
-
-        def __call__(self, *arguments: object) -> object:
-            return function(*arguments)
-
-    return Call()
 
 
 def _persistent_object(meta: object) -> Inert:
@@ -298,16 +281,14 @@ def _are_counts(values: object) -> bool:
 
 
 def read_storage(content: object, budget: _Budget) -> Tensor:
-    """The values, not to be written to, of a storage: pickles, or a zip, within the pickle.
+    """The values, not to be written to, of a storage: pickles, then the values, within the pickle.
 
-    Its old form is pickles, then the values; its new one a zip. `Refused` if it holds anything
-    else or declares more values than it has.
+    Torch has a newer form, a zip, but pickles a storage in this old one. `Refused` if it holds
+    anything else or declares more values than it has.
     """
     if not isinstance(content, bytes):
         raise Refused("a storage is not given as bytes")
     budget.take(len(content))  # time, too: the same bytes read a million times are refused
-    if content[:2] == b"PK":
-        return _zipped_storage(content)
     position, pickles, declared = 0, list[Any](), list[tuple]()
     for _ in range(5):  # magic number, protocol, system, the storage, the keys of all storages
         rest = content[position : position + 100_000]  # these are short; the values follow them
@@ -316,19 +297,15 @@ def read_storage(content: object, budget: _Budget) -> Tensor:
         position += length
     if pickles[0] != MAGIC or len(declared) != 1 or pickles[4] != [declared[0][2]]:
         raise Refused("bytes that should be one storage hold something else")
+    dtype, count, size = declared[0][1], declared[0][4], len(content) - position - 8
     written = int.from_bytes(content[position : position + 8], "little")
-    return _values(content, position + 8, declared[0], written == declared[0][4])
-
-
-def _values(content: bytes, position: int, declared: tuple, sound: bool) -> Tensor:
-    dtype, count, size = declared[1], declared[4], len(content) - position
-    if not sound or size != count * dtype.itemsize:
+    if written != count or size != count * dtype.itemsize:
         raise Refused(f"a storage declares {count} values, it has {size} bytes of them")
     if size == 0:
         return torch.empty(0, dtype=dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # bytes are not to be written to, and nobody does
-        return torch.frombuffer(content, dtype=dtype, offset=position)
+        return torch.frombuffer(content, dtype=dtype, offset=position + 8)
 
 
 class _StorageUnpickler(_Unpickler):
@@ -351,24 +328,6 @@ class _StorageUnpickler(_Unpickler):
             raise Refused("a storage is not described as torch does")
         self.declared.append(pid)
         return Inert()
-
-
-def _zipped_storage(content: bytes) -> Tensor:
-    """Not by `torch.load`: even where it reads weights only, a call may ask for any memory."""
-    declared: list[tuple] = []
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
-        entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
-        packed = any(e.compress_type != zipfile.ZIP_STORED for e in entries.values())
-        if packed or sum(e.file_size for e in entries.values()) > len(content):
-            raise Refused("a storage's zip would unpack to more than it holds")
-        program = archive.read(entries["data.pkl"])
-        scan(program)
-        _StorageUnpickler(io.BytesIO(program), declared).load()
-        if len(declared) != 1:
-            raise Refused("a zip that should be one storage holds something else")
-        values = archive.read(entries[f"data/{declared[0][2]}"])
-        order = archive.read(entries["byteorder"]) if "byteorder" in entries else b"little"
-    return _values(values, 0, declared[0], order == b"little")
 
 
 def state_dict_of(network: object) -> dict[str, Tensor]:

@@ -8,14 +8,23 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from dmd_tutorial.checks import Condition, check_label
+from dmd_tutorial.checks import Condition, PerSample, Samples, check_label
 
 
-def noise_features(c_noise: Float[Tensor, " batch"], count: int) -> Float[Tensor, "batch count"]:
+def noise_features(c_noise: PerSample, count: int) -> Float[Tensor, "batch count"]:
     """Waves from which a network tells levels apart: cosines, sines at wave numbers 1/4 to 8."""
     exponents = torch.linspace(-2, 3, count // 2, device=c_noise.device, dtype=c_noise.dtype)
     phase = c_noise[:, None] * (2 * math.pi * 2**exponents)
     return torch.cat([phase.cos(), phase.sin()], dim=1)
+
+
+def one_hot(x: Samples, label: Condition | None, classes: int) -> Float[Tensor, "batch classes"]:
+    """A row a sample: 1 at its class, zeros without one (or with `NO_CLASS`); the type of x."""
+    check_label(x, label, classes)
+    if label is None:
+        return x.new_zeros(len(x), classes)
+    rows = functional.one_hot(label.long().clamp_min(0), classes)
+    return (rows * (label >= 0)[:, None]).to(x)
 
 
 class MLP(nn.Module):
@@ -38,21 +47,15 @@ class MLP(nn.Module):
         self.out = Linears(copies, hidden, dim, zero=True)  # so that D starts as c_skip x
 
     def forward(
-        self,
-        x: Float[Tensor, "batch dim"],
-        c_noise: Float[Tensor, " batch"],
-        label: Condition | None = None,
+        self, x: Float[Tensor, "batch dim"], c_noise: PerSample, label: Condition | None = None
     ) -> Float[Tensor, "batch dim"]:
         """Map scaled noisy points to F; without a label (or `NO_CLASS`) the class input is zero."""
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"x has shape {tuple(x.shape)}, the network wants (batch, {self.dim})")
         if len(x) % self.copies:
             raise ValueError(f"x has batch {len(x)}, not a multiple of {self.copies} copies")
-        check_label(x, label, self.classes)
-        one_hot = x.new_zeros(len(x), self.classes)
-        if label is not None:
-            one_hot[torch.arange(len(x)), label.clamp_min(0)] = (label >= 0).to(x)
-        inputs = torch.cat([x, noise_features(c_noise, self.features), one_hot], dim=1)
+        told = one_hot(x, label, self.classes)
+        inputs = torch.cat([x, noise_features(c_noise, self.features), told], dim=1)
         h = inputs.reshape(self.copies, -1, inputs.shape[1])  # (copies, block, features)
         for layer in self.hidden:
             h = functional.silu(layer(h))

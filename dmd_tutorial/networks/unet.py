@@ -4,7 +4,7 @@ Shapes in comments: b batch, c channels, h height, w width, e embedding.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from dmd_tutorial.checks import Condition, check_label
+from dmd_tutorial.checks import Condition, PerSample, check_label
 from dmd_tutorial.networks.mlp import noise_features
 
 
@@ -66,11 +66,9 @@ class UNet(nn.Module):
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 
     def forward(
-        self,
-        x: Float[Tensor, "batch channels size size"],
-        c_noise: Float[Tensor, " batch"],
+        self, x: Float[Tensor, "batch channels size size"], c_noise: PerSample,
         label: Condition | None = None,
-    ) -> Float[Tensor, "batch channels size size"]:
+    ) -> Float[Tensor, "batch channels size size"]:  # fmt: skip
         """Map scaled noisy images to F; without a label (or `NO_CLASS`) its embedding is zero."""
         if x.shape[1:] != (self.channels, self.size, self.size):
             wanted = f"(batch, {self.channels}, {self.size}, {self.size})"
@@ -101,10 +99,23 @@ class UNet(nn.Module):
         return self.last(functional.silu(self.last_norm(h)))
 
 
-class Block(nn.Module):
-    """Two convolutions with a short cut; the embedding scales and shifts what is between them."""
+class Recomputable(nn.Module):
+    """A block that may compute its inside again in the backward pass, instead of keeping it."""
 
-    recompute = False  # in the backward pass, instead of keeping what is inside
+    recompute = False
+    _map: Callable[[Tensor, Tensor], Tensor]
+
+    def forward(
+        self, x: Float[Tensor, "b before h w"], embedding: Float[Tensor, "b e"]
+    ) -> Float[Tensor, "b after new_h new_w"]:
+        """Map feature maps to feature maps, told by an embedding."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._map, x, embedding, use_reentrant=False)
+        return self._map(x, embedding)
+
+
+class Block(Recomputable):
+    """Two convolutions with a short cut; the embedding scales and shifts what is between them."""
 
     def __init__(self, before: int, after: int, embedding: int) -> None:
         super().__init__()
@@ -114,12 +125,6 @@ class Block(nn.Module):
         self.norm2 = nn.GroupNorm(8, after)
         self.conv2 = nn.Conv2d(after, after, 3, padding=1)
         self.short_cut = nn.Conv2d(before, after, 1) if before != after else nn.Identity()
-
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Map (b, before, h, w) and (b, e) to (b, after, h, w)."""
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self._map, x, embedding, use_reentrant=False)
-        return self._map(x, embedding)
 
     def _map(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv1(functional.silu(self.norm1(x)))

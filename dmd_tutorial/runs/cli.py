@@ -256,11 +256,8 @@ class Evaluate(Drawing):
         if not Processes().first:
             return
         images = _images(replace(self.table, data=self.data, shape=shape), self.data, shape[1])
-        drawn = {
-            "seed": self.seed,
-            "data": self.data,
-            "images_per_second": round(len(x) / seconds, 1),
-        }
+        speed = round(len(x) / seconds, 1)
+        drawn = {"seed": self.seed, "data": self.data, "images_per_second": speed}
         measured = pipeline.measure(model, x, label, images, self.features, self.steps)
         text = pretrained.plain_json({"model": self.model, **drawn, **measured}, indent=1)
         if self.out:

@@ -3,9 +3,9 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -99,11 +99,7 @@ def available(device: torch.device | str) -> int:
     """Free memory where networks will run, in bytes."""
     if torch.device(device).type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    table = Path("/proc/meminfo")
-    for line in table.read_text().splitlines() if table.exists() else []:
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 2**63 - 1  # unknown: nothing is said
+    return psutil.virtual_memory().available
 
 
 def advice(

@@ -6,24 +6,15 @@ weights, here its average is what is kept and measured, because raw weights swin
 step (chapter 6).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import nn
 
 from dmd_tutorial.denoisers import EDMDenoiser
-from dmd_tutorial.edm.networks import SongUNet
+from dmd_tutorial.edm.networks import published_denoiser
 from dmd_tutorial.networks import UNet
 from dmd_tutorial.runs.compute import Compute
 from dmd_tutorial.training import DistillSettings, TeacherSettings
-
-NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    "UNet": UNet,  # this book's
-    "SongUNet": lambda size, channels, classes, **more: SongUNet(
-        size, channels, channels, classes, **more
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -35,7 +26,7 @@ class Preset:
     classes: int  # 0 for none
     features: str = "digits"  # in which samples are compared with the data; or inception
     published: str = ""  # name of the published teacher; empty where it is trained here
-    network: str = "UNet"  # of a teacher that is trained here, see `NETWORKS`
+    network: str = "UNet"  # of a teacher that is trained here: this book's, or one of `edm`
     network_options: dict = field(default_factory=dict)  # beyond shape and classes
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     pairs: int = 10_000  # pairs (z, y) of the anchor
@@ -50,8 +41,13 @@ class Preset:
         channels, size, _ = self.shape
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.teacher.seed)
-            network = NETWORKS[self.network](size, channels, self.classes, **self.network_options)
-            return EDMDenoiser(network).to(memory_format=torch.channels_last)
+            if self.network == "UNet":
+                network = UNet(size, channels, self.classes, **self.network_options)
+                denoiser = EDMDenoiser(network)
+            else:
+                shape, options = (size, channels, self.classes), self.network_options
+                denoiser = published_denoiser(*shape, self.network, **options)
+            return denoiser.to(memory_format=torch.channels_last)
 
 
 # Regression on the pairs alone: the loss is their distance as it is.

@@ -6,19 +6,17 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from dmd_tutorial.checks import Condition
+from dmd_tutorial.checks import Condition, Samples
 from dmd_tutorial.denoisers import Denoiser
-from dmd_tutorial.samplers.step import Counted, Step, start
+from dmd_tutorial.samplers.step import Counted, Ladder, Step, start
 
 
 @torch.no_grad()
 def euler(
-    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
-    label: Condition | None = None,
-) -> Iterator[Step]:  # fmt: skip
+    denoiser: Denoiser, z: Samples, levels: Ladder, label: Condition | None = None
+) -> Iterator[Step]:
     """Euler's method on the probability-flow ODE, of first order (Song et al. 2021, Eq. 13)."""
     counted = Counted(denoiser, label, z.dtype)
     x = start(z, levels)
@@ -30,9 +28,8 @@ def euler(
 
 @torch.no_grad()
 def heun(
-    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
-    label: Condition | None = None,
-) -> Iterator[Step]:  # fmt: skip
+    denoiser: Denoiser, z: Samples, levels: Ladder, label: Condition | None = None
+) -> Iterator[Step]:
     """Heun's method on the probability-flow ODE, of second order (EDM, Algorithm 1).
 
     The step to level 0 is Euler's, as the slope there is 0/0: N steps cost 2N - 1 evaluations.
@@ -58,7 +55,7 @@ def heun_step(
 
 @torch.no_grad()
 def rk45(
-    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
+    denoiser: Denoiser, z: Samples, levels: Ladder,
     label: Condition | None = None, *, tolerance: float = 1e-3,
 ) -> Iterator[Step]:  # fmt: skip
     """Dormand and Prince's method of order 5, which chooses its own steps (scipy's).

@@ -5,95 +5,60 @@ differ in f, g and a factor alpha between their states; one function runs both b
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Protocol
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
-from torch import Generator, Tensor
+from torch import Generator
 
-from dmd_tutorial.checks import Condition
+from dmd_tutorial.checks import Condition, Samples
 from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.noise import noise_like
-from dmd_tutorial.samplers.step import Counted, Step, start
+from dmd_tutorial.samplers.step import Counted, Ladder, Step, start
 
 
-class Process(Protocol):
+class Process(NamedTuple):
     """A linear diffusion ``dx = f(t) x dt + g(t) dw`` of clean samples into noise."""
 
-    def time(self, sigma: float) -> float:
-        """When the state over alpha has this noise level."""
-
-    def alpha(self, t: float) -> float:
-        """What is left of the clean sample in the state."""
-
-    def f(self, t: float) -> float:
-        """The drift over the state, in one over time."""
-
-    def g_squared(self, t: float) -> float:
-        """Variance of the noise that comes in a unit of time."""
+    time: Callable[[float], float]  # when the state over alpha has a noise level
+    alpha: Callable[[float], float]  # what is left of the clean sample in the state
+    f: Callable[[float], float]  # the drift over the state, in one over time
+    g_squared: Callable[[float], float]  # variance of the noise that comes in a unit of time
 
 
-@dataclass(frozen=True)
-class VarianceExploding:
-    """``dx = sqrt(2 t) dw``: time is the noise level (Song et al. 2021, Eq. 9, in EDM's clock)."""
-
-    def time(self, sigma: float) -> float:
-        """Time is the noise level."""
-        return sigma
-
-    def alpha(self, t: float) -> float:
-        """The clean sample is not scaled."""
-        return 1.0
-
-    def f(self, t: float) -> float:
-        """There is no drift."""
-        return 0.0
-
-    def g_squared(self, t: float) -> float:
-        """The derivative of the variance, t squared."""
-        return 2 * t
-
-
-@dataclass(frozen=True)
-class VariancePreserving:
+def variance_preserving(beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
     """``dx = -beta x / 2 dt + sqrt(beta) dw`` with a beta that rises linearly: DDPM's limit.
 
-    Source: Song et al. 2021, Eq. 11 and appendix B.
+    beta_min is at time 0 and beta_max at time 1, in one over time. Source: Song et al. 2021, Eq. 11
+    and appendix B.
     """
+    slope = beta_max - beta_min
 
-    beta_min: float = 0.1  # at time 0, in one over time
-    beta_max: float = 20.0  # at time 1
+    def time(sigma: float) -> float:
+        # solves: integral of beta up to t = ln(1 + sigma^2), a quadratic equation
+        integral = math.log1p(sigma**2)
+        root = math.sqrt(beta_min**2 + 2 * slope * integral)
+        return 2 * integral / (beta_min + root)  # no digits are lost where t is small
 
-    def time(self, sigma: float) -> float:
-        """Solve ``integral of beta up to t = ln(1 + sigma^2)``, a quadratic equation."""
-        slope, integral = self.beta_max - self.beta_min, math.log1p(sigma**2)
-        root = math.sqrt(self.beta_min**2 + 2 * slope * integral)
-        return 2 * integral / (self.beta_min + root)  # no digits are lost where t is small
+    def alpha(t: float) -> float:
+        return math.exp(-(beta_min * t + slope * t**2 / 2) / 2)
 
-    def alpha(self, t: float) -> float:
-        """``exp(-integral of beta / 2)``."""
-        return math.exp(-(self.beta_min * t + (self.beta_max - self.beta_min) * t**2 / 2) / 2)
+    def beta(t: float) -> float:
+        return beta_min + slope * t
 
-    def f(self, t: float) -> float:
-        """Minus a half of beta."""
-        return -self.g_squared(t) / 2
-
-    def g_squared(self, t: float) -> float:
-        """Beta."""
-        return self.beta_min + (self.beta_max - self.beta_min) * t
+    return Process(time, alpha, f=lambda t: -beta(t) / 2, g_squared=beta)
 
 
-VE, VP = VarianceExploding(), VariancePreserving()
+# ``dx = sqrt(2 t) dw``: time is the noise level (Song et al. 2021, Eq. 9, in EDM's clock)
+VE = Process(lambda sigma: sigma, lambda t: 1.0, f=lambda t: 0.0, g_squared=lambda t: 2 * t)
+VP = variance_preserving()
 
 
 @torch.no_grad()
 def reverse_sde(
-    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
-    label: Condition | None = None, *, process: Process = VE, chance: float = 1.0,
-    rng: Generator | None = None,
+    denoiser: Denoiser, z: Samples, levels: Ladder, label: Condition | None = None, *,
+    process: Process = VE, chance: float = 1.0, rng: Generator | None = None,
 ) -> Iterator[Step]:  # fmt: skip
     """Run a diffusion backwards with the steps of Euler and Maruyama.
 
@@ -121,7 +86,7 @@ def reverse_sde(
 
 
 def probability_flow(
-    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
+    denoiser: Denoiser, z: Samples, levels: Ladder,
     label: Condition | None = None, *, process: Process = VE,
 ) -> Iterator[Step]:  # fmt: skip
     """Euler's steps on the probability-flow ODE of a diffusion; for `VE` they are `euler`'s.

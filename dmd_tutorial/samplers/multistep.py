@@ -16,12 +16,11 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from dmd_tutorial.checks import Condition
+from dmd_tutorial.checks import Condition, Samples
 from dmd_tutorial.denoisers import Denoiser
-from dmd_tutorial.samplers.step import Counted, Step, start
+from dmd_tutorial.samplers.step import Counted, Ladder, Step, start
 
 History = Sequence[tuple[float, Tensor]]  # (sigma, answer there), the newest first
 
@@ -42,9 +41,7 @@ def polynomial_weights(nodes: Sequence[float], h: float, rate: float) -> list[fl
     return weights
 
 
-def data_step(
-    x: Float[Tensor, "batch *shape"], history: History, sigma: float, sigma_next: float
-) -> Float[Tensor, "batch *shape"]:
+def data_step(x: Samples, history: History, sigma: float, sigma_next: float) -> Samples:
     """One step to a level above 0 with a polynomial through denoised estimates, in any order."""
     kept = math.exp(-math.log(sigma / sigma_next))
     return kept * (x + _integral(history, sigma, sigma_next, rate=1.0))
@@ -57,9 +54,7 @@ def _integral(history: History, sigma: float, sigma_next: float, rate: float) ->
     return sum(weight * answer for weight, (_, answer) in zip(weights, history, strict=True))
 
 
-def linear_step(
-    x: Float[Tensor, "batch *shape"], history: History, sigma_next: float
-) -> Float[Tensor, "batch *shape"]:
+def linear_step(x: Samples, history: History, sigma_next: float) -> Samples:
     """DPM-Solver++(2M): the line through two estimates counts as its middle (Lu 2022, Alg. 2)."""
     (sigma, newest), (before, older) = history
     half = math.log(sigma / sigma_next) / 2
@@ -68,9 +63,7 @@ def linear_step(
     return kept * x + (1 - kept) * middle
 
 
-def quadratic_step(
-    x: Float[Tensor, "batch *shape"], history: History, sigma_next: float, share: float = 1.0
-) -> Float[Tensor, "batch *shape"]:
+def quadratic_step(x: Samples, history: History, sigma_next: float, share: float = 1.0) -> Samples:
     """The step of the multistep DPM-Solver++ of order 3: a parabola through three estimates.
 
     `share` says how much of the quadratic term counts. 1 is the integral of the parabola; with the
@@ -87,9 +80,7 @@ def quadratic_step(
     return kept * x + (1 - kept) * newest + linear * slope + share * quadratic * bend
 
 
-def predict(
-    x: Float[Tensor, "batch *shape"], history: History, sigma_next: float, share: float = 1.0
-) -> Float[Tensor, "batch *shape"]:
+def predict(x: Samples, history: History, sigma_next: float, share: float = 1.0) -> Samples:
     """The step of DPM-Solver++ whose order is the length of the history; for share see above.
 
     At level 0 the newest estimate is the answer. Source: Lu et al. 2022, Eq. 9 and Algorithm 2.
@@ -104,7 +95,7 @@ def predict(
 
 @torch.no_grad()
 def dpm_solver(
-    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
+    denoiser: Denoiser, z: Samples, levels: Ladder,
     label: Condition | None = None, *, order: int = 2, share: float = 1.0,
 ) -> Iterator[Step]:  # fmt: skip
     """DPM-Solver++, multistep: one evaluation a step, of order 1 (`euler`), 2 (2M) or 3.
@@ -124,7 +115,7 @@ def dpm_solver(
 
 @torch.no_grad()
 def deis(
-    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
+    denoiser: Denoiser, z: Samples, levels: Ladder,
     label: Condition | None = None, *, order: int = 3,
 ) -> Iterator[Step]:  # fmt: skip
     """DEIS: the polynomial goes through the noise estimates, which are the slopes dx/dsigma.
@@ -147,7 +138,7 @@ def deis(
 
 @torch.no_grad()
 def unipc(
-    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
+    denoiser: Denoiser, z: Samples, levels: Ladder,
     label: Condition | None = None, *, order: int = 2,
 ) -> Iterator[Step]:  # fmt: skip
     """UniPC: DPM-Solver++'s step, corrected as soon as the denoiser has answered at its end.
@@ -170,9 +161,7 @@ def unipc(
         yield Step(index, x, denoised, sigma_next, counted.calls)
 
 
-def corrected_step(
-    before: Float[Tensor, "batch *shape"], history: History
-) -> Float[Tensor, "batch *shape"]:
+def corrected_step(before: Samples, history: History) -> Samples:
     """The last step again, with the answer at its end, the history's first, as a node (UniPC)."""
     (sigma_next, newest), (sigma, older), *rest = history
     if not rest:  # of order 1: the paper takes the mean of both ends

@@ -6,18 +6,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dmd_tutorial.checks import Condition
+from dmd_tutorial.checks import Condition, Samples
 from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.noise import sampling_levels
 from dmd_tutorial.samplers.classical import heun
-from dmd_tutorial.samplers.step import Step
+from dmd_tutorial.samplers.step import Ladder, Step
 
 
 def sample(
-    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], label: Condition | None = None, *,
-    steps: int = 18, sampler: Callable[..., Iterator[Step]] = heun,
-    levels: Float[Tensor, " steps+1"] | None = None, batch: int = 1000,
-) -> Float[Tensor, "batch *shape"]:  # fmt: skip
+    denoiser: Denoiser, z: Samples, label: Condition | None = None, *, steps: int = 18,
+    sampler: Callable[..., Iterator[Step]] = heun, levels: Ladder | None = None, batch: int = 1000,
+) -> Samples:  # fmt: skip
     """Run a sampler to its end; without levels it takes `steps` steps on EDM's.
 
     Options of the sampler are bound by `functools.partial`. The samples come back in the type of z;

@@ -7,16 +7,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dmd_tutorial.checks import Condition, check_finite
+from dmd_tutorial.checks import Condition, Samples, check_finite
 from dmd_tutorial.denoisers import Denoiser, noise_from_denoised
+
+Ladder = Float[Tensor, " steps+1"]  # falling noise levels
 
 
 class Step(NamedTuple):
     """What a sampler has done so far."""
 
     index: int  # type: ignore[assignment]  # from 0; hides tuple.index, which nobody needs
-    x: Float[Tensor, "batch *shape"]  # the state after the step, see `exact`
-    denoised: Float[Tensor, "batch *shape"]  # the denoiser's last answer, in the same type
+    x: Samples  # the state after the step, see `exact`
+    denoised: Samples  # the denoiser's last answer, in the same type
     sigma: float  # the noise level that x has now
     evaluations: int  # calls of the denoiser since the start
 
@@ -29,7 +31,7 @@ def state_type(device: torch.device) -> torch.dtype:
     return torch.float32
 
 
-def exact(x: Float[Tensor, "batch *shape"]) -> Float[Tensor, "batch *shape"]:
+def exact(x: Samples) -> Samples:
     """The same numbers in the type of a state."""
     return x.to(state_type(x.device))
 
@@ -53,9 +55,7 @@ class Counted:
         return denoised, noise_from_denoised(x, denoised, levels)
 
 
-def start(
-    z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " levels"]
-) -> Float[Tensor, "batch *shape"]:
+def start(z: Samples, levels: Float[Tensor, " levels"]) -> Samples:
     """Where a sampler starts: ``levels[0] * z``; levels must fall."""
     check_finite(z=z)
     if len(levels) < 2 or (levels.diff() >= 0).any():

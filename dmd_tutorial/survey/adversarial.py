@@ -14,21 +14,20 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from dmd_tutorial import dmd
-from dmd_tutorial.checks import Condition, expand
+from dmd_tutorial.checks import Condition, PerSample, Samples, expand
 from dmd_tutorial.denoisers import Denoiser, EDMDenoiser
 from dmd_tutorial.networks.mlp import MLP, Linears
 from dmd_tutorial.networks.unet import Block, UNet
 from dmd_tutorial.noise import add_noise, dmd_sigma, karras_grid, noise_like
 
 
-def signal_weight(sigma: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+def signal_weight(sigma: PerSample) -> PerSample:
     """The signal's share, ``c(t) = alpha_t = 1 / sqrt(1 + sigma^2)`` (ADD, Section 3.3)."""
     return (1 + sigma**2).rsqrt()
 
 
 def teacher_loss(
-    teacher: Denoiser, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
-    noise: Float[Tensor, "batch *shape"], label: Condition | None = None,
+    teacher: Denoiser, x: Samples, sigma: PerSample, noise: Samples, label: Condition | None = None,
     weight: Callable[[Tensor], Tensor] = signal_weight,
 ) -> Float[Tensor, ""]:  # fmt: skip
     """``c |x - sg[D(x_noisy)]|^2``, with noise of its own, not the generator's (ADD, Eq. 4)."""
@@ -73,7 +72,7 @@ class FrozenFeatures(nn.Module):
             raise ValueError(f"a {type(network).__name__} has no features that are known here")
 
     def forward(
-        self, x: Float[Tensor, "batch *shape"], label: Condition | None = None
+        self, x: Samples, label: Condition | None = None
     ) -> tuple[Float[Tensor, "batch width"], ...]:
         """Features of samples for each layer, differentiable by the samples."""
         kept: list[Tensor] = []
@@ -128,9 +127,8 @@ class Batch(NamedTuple):
 
 
 def generator_loss(
-    x: Float[Tensor, "batch *shape"], teacher: Denoiser,
-    judge: Callable[[Tensor, Condition | None], Tensor], label: Condition | None,
-    objective: Objective, rng: Generator | None = None,
+    x: Samples, teacher: Denoiser, judge: Callable[[Tensor, Condition | None], Tensor],
+    label: Condition | None, objective: Objective, rng: Generator | None = None,
 ) -> Float[Tensor, ""]:  # fmt: skip
     """Fool the judge (logits of samples and label), stay by the teacher (ADD, Eq. 1)."""
     loss = x.new_zeros(())

@@ -12,30 +12,28 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from dmd_tutorial.checks import Condition, check_same_shape, check_sigma, expand
+from dmd_tutorial.checks import Condition, PerSample, Samples, check_same_shape, check_sigma, expand
 from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.noise import SIGMA_MAX, source
 from dmd_tutorial.samplers import Step, euler
-from dmd_tutorial.samplers.step import start
+from dmd_tutorial.samplers.step import Ladder, start
 
 SMALLEST_TIME = 1e-3
 
 
-def time_from_sigma(sigma: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+def time_from_sigma(sigma: PerSample) -> PerSample:
     """The time of a noise level, ``t = sigma / (1 + sigma)``."""
     return sigma / (1 + sigma)
 
 
-def sigma_from_time(t: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+def sigma_from_time(t: PerSample) -> PerSample:
     """The noise level of a time below 1, ``sigma = t / (1 - t)``."""
     if t.min() < 0 or t.max() >= 1:
         raise ValueError(f"need 0 <= t < 1, not {t.min().item():g} to {t.max().item():g}")
     return t / (1 - t)
 
 
-def interpolate(
-    x: Float[Tensor, "batch *shape"], z: Float[Tensor, "batch *shape"], t: Float[Tensor, " batch"]
-) -> Float[Tensor, "batch *shape"]:
+def interpolate(x: Samples, z: Samples, t: PerSample) -> Samples:
     """The straight path ``x_t = (1 - t) x + t z`` (Liu et al. 2023, 2.1, whose time runs back)."""
     check_same_shape(x=x, z=z)
     check_sigma(x, t)
@@ -43,9 +41,8 @@ def interpolate(
 
 
 def velocity(
-    denoiser: Denoiser, x_t: Float[Tensor, "batch *shape"], t: Float[Tensor, " batch"],
-    label: Condition | None = None,
-) -> Float[Tensor, "batch *shape"]:  # fmt: skip
+    denoiser: Denoiser, x_t: Samples, t: PerSample, label: Condition | None = None
+) -> Samples:
     """A denoiser's velocity ``dx_t/dt = (x_t - D) / t``, t in (0, 1); samplers go against it."""
     sigma = sigma_from_time(t)
     denoised = denoiser(x_t / expand(1 - t, x_t), sigma, label)
@@ -53,30 +50,27 @@ def velocity(
 
 
 def conditional_flow_matching_loss(
-    denoiser: Denoiser, x: Float[Tensor, "batch *shape"], z: Float[Tensor, "batch *shape"],
-    t: Float[Tensor, " batch"], label: Condition | None = None,
-) -> Float[Tensor, ""]:  # fmt: skip
+    denoiser: Denoiser, x: Samples, z: Samples, t: PerSample, label: Condition | None = None
+) -> Float[Tensor, ""]:
     """Mean square of the velocity less that of the path drawn (Lipman et al. 2023, Theorem 2)."""
     return functional.mse_loss(velocity(denoiser, interpolate(x, z, t), t, label), z - x)
 
 
 def reflow_loss(
-    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], y: Float[Tensor, "batch *shape"],
-    t: Float[Tensor, " batch"], label: Condition | None = None,
-) -> Float[Tensor, ""]:  # fmt: skip
+    denoiser: Denoiser, z: Samples, y: Samples, t: PerSample, label: Condition | None = None
+) -> Float[Tensor, ""]:
     """Flow matching on pairs of noise and what a flow made of *it* (Liu et al. 2023, "reflow")."""
     return conditional_flow_matching_loss(denoiser, y, z, t, label)
 
 
 def distillation_loss(
-    generator: nn.Module, z: Float[Tensor, "batch *shape"], y: Float[Tensor, "batch *shape"],
-    label: Condition | None = None,
-) -> Float[Tensor, ""]:  # fmt: skip
+    generator: nn.Module, z: Samples, y: Samples, label: Condition | None = None
+) -> Float[Tensor, ""]:
     """One step against what the reflowed network made of z in several (InstaFlow, Eq. 6)."""
     return functional.mse_loss(generator(z, label), y)
 
 
-def flow_levels(steps: int, sigma_max: float = SIGMA_MAX) -> Float[Tensor, " steps+1"]:
+def flow_levels(steps: int, sigma_max: float = SIGMA_MAX) -> Ladder:
     """Noise levels of evenly spaced times, falling from sigma_max to 0, for `samplers`."""
     if steps < 1:
         raise ValueError(f"a sampler takes at least 1 step, not {steps}")
@@ -94,12 +88,12 @@ def uniform_time(
 class Path(NamedTuple):
     """Where samples have been."""
 
-    t: Float[Tensor, " steps+1"]
+    t: Ladder
     x: Float[Tensor, "steps+1 batch *shape"]
 
 
 def flow_path(
-    denoiser: Denoiser, z: Float[Tensor, "batch *shape"], levels: Float[Tensor, " steps+1"],
+    denoiser: Denoiser, z: Samples, levels: Ladder,
     label: Condition | None = None, sampler: Callable[..., Iterator[Step]] = euler,
 ) -> Path:  # fmt: skip
     """Run a sampler of the probability-flow ODE and keep its way, as a flow's, noise first."""

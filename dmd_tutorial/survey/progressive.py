@@ -14,19 +14,17 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from dmd_tutorial.checks import Condition, check_same_shape, check_sigma, expand
+from dmd_tutorial.checks import Condition, PerSample, Samples, check_same_shape, check_sigma, expand
 from dmd_tutorial.denoisers import Denoiser, denoised_from_noise, denoised_from_v
 from dmd_tutorial.noise import add_noise, noise_like, source
 from dmd_tutorial.samplers import euler, sample
+from dmd_tutorial.samplers.step import Ladder
 from dmd_tutorial.training import FitRun, FitSettings, Metrics, fit
 
 Draw = Callable[[int, Generator], tuple[Tensor, Condition | None]]  # (count, rng) -> x, label
 
 
-def ddim_step(
-    x: Float[Tensor, "batch *shape"], denoised: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"], sigma_next: Float[Tensor, " batch"],
-) -> Float[Tensor, "batch *shape"]:  # fmt: skip
+def ddim_step(x: Samples, denoised: Samples, sigma: PerSample, sigma_next: PerSample) -> Samples:
     """One step of DDIM: the noise keeps its direction and shrinks (Song et al. 2021, Eq. 12)."""
     check_same_shape(x=x, denoised=denoised)
     check_sigma(x, sigma)
@@ -36,19 +34,15 @@ def ddim_step(
 
 @torch.no_grad()
 def two_steps(
-    teacher: Denoiser, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
-    sigma_between: Float[Tensor, " batch"], sigma_next: Float[Tensor, " batch"],
-    label: Condition | None = None,
-) -> Float[Tensor, "batch *shape"]:  # fmt: skip
+    teacher: Denoiser, x: Samples, sigma: PerSample, sigma_between: PerSample,
+    sigma_next: PerSample, label: Condition | None = None,
+) -> Samples:  # fmt: skip
     """Where two DDIM steps of the teacher land, without gradient history (Algorithm 2)."""
     x = ddim_step(x, teacher(x, sigma, label), sigma, sigma_between)
     return ddim_step(x, teacher(x, sigma_between, label), sigma_between, sigma_next)
 
 
-def target(
-    x: Float[Tensor, "batch *shape"], x_next: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"], sigma_next: Float[Tensor, " batch"],
-) -> Float[Tensor, "batch *shape"]:  # fmt: skip
+def target(x: Samples, x_next: Samples, sigma: PerSample, sigma_next: PerSample) -> Samples:
     """The estimate whose DDIM step goes from x to x_next: ``(x_next - r x) / (1 - r)`` (App. G)."""
     check_same_shape(x=x, x_next=x_next)
     check_sigma(x, sigma)
@@ -76,7 +70,7 @@ class Weighting(StrEnum):
     SNR_PLUS_ONE = "snr+1"  # the squared error of v
 
 
-def weight(weighting: Weighting, sigma: Float[Tensor, " batch"]) -> Float[Tensor, " batch"]:
+def weight(weighting: Weighting, sigma: PerSample) -> PerSample:
     """The weight of a squared error of the denoised estimate, for levels above 0 (Section 4)."""
     snr = 1 / sigma**2
     return {
@@ -93,10 +87,7 @@ class ReadAs(nn.Module):
         super().__init__()
         self.network, self.prediction = network, prediction
 
-    def forward(
-        self, x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
-        label: Condition | None = None,
-    ) -> Float[Tensor, "batch *shape"]:  # fmt: skip
+    def forward(self, x: Samples, sigma: PerSample, label: Condition | None = None) -> Samples:
         """Denoise."""
         check_sigma(x, sigma)
         alpha = expand((1 + sigma**2).rsqrt(), x)
@@ -108,10 +99,9 @@ class ReadAs(nn.Module):
 
 
 def progressive_loss(
-    student: Denoiser, teacher: Denoiser,
-    x: Float[Tensor, "batch *shape"], sigma: Float[Tensor, " batch"],
-    sigma_between: Float[Tensor, " batch"], sigma_next: Float[Tensor, " batch"],
-    label: Condition | None = None, weighting: Weighting = Weighting.SNR_PLUS_ONE,
+    student: Denoiser, teacher: Denoiser, x: Samples, sigma: PerSample, sigma_between: PerSample,
+    sigma_next: PerSample, label: Condition | None = None,
+    weighting: Weighting = Weighting.SNR_PLUS_ONE,
 ) -> Float[Tensor, ""]:  # fmt: skip
     """How far the student's estimate is from the one that does two of the teacher's steps."""
     x_next = two_steps(teacher, x, sigma, sigma_between, sigma_next, label)
@@ -119,7 +109,7 @@ def progressive_loss(
     return (expand(weight(weighting, sigma), x) * error**2).mean()
 
 
-def halved(levels: Float[Tensor, " steps+1"]) -> Float[Tensor, " half+1"]:
+def halved(levels: Ladder) -> Float[Tensor, " half+1"]:
     """Every second level: the student's, where the levels are the teacher's."""
     if len(levels) % 2 == 0:
         raise ValueError(f"{len(levels) - 1} steps cannot be halved")
@@ -127,8 +117,8 @@ def halved(levels: Float[Tensor, " steps+1"]) -> Float[Tensor, " half+1"]:
 
 
 def draw_double_step(
-    batch: int, levels: Float[Tensor, " steps+1"], rng: Generator | None = None
-) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    batch: int, levels: Ladder, rng: Generator | None = None
+) -> tuple[PerSample, PerSample, PerSample]:
     """Draw some of the student's steps on its teacher's levels: start, the teacher's stop, end."""
     starts = len(halved(levels)) - 1
     index = 2 * torch.randint(starts, (batch,), **source(rng)).to(levels.device)
@@ -137,7 +127,7 @@ def draw_double_step(
 
 
 def halving(
-    run: FitRun, teacher: Denoiser, draw: Draw, levels: Float[Tensor, " steps+1"],
+    run: FitRun, teacher: Denoiser, draw: Draw, levels: Ladder,
     weighting: Weighting = Weighting.SNR_PLUS_ONE,
 ) -> Iterator[Metrics]:  # fmt: skip
     """`fit` a student that needs half of its teacher's steps, whose levels are given."""
@@ -170,7 +160,7 @@ class Halved(NamedTuple):
 
 
 def progressive(
-    teacher: Denoiser, student: nn.Module, draw: Draw, levels: Float[Tensor, " steps+1"],
+    teacher: Denoiser, student: nn.Module, draw: Draw, levels: Ladder,
     settings: Callable[[int], FitSettings], weighting: Weighting = Weighting.SNR_PLUS_ONE,
 ) -> Iterator[Halved]:  # fmt: skip
     """Halve a sampler's steps, a power of two, until one is left; each student teaches the next.

@@ -1,0 +1,329 @@
+"""Score distillation, one family: a teacher's answer, somebody else's answer, their difference.
+
+Every member moves a generated sample x against `dmd.matching_gradient`. Members differ in its
+weight, in who the critic is, and in the law of noise levels. DMD2 adds a GAN loss; SiD's gradient
+also runs through the denoisers. alpha = 1. A law is a grid, ``(sigma_max, sigma_data) -> levels``,
+of quantiles, since `dmd` draws its indices uniformly, from 2 % to 98 % for generators. Steps are
+those methods' iterations, for `training.distill`, that are not `dmd.iteration` as it is.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from jaxtyping import Float, Int
+from torch import Generator, Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+
+from dmd_tutorial import dmd
+from dmd_tutorial.checks import Condition, PerSample, Samples, check_same_shape, expand
+from dmd_tutorial.denoisers import SIGMA_DATA, Denoiser, EDMDenoiser, denoised_from_noise
+from dmd_tutorial.dmd import Batch, Objective, Record, Weighting
+from dmd_tutorial.networks import MLP, UNet
+from dmd_tutorial.noise import BINS, add_noise, dmd_sigma, karras_grid, linear_schedule, noise_like
+from dmd_tutorial.survey import classical
+
+
+def known_noise(noise: Samples) -> Denoiser:
+    """The critic of SDS: told the noise in the samples, it answers with the clean samples."""
+
+    def denoiser(x: Tensor, sigma: Tensor, label: Condition | None = None) -> Tensor:
+        return denoised_from_noise(x, noise, sigma)
+
+    return denoiser
+
+
+class Judge(nn.Module):
+    """A critic with a second answer: a logit that says whether a noisy sample began as data.
+
+    The head reads what the critic's network, `UNet` or `MLP`, computes half-way (DMD2, 4.3).
+    """
+
+    def __init__(self, critic: EDMDenoiser) -> None:
+        super().__init__()
+        self.critic, self.sigma_data = critic, critic.sigma_data
+        network = critic.network
+        if isinstance(network, MLP):  # its last hidden layer
+            inner, width, copies = network.hidden[-1], network.out.weight.shape[1], network.copies
+        elif isinstance(network, UNet):  # its lowest resolution
+            inner, width, copies = network.attention, network.attention.out.out_channels, 1
+        else:
+            raise ValueError(f"a judge reads an MLP or a UNet, not {type(network).__name__}")
+        inner.register_forward_hook(self._see)
+        self._seen: Tensor | None = None
+        self.weight = nn.Parameter(torch.zeros(copies, width, 1))  # undecided at first
+        self.bias = nn.Parameter(torch.zeros(copies, 1, 1))
+
+    def _see(self, module: nn.Module, inputs: tuple, answer: Tensor) -> None:
+        self._seen = answer
+
+    def forward(self, x: Tensor, sigma: Tensor, label: Condition | None = None) -> Tensor:
+        """Denoise, as any critic does."""
+        return self.critic(x, sigma, label)
+
+    def logit(self) -> PerSample:
+        """Log-odds that the samples of the last call began as data."""
+        if self._seen is None:
+            raise ValueError("the logit belongs to samples: call the critic on them first")
+        features = functional.silu(self._seen)
+        if features.ndim == 4:  # (batch, channels, height, width)
+            features = features.mean(dim=(2, 3))
+        blocks = features.reshape(len(self.weight), -1, features.shape[-1])
+        return torch.baddbmm(self.bias, blocks, self.weight).flatten()
+
+
+Step = Callable[..., Record]  # the arguments of `dmd.iteration`, to rng
+
+
+def point_step(
+    generator: nn.Module, critic: Denoiser, teacher: Denoiser,
+    generator_optimizer: Optimizer, critic_optimizer: Optimizer | None,
+    batch: Batch, objective: Objective, rng: Generator | None = None,
+) -> Record:  # fmt: skip
+    """SDS (Poole et al. 2022, Eq. 3): the sample itself is the critic, no network is."""
+    noise = noise_like(batch.z, rng)
+    networks = generator, known_noise(noise), teacher
+    batch, objective = batch._replace(noise=noise), replace(objective, critic_steps=0)
+    return dmd.iteration(*networks, generator_optimizer, None, batch, objective, rng)
+
+
+def adversarial_step(
+    generator: nn.Module, critic: Judge, teacher: Denoiser,
+    generator_optimizer: Optimizer, critic_optimizer: Optimizer | None,
+    batch: Batch, objective: Objective, rng: Generator | None = None,
+    *, fooling: float, discrimination: float,
+) -> Record:  # fmt: skip
+    """DMD2: distribution matching, and a critic that also tells noised data (y_ref) from samples.
+
+    `fooling` and `discrimination` weigh the generator's adversarial loss and the head's (Eq. 4).
+    """
+    if batch.y_ref is None:
+        raise ValueError("an adversarial loss needs data, the batch has none")
+    y: Tensor = batch.y_ref
+    x = generator(batch.z, batch.label)
+    batch = dmd.judged(batch, objective.grid, rng)
+    same = lambda z, label: x  # noqa: E731  # one pass of the generator for both losses
+    loss, record = dmd.generator_loss(same, critic, teacher, batch, objective)  # type: ignore[arg-type]
+    sigma = dmd_sigma(len(x), objective.grid, rng).to(x)
+    critic(add_noise(x, sigma, noise_like(x, rng)), sigma, batch.label)
+    loss = loss + fooling * classical.generator_loss(critic.logit())
+    norm = dmd.update(generator_optimizer, loss, objective.clip)
+
+    def judging(
+        judge: Judge, x: Tensor, sigma: Tensor, noise: Tensor, label: Condition | None
+    ) -> Tensor:
+        loss = dmd.critic_loss(judge, x, sigma, noise, label)
+        fake = judge.logit()
+        judge(add_noise(y, sigma, noise_like(y, rng)), sigma, batch.label_ref)
+        return loss + discrimination * classical.discriminator_loss(judge.logit(), fake)
+
+    record = record._replace(norm_generator=norm)
+    networks = generator, critic, critic_optimizer
+    return dmd.train_critic(*networks, batch, objective, record, rng, loss=judging)
+
+
+def sid_loss(
+    x: Samples, sigma: PerSample, denoised_real: Samples, denoised_fake: Samples,
+    alpha: float = 1.0, weighting: Weighting | str | dmd.WeightFunction = Weighting.EQ8,
+) -> Float[Tensor, ""]:  # fmt: skip
+    """A loss, maybe negative, that descends the Fisher divergence (Zhou et al. 2024, SiD, Eq. 23).
+
+    Gradients run through x and both answers, not through the weight. Above alpha 1 samples much
+    wider than the teacher's are driven apart. At 1/2, with the exact critic, it is half of that of
+    ``w |D_real - D_fake|^2``, critic's dependence on the generator included.
+    """
+    check_same_shape(x=x, denoised_real=denoised_real, denoised_fake=denoised_fake)
+    with torch.no_grad():
+        scale = dmd.weight(weighting, x, sigma, denoised_real) / sigma**2
+    difference = denoised_real - denoised_fake
+    product = difference * (denoised_real - x - alpha * difference)
+    return (expand(scale, x) * product).mean()
+
+
+def sid_step(
+    generator: nn.Module, critic: Denoiser, teacher: Denoiser,
+    generator_optimizer: Optimizer, critic_optimizer: Optimizer | None,
+    batch: Batch, objective: Objective, rng: Generator | None = None, *, alpha: float,
+) -> Record:  # fmt: skip
+    """SiD (Zhou et al. 2024, Algorithm 1): the gradient runs through both denoisers, too."""
+    x = generator(batch.z, batch.label)
+    batch = dmd.judged(batch, objective.grid, rng)
+    sigma: Tensor = batch.sigma
+    x_noisy = add_noise(x, sigma, batch.noise)
+    real, fake = (D(x_noisy, sigma, batch.label) for D in (teacher, critic))
+    loss = sid_loss(x, sigma, real, fake, alpha, objective.weighting)
+    norm = dmd.update(generator_optimizer, loss, objective.clip)
+    answers = x.detach(), sigma, real.detach(), fake.detach()
+    record = Record(*answers, loss.item(), norm_generator=norm)
+    return dmd.train_critic(generator, critic, critic_optimizer, batch, objective, record, rng)
+
+
+def with_data(
+    step: Step, draw: Callable[[int, Generator | None], tuple[Tensor, Condition | None]]
+) -> Step:
+    """A step whose batches hold data as y_ref: as much as noise, ``draw(count, rng)``."""
+
+    def iteration(
+        generator: nn.Module, critic: Denoiser, teacher: Denoiser,
+        generator_optimizer: Optimizer, critic_optimizer: Optimizer | None,
+        batch: Batch, objective: Objective, rng: Generator | None = None,
+    ) -> Record:  # fmt: skip
+        y, label = draw(len(batch.z), rng)
+        label = None if label is None else label.to(batch.z.device)
+        batch = batch._replace(y_ref=y.to(batch.z), label_ref=label)
+        networks, optimizers = (generator, critic, teacher), (generator_optimizer, critic_optimizer)
+        return step(*networks, *optimizers, batch, objective, rng)
+
+    return iteration
+
+
+def few_step_levels(
+    evaluations: int, sigma_max: float, sigma_data: float = SIGMA_DATA
+) -> tuple[float, ...]:
+    """Where a generator of 1, 2 or 4 steps works: sigma_max, then around the data's own width."""
+    between: dict[int, tuple[float, ...]] = {1: (), 2: (1.6,), 4: (4.0, 1.6, 0.6)}
+    return (sigma_max, *(sigma_data * ratio for ratio in between[evaluations]))
+
+
+class FewStepGenerator(nn.Module):
+    """A denoiser used several times, at falling levels, with fresh noise between (DMD2, 4.4, 4.5).
+
+    In evaluation it runs to its end. In training it answers after one of its steps, drawn for each
+    sample, and only that step is differentiated, from what the steps before it have made (backward
+    simulation). One critic judges the answers of all steps, so it is their mixture that is matched:
+    nearly that of the last one only where `last`, its probability, is high. Without `last` all are
+    equally likely, as in the paper. `seed` is that of the fresh noise and the drawn steps.
+    """
+
+    def __init__(
+        self, denoiser: nn.Module, levels: tuple[float, ...], seed: int = 0,
+        last: float | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        if any(low >= high for high, low in itertools.pairwise(levels)):
+            raise ValueError(f"levels must fall from first to last, they are {levels}")
+        self.denoiser, self.levels, self.last = denoiser, levels, last
+        self.rng = Generator().manual_seed(seed)
+
+    def get_extra_state(self) -> Tensor:
+        """Where the random numbers are, so that a training's state is whole."""
+        return self.rng.get_state()
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Go on from there."""
+        self.rng.set_state(state)
+
+    def forward(self, z: Samples, label: Condition | None = None) -> Samples:
+        """Make samples of standard normal noise, in training after a drawn step."""
+        with torch.no_grad():
+            inputs = torch.stack(list(self.inputs(z, label)))
+        last = torch.full((len(z),), len(self.levels) - 1)
+        step = self._draw_steps(len(z)) if self.training else last
+        chosen = inputs[step, torch.arange(len(z))]
+        return self.denoiser(chosen, torch.tensor(self.levels)[step].to(z), label)
+
+    def _draw_steps(self, count: int) -> Int[Tensor, " count"]:
+        steps = len(self.levels)
+        if self.last is None or steps == 1:
+            return torch.randint(steps, (count,), generator=self.rng)
+        earlier = torch.randint(steps - 1, (count,), generator=self.rng)
+        is_last = torch.rand(count, generator=self.rng) < self.last
+        return torch.where(is_last, steps - 1, earlier)
+
+    def inputs(self, z: Samples, label: Condition | None = None) -> Iterator[Samples]:
+        """What each step starts from: noise, then the noised answer of the step before."""
+        x_noisy = self.levels[0] * z
+        yield x_noisy
+        for level, level_next in itertools.pairwise(self.levels):
+            x = self.denoiser(x_noisy, torch.full((len(z),), level).to(z), label)
+            x_noisy = x + level_next * noise_like(z, self.rng)
+            yield x_noisy
+
+
+def noise_prediction(x: Samples, sigma: PerSample, denoised_real: Samples) -> PerSample:
+    """``sigma^3 / (1 + sigma^2)``, of SDS (Poole et al. 2022, Eq. 3) and VSD (Wang 2023, Eq. 9)."""
+    # They weight a difference of predicted *noises* with a preserving schedule's variance.
+    return sigma**3 / (1 + sigma**2)
+
+
+def schedule_levels(sigma_max: float, sigma_data: float = SIGMA_DATA) -> Float[Tensor, " bins"]:
+    """A variance-preserving schedule's ``sigma / alpha``, even in time (SDS, Section 3; VSD)."""
+    alpha, sigma = linear_schedule(torch.linspace(1e-4, 1, 20 * BINS, dtype=torch.float64))
+    levels = sigma / alpha
+    levels = levels[levels <= sigma_max]
+    return levels[torch.linspace(0, len(levels) - 1, BINS).long()]
+
+
+def teacher_levels(sigma_max: float, sigma_data: float = SIGMA_DATA) -> Float[Tensor, " bins"]:
+    """EDM's log-normal law, of median 0.3 for data of width 0.5 (Diff-Instruct, public code)."""
+    mean, std = -1.2 + math.log(sigma_data / SIGMA_DATA), 1.2
+    below = torch.special.ndtr(torch.tensor((math.log(sigma_max) - mean) / std))
+    probability = below.double() * (torch.arange(BINS, dtype=torch.float64) + 0.5) / BINS
+    return torch.exp(mean + std * torch.special.ndtri(probability))
+
+
+def dmd_levels(sigma_max: float, sigma_data: float = SIGMA_DATA) -> Float[Tensor, " bins"]:
+    """EDM's sampling grid: DMD, DMD2, and SiD, who stops at 80 % of it."""
+    return karras_grid(sigma_max=sigma_max)
+
+
+WEIGHTS: dict = {  # how a table names them
+    noise_prediction: r"$\sigma^3 / (1 + \sigma^2)$",
+    Weighting.NONE: r"$\sigma^2$",
+    Weighting.EQ8: r"$\sigma^2 / \mathrm{mean} \lvert x - D_{real} \rvert$",
+}
+LAWS: dict = {
+    schedule_levels: "times of a variance-preserving schedule",
+    teacher_levels: "log-normal, the teacher's own",
+    dmd_levels: "Karras grid",
+}
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member of the family: its weight, critic and noise law."""
+
+    name: str
+    weighting: Weighting | dmd.WeightFunction
+    law: Callable[[float, float], Tensor]  # (sigma_max, sigma_data) -> levels, drawn uniformly
+    critic_steps: int = 1  # critic updates per generator update
+    step: Step = dmd.iteration
+    lambda_reg: float = 0.0  # weight of the anchor; 0: no pairs
+    data: bool = False  # whether real data is needed
+    evaluations: int = 1  # steps of its generator
+
+    def objective(self, sigma_max: float, sigma_data: float = SIGMA_DATA) -> Objective:
+        """What an iteration of it optimises, on levels up to sigma_max, for data of a width."""
+        return Objective(
+            weighting=self.weighting, lambda_reg=self.lambda_reg, critic_steps=self.critic_steps,
+            grid=self.law(sigma_max, sigma_data),
+        )  # fmt: skip
+
+    def row(self) -> tuple[str, ...]:
+        """Name, weight, critic, noise law, data?, pairs?, for a table in Markdown."""
+        critic = f"trained, {self.critic_steps} per update" if self.critic_steps else "$x$ itself"
+        if self.data:
+            critic += ", with a GAN head"
+        needs = ("yes" if need else "no" for need in (self.data, self.lambda_reg))
+        return self.name, WEIGHTS[self.weighting], critic, LAWS[self.law], *needs
+
+
+# VSD, Diff-Instruct, DMD, and DMD2 without its head, are `dmd.iteration` as it is (Wang et al.
+# 2023, Luo et al. 2023, Yin et al. 2024, Algorithm 1 of each).
+GAN_STEP = partial(adversarial_step, fooling=0.03, discrimination=0.1)
+FAMILY = (
+    Member("SDS", noise_prediction, schedule_levels, 0, point_step),
+    Member("VSD", noise_prediction, schedule_levels),
+    Member("Diff-Instruct", Weighting.NONE, teacher_levels),
+    Member("DMD", Weighting.EQ8, dmd_levels, lambda_reg=1.0),
+    Member("DMD without anchor", Weighting.EQ8, dmd_levels),
+    Member("DMD2 without GAN", Weighting.EQ8, dmd_levels, 3),
+    Member("DMD2", Weighting.EQ8, dmd_levels, 3, GAN_STEP, data=True),
+    Member("DMD2, 2 steps", Weighting.EQ8, dmd_levels, 3, GAN_STEP, data=True, evaluations=2),
+    Member("DMD2, 4 steps", Weighting.EQ8, dmd_levels, 3, GAN_STEP, data=True, evaluations=4),
+    Member("SiD", Weighting.EQ8, dmd_levels, step=partial(sid_step, alpha=1.0)),
+)
