@@ -302,7 +302,7 @@ class Results:
     def data_features(self) -> torch.Tensor:
         path, parts = str(self.work / "classifier.safetensors"), []
         for index in torch.arange(len(self.images.x)).split(5_000):
-            images = self.images.take(index).to(self.options.device)
+            images = self.images.x[index].to(self.options.device)
             parts.append(metrics.extract_features(images, path))
         return torch.cat(parts)
 

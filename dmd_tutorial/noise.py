@@ -26,6 +26,8 @@ def stream(purpose: Purpose, seed: int = 0, part: int = 0) -> Generator:
     """
     if not (0 <= seed < 2**14 and 0 <= part < 2**16):
         raise ValueError(f"a seed is from 0 to 16383, a part from 0 to 65535, not {seed}, {part}")
+    if purpose not in get_args(Purpose):
+        raise ValueError(f"a purpose is one of {get_args(Purpose)}, not {purpose!r}")
     number = get_args(Purpose).index(purpose)
     return Generator().manual_seed(number * 2**30 + part * 2**14 + seed)
 

@@ -185,6 +185,8 @@ def test_a_stream_has_room_for_what_it_is_asked_for_or_says_so():
     for seed, part in ((-1, 0), (16_384, 0), (0, -1), (0, 65_536)):
         with pytest.raises(ValueError, match=f"not {seed}, {part}"):
             stream("pairs", seed, part)
+    with pytest.raises(ValueError, match=r"a purpose is one of .*'pairs'.*, not 'pears'"):
+        stream("pears")
 
 
 @pytest.mark.parametrize(

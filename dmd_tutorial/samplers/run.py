@@ -1,5 +1,6 @@
 """Run a sampler, or a one-step generator, to its end."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import torch
@@ -24,12 +25,11 @@ def sample(
     """
     if levels is None:
         levels = sampling_levels(steps)
-    finished = []
+    finished = [z[:0]]
     for z_part, label_part in _in_batches(z, label, batch):
-        for step in sampler(denoiser, z_part, levels, label_part):
-            x = step.x  # the others are let go
-        finished.append(x.to(z.dtype))
-    return torch.cat([z[:0], *finished])
+        steps = sampler(denoiser, z_part, levels, label_part)
+        finished.append(deque(steps, maxlen=1).pop().x.to(z.dtype))  # earlier states are let go
+    return torch.cat(finished)
 
 
 @torch.no_grad()
