@@ -44,7 +44,7 @@ WORLDS = {300: list(VARIANTS), 3_000: list(VARIANTS)[:3]}  # pairs -> variants
 
 def measure(student, reference, teacher_features, count: int) -> dict:
     """Distance to the data and to the teacher, precision, recall."""
-    z, label = pipeline.noise(student, count, seed=10_000)
+    z, label = pipeline.noise(student, count, "evaluation")
     x = pipeline.draw(student, z, label)
     result = metrics.evaluate(x, reference, label)
     to_teacher = metrics.frechet(metrics.extract_features(x), teacher_features)

@@ -29,7 +29,8 @@ import torch
 
 from dmd_tutorial import features, metrics, pretrained
 from dmd_tutorial.anchor import load_pairs
-from dmd_tutorial.data import Images, balanced_labels
+from dmd_tutorial.data import Images, balanced_labels, normal
+from dmd_tutorial.noise import stream
 from dmd_tutorial.runs import pipeline
 from dmd_tutorial.runs.checkpoints import replace_file
 from dmd_tutorial.runs.compute import Compute
@@ -295,14 +296,13 @@ class Results:
 
     def noise(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The same noise and balanced labels for every model."""
-        rng = torch.Generator().manual_seed(1_000_000)
-        z = torch.randn(self.plan.samples, *self.preset.shape, generator=rng)
+        z = normal(self.plan.samples, self.preset.shape, stream("evaluation"))
         return z, balanced_labels(len(z), self.preset.classes)
 
     def data_features(self) -> torch.Tensor:
         path, parts = str(self.work / "classifier.safetensors"), []
         for index in torch.arange(len(self.images.x)).split(5_000):
-            images = self.images.take(index).to(self.options.device)
+            images = self.images.x[index].to(self.options.device)
             parts.append(metrics.extract_features(images, path))
         return torch.cat(parts)
 

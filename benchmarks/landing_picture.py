@@ -9,7 +9,8 @@ import matplotlib.pyplot as plt
 import torch
 
 from dmd_tutorial import pretrained
-from dmd_tutorial.noise import sampling_levels
+from dmd_tutorial.data import normal
+from dmd_tutorial.noise import sampling_levels, stream
 from dmd_tutorial.notebook import plots
 from dmd_tutorial.samplers import heun
 
@@ -22,7 +23,7 @@ def main() -> None:
     """Draw both roads from the same noise."""
     plots.style()
     teacher, student = pretrained.load("digits-teacher"), pretrained.load("digits-student")
-    z = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(SEED))
+    z = normal(1, (1, 8, 8), stream("pictures", SEED))
     label = torch.tensor([DIGIT])
     states = {0: z}
     for step in heun(teacher, z, sampling_levels(18), label):

@@ -4,7 +4,7 @@ One interface runs through the house, ``denoised = D(x, sigma, label=None)``. A 
 imports only from rooms below it. From the ground up, with their chapters:
 
     checks      what every room refuses: shapes, types, values; one number a sample beside x
-    noise       noise levels: the grid, the ways to draw from it, schedules       ch. 1
+    noise       random streams, noise levels, the ways to draw them, schedules    ch. 1
     denoisers   preconditioning, score, noise and v, the denoising loss           ch. 1, 2
     networks/   raw networks: an MLP for points, a U-Net, a classifier            ch. 1
     mixtures    Gaussian mixtures, whose denoiser is exact                        ch. 1

@@ -1,14 +1,14 @@
 """The regression anchor: pairs (z, y) of noise and what the teacher's ODE makes of it.
 
 Pairs lie in a folder of safetensors files, one per chunk, whose header says how it was made: by
-which teacher, sampler, steps and seed. A run that stopped continues at the first missing one.
+which teacher, sampler, steps and noise. A run that stopped continues at the first missing one.
 """
 
 import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from dmd_tutorial.checks import Condition, check_finite, check_same_shape
+from dmd_tutorial.noise import source, stream
 from dmd_tutorial.samplers import heun, sample
 
 CHUNK = 1000
@@ -34,18 +35,19 @@ class Pairs(NamedTuple):
 
     def draw(self, count: int, rng: Generator) -> "Pairs":
         """Some of them, each equally likely, with replacement."""
-        index = torch.randint(len(self.z), (count,), generator=rng)
+        index = torch.randint(len(self.z), (count,), **source(rng)).to(self.z.device)
         label = None if self.label is None else self.label[index]
         return Pairs(self.z[index], self.y[index], label)
 
 
-def fingerprint(module: nn.Module) -> str:
-    """A short name for a network's exact weights: of names, types, shapes and values."""
+def fingerprint(of: nn.Module | Mapping[str, Tensor]) -> str:
+    """A short name for exact weights, or tensors: of names, types, shapes and values."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    tensors = of.state_dict() if isinstance(of, nn.Module) else of
+    for name, tensor in sorted(tensors.items()):
         tensor = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]
 
 
@@ -58,12 +60,15 @@ def make_pairs(
     Chunk k depends on the seed and k alone, so a run that stopped, or several at once, make what
     one undisturbed run makes; `share` is (rank, count) of this process among several. Classes are
     balanced; N steps cost 2N - 1 evaluations; `batch` is a matter of memory. Yields how many pairs
-    this process has made or found. A folder of pairs made otherwise is refused. Source: DMD, 3.3.
+    this process has made or found. A folder of pairs made otherwise is refused, as are those of
+    before pairs had a stream of noise to themselves. Source: DMD, 3.3.
     """
     if count <= 0 or count % CHUNK:
         raise ValueError(f"the number of pairs must be a multiple of {CHUNK}, not {count}")
-    made_by = {"teacher": fingerprint(teacher), "sampler": "heun", "steps": steps, "seed": seed}
-    made_by["evaluations"] = 2 * steps - 1
+    made_by = {
+        "teacher": fingerprint(teacher), "sampler": "heun", "steps": steps, "seed": seed,
+        "evaluations": 2 * steps - 1, "noise": "stream of pairs",
+    }  # fmt: skip
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for number, chunk in enumerate(range(share[0], count // CHUNK, share[1]), 1):
@@ -73,8 +78,7 @@ def make_pairs(
             _check_made_by(path, made_by)
         else:
             device = next(teacher.parameters()).device
-            rng = Generator().manual_seed(seed * 1_000_003 + chunk)
-            z = torch.randn(CHUNK, *shape, generator=rng)
+            z = torch.randn(CHUNK, *shape, generator=stream("pairs", seed, chunk))
             label = torch.arange(CHUNK, device=device) % classes if classes else None
             y = sample(teacher, z.to(device), label, steps=steps, sampler=heun, batch=batch)
             tensors = {"z": z, "y": y.cpu()} | ({} if label is None else {"label": label.cpu()})
@@ -87,7 +91,9 @@ def make_pairs(
 def load_pairs(
     folder: str | Path, teacher: nn.Module | None = None, count: int | None = None
 ) -> Pairs:
-    """Read `count` pairs or all; they must belong to the teacher, where one is given."""
+    """Read `count` pairs or all, made alike, and by the teacher where one is given."""
+    if count is not None and count < 1:
+        raise ValueError(f"{count} pairs are wanted, at least 1 must be")
     files = sorted(Path(folder).glob("*.safetensors"))
     if not files:
         raise FileNotFoundError(f"{folder} holds no pairs (*.safetensors)")
@@ -96,7 +102,7 @@ def load_pairs(
     wanted = {} if teacher is None else {"teacher": fingerprint(teacher)}
     parts: dict[str, list[Tensor]] = {}
     for path in files:
-        _check_made_by(path, wanted)
+        wanted = {"noise": None} | _check_made_by(path, wanted)
         with safe_open(path, "pt") as file:
             for name in file.keys():  # noqa: SIM118  (not a dict)
                 parts.setdefault(name, []).append(file.get_tensor(name))
@@ -108,7 +114,8 @@ def load_pairs(
     return pairs
 
 
-def _check_made_by(path: Path, wanted: dict) -> None:
+def _check_made_by(path: Path, wanted: dict) -> dict:
+    """Refuse a file that was not made as wanted; returns what all files of a folder share."""
     try:
         with safe_open(path, "pt") as file:
             made_by = json.loads((file.metadata() or {})["made_by"])
@@ -117,6 +124,7 @@ def _check_made_by(path: Path, wanted: dict) -> None:
     for name, value in wanted.items():
         if made_by.get(name) != value:
             raise ValueError(f"{path} was made with {name} {made_by.get(name)}, not {value}")
+    return {name: value for name, value in made_by.items() if name != "chunk"}
 
 
 def l2(x: Float[Tensor, "batch *shape"], y: Float[Tensor, "batch *shape"]) -> Float[Tensor, ""]:

@@ -1,5 +1,8 @@
 """What every room asks of its input, so that a mistake is named where it is made."""
 
+from collections.abc import Callable
+from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_type_hints
+
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
@@ -13,15 +16,20 @@ Condition = Shaped[Tensor, "batch *condition"]
 NO_CLASS = -1  # the null label: a sample whose class the network is not told
 
 
-def check_finite(**tensors: Tensor) -> None:
-    """Refuse tensors that hold NaN or infinity; the keywords are their names in the message."""
+class NotFiniteError(ValueError):
+    """Something holds NaN or infinity."""
+
+
+def check_finite(**values: Tensor | float) -> None:
+    """Refuse what holds NaN or infinity; the keywords are the names in the message."""
     if torch.compiler.is_compiling():
         return
-    for name, tensor in tensors.items():
-        finite = torch.isfinite(tensor)
+    for name, value in values.items():
+        finite = torch.isfinite(torch.as_tensor(value))
         if not finite.all():
-            bad = int((~finite).sum())
-            raise ValueError(f"{name} is not finite: {bad} of {tensor.numel()} values")
+            said = f"{int((~finite).sum())} of {finite.numel()} values"
+            said = said if isinstance(value, Tensor) else f"it is {value}"
+            raise NotFiniteError(f"{name} is not finite: {said}")
 
 
 def check_sigma(x: Samples, sigma: PerSample, above_zero: bool = False) -> None:
@@ -65,3 +73,30 @@ def check_same_shape(**tensors: Shaped[Tensor, "..."]) -> None:
 def expand(value: PerSample, x: Samples) -> Float[Tensor, "batch *ones"]:
     """Give one number per sample the trailing axes that it needs beside x."""
     return value.reshape(-1, *[1] * (x.ndim - 1))
+
+
+class Must(NamedTuple):
+    """What the value of a `Checked` field must be, written beside its type."""
+
+    words: str
+    holds: Callable[[float], bool]
+
+
+Count = Annotated[int, Must("at least 1", lambda n: n >= 1)]
+CountOrNone = Annotated[int, Must("at least 0", lambda n: n >= 0)]
+Positive = Annotated[float, Must("above 0", lambda v: v > 0)]
+NotNegative = Annotated[float, Must("at least 0", lambda v: v >= 0)]
+Share = Annotated[float, Must("from 0 to 1", lambda v: 0 <= v <= 1)]
+
+
+class Checked:
+    """A dataclass that refuses, by its name, a value that is not what the field's type says."""
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self), include_extras=True).items():
+            value = getattr(self, name)
+            if get_origin(kind) is Literal and value not in get_args(kind):
+                raise ValueError(f"{name} must be one of {list(get_args(kind))}, not {value!r}")
+            for must in getattr(kind, "__metadata__", ()):
+                if isinstance(must, Must) and not must.holds(value):
+                    raise ValueError(f"{name} must be {must.words}, not {value!r}")

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Generator, Tensor
 
 from dmd_tutorial.mixtures import GaussianMixture
+from dmd_tutorial.noise import source
 
 
 class Images(NamedTuple):
@@ -76,7 +77,7 @@ def normal(
     count: int, shape: tuple[int, ...], rng: Generator | None = None
 ) -> Float[Tensor, "count *shape"]:
     """Standard normal noise z, float32, the generator's and the sampler's input."""
-    return torch.randn(count, *shape, generator=rng)
+    return torch.randn(count, *shape, **source(rng))
 
 
 def seeded_noise(
@@ -89,9 +90,12 @@ def seeded_noise(
 
     A sample then depends on its seed alone: not on its batch, nor on who else shares the work. The
     numbers of a GPU's source, on `device`, are others than a CPU's. Classes are drawn after the
-    noise. Source: Karras et al. 2022 (EDM), the protocol of their published images.
+    noise. Seeds, from 0 to 2^30 - 1, are no stream's but a training's: a sample may be in its first
+    batch, but in no pair. Source: Karras et al. 2022 (EDM), the protocol of their published images.
     """
-    generators = [torch.Generator(device).manual_seed(seed % 2**32) for seed in seeds]
+    if wrong := [seed for seed in seeds if not 0 <= seed < 2**30]:
+        raise ValueError(f"a sample's seed is from 0 to 2^30 - 1, not {wrong[0]}")
+    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     z = torch.stack([torch.randn(shape, generator=g, device=device) for g in generators])
     if not classes:
         return z, None

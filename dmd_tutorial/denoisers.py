@@ -5,13 +5,22 @@ of the clean sample behind a noisy one. Everything else in the book is built on 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dmd_tutorial.checks import Condition, check_finite, check_same_shape, check_sigma, expand
+from dmd_tutorial.checks import (
+    Condition,
+    PerSample,
+    Samples,
+    check_finite,
+    check_same_shape,
+    check_sigma,
+    expand,
+)
 from dmd_tutorial.noise import SIGMA_MAX, add_noise
 
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1]; EDM's
@@ -20,12 +29,7 @@ SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1]; EDM's
 class Denoiser(Protocol):
     """Anything that answers ``D(x, sigma, label)``: a mixture, an MLP, a U-Net, a checkpoint."""
 
-    def __call__(
-        self,
-        x: Float[Tensor, "batch *shape"],
-        sigma: Float[Tensor, " batch"],
-        label: Condition | None = None,
-    ) -> Float[Tensor, "batch *shape"]:
+    def __call__(self, x: Samples, sigma: PerSample, label: Condition | None = None) -> Samples:
         """Estimate the clean samples behind noisy ones."""
         ...
 
@@ -33,15 +37,18 @@ class Denoiser(Protocol):
 class Preconditioning(NamedTuple):
     """The four factors of ``D = c_skip x + c_out F(c_in x, c_noise)``."""
 
-    c_skip: Float[Tensor, " batch"]
-    c_out: Float[Tensor, " batch"]
-    c_in: Float[Tensor, " batch"]
-    c_noise: Float[Tensor, " batch"]
+    c_skip: PerSample
+    c_out: PerSample
+    c_in: PerSample
+    c_noise: PerSample
 
 
-def edm_preconditioning(
-    sigma: Float[Tensor, " batch"], sigma_data: float = SIGMA_DATA
-) -> Preconditioning:
+def exact(*tensors: Tensor) -> list[Tensor]:
+    """In float32 at least: float16 does not hold the squares of low and high noise levels."""
+    return [t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
+
+
+def edm_preconditioning(sigma: PerSample, sigma_data: float = SIGMA_DATA) -> Preconditioning:
     """The factors that keep a network's input and target at unit variance at every noise level.
 
     sigma_data is the standard deviation of the data. Source: Karras et al. 2022 (EDM), Table 1.
@@ -70,12 +77,7 @@ class EDMDenoiser(nn.Module):
         self.sigma_data = sigma_data
         self.classes = int(getattr(network, "classes", 0))
 
-    def forward(
-        self,
-        x: Float[Tensor, "batch *shape"],
-        sigma: Float[Tensor, " batch"],
-        label: Condition | None = None,
-    ) -> Float[Tensor, "batch *shape"]:
+    def forward(self, x: Samples, sigma: PerSample, label: Condition | None = None) -> Samples:
         """Denoise, for levels above 0; the type of x comes back.
 
         The arithmetic is that of the weights, float32 or float64, whatever the type of x. With
@@ -85,11 +87,11 @@ class EDMDenoiser(nn.Module):
         check_finite(x=x)
         weights = next(self.network.parameters(), x)
         dtype = torch.float64 if weights.dtype == torch.float64 else torch.float32
-        exact = x.to(dtype)
-        c_skip, c_out, c_in, c_noise = edm_preconditioning(sigma.to(exact), self.sigma_data)
+        own = x.to(dtype)
+        c_skip, c_out, c_in, c_noise = edm_preconditioning(sigma.to(own), self.sigma_data)
         with torch.autocast(x.device.type, self.precision, enabled=self.precision is not None):
-            raw = self.network(expand(c_in, x) * exact, c_noise, label)
-        return (expand(c_skip, x) * exact + expand(c_out, x) * raw.to(dtype)).to(x.dtype)
+            raw = self.network(expand(c_in, x) * own, c_noise, label)
+        return (expand(c_skip, x) * own + expand(c_out, x) * raw.to(dtype)).to(x.dtype)
 
 
 class OneStepGenerator(nn.Module):
@@ -105,28 +107,18 @@ class OneStepGenerator(nn.Module):
         self.denoiser = denoiser
         self.sigma_max = sigma_max
 
-    def forward(
-        self, z: Float[Tensor, "batch *shape"], label: Condition | None = None
-    ) -> Float[Tensor, "batch *shape"]:
+    def forward(self, z: Samples, label: Condition | None = None) -> Samples:
         """Make samples, not clamped, of standard normal noise."""
         sigma = torch.full((len(z),), self.sigma_max, dtype=z.dtype, device=z.device)
         return self.denoiser(self.sigma_max * z, sigma, label)
 
 
-def zero_score(
-    x: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-    label: Condition | None = None,
-) -> Float[Tensor, "batch *shape"]:
+def zero_score(x: Samples, sigma: PerSample, label: Condition | None = None) -> Samples:
     """The denoiser of a flat density: it answers x itself, so its score is 0 everywhere."""
     return x
 
 
-def score_from_denoised(
-    x: Float[Tensor, "batch *shape"],
-    denoised: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-) -> Float[Tensor, "batch *shape"]:
+def score_from_denoised(x: Samples, denoised: Samples, sigma: PerSample) -> Samples:
     """``(denoised - x) / sigma^2``, in one over the units of x, for levels above 0.
 
     Tweedie's formula read backwards. Source: Efron 2011; DMD, Eq. 4 with alpha = 1.
@@ -136,44 +128,28 @@ def score_from_denoised(
     return (denoised - x) / expand(sigma, x) ** 2
 
 
-def denoised_from_score(
-    x: Float[Tensor, "batch *shape"],
-    score: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-) -> Float[Tensor, "batch *shape"]:
+def denoised_from_score(x: Samples, score: Samples, sigma: PerSample) -> Samples:
     """Tweedie's formula: ``denoised = x + sigma^2 score`` (Efron 2011)."""
     check_same_shape(x=x, score=score)
     check_sigma(x, sigma)
     return x + expand(sigma, x) ** 2 * score
 
 
-def noise_from_denoised(
-    x: Float[Tensor, "batch *shape"],
-    denoised: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-) -> Float[Tensor, "batch *shape"]:
+def noise_from_denoised(x: Samples, denoised: Samples, sigma: PerSample) -> Samples:
     """``(x - denoised) / sigma``, for levels above 0; dx/dsigma on the probability-flow ODE."""
     check_same_shape(x=x, denoised=denoised)
     check_sigma(x, sigma, above_zero=True)
     return (x - denoised) / expand(sigma, x)
 
 
-def denoised_from_noise(
-    x: Float[Tensor, "batch *shape"],
-    noise: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-) -> Float[Tensor, "batch *shape"]:
+def denoised_from_noise(x: Samples, noise: Samples, sigma: PerSample) -> Samples:
     """The denoised estimate that a noise estimate implies: ``x - sigma noise``."""
     check_same_shape(x=x, noise=noise)
     check_sigma(x, sigma)
     return x - expand(sigma, x) * noise
 
 
-def v_from_denoised(
-    x: Float[Tensor, "batch *shape"],
-    denoised: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-) -> Float[Tensor, "batch *shape"]:
+def v_from_denoised(x: Samples, denoised: Samples, sigma: PerSample) -> Samples:
     """The v of Salimans and Ho 2022 (appendix D) for a variance-exploding x, levels above 0.
 
     With ``alpha = 1 / sqrt(1 + sigma^2)`` the sample ``alpha x`` is variance-preserving with noise
@@ -184,11 +160,7 @@ def v_from_denoised(
     return (noise - level * denoised) / (1 + level**2).sqrt()
 
 
-def denoised_from_v(
-    x: Float[Tensor, "batch *shape"],
-    v: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-) -> Float[Tensor, "batch *shape"]:
+def denoised_from_v(x: Samples, v: Samples, sigma: PerSample) -> Samples:
     """The inverse of `v_from_denoised`: ``(x - sigma sqrt(1 + sigma^2) v) / (1 + sigma^2)``."""
     check_same_shape(x=x, v=v)
     check_sigma(x, sigma)
@@ -196,9 +168,7 @@ def denoised_from_v(
     return (x - level * (1 + level**2).sqrt() * v) / (1 + level**2)
 
 
-def denoising_weight(
-    sigma: Float[Tensor, " batch"], sigma_data: float = SIGMA_DATA
-) -> Float[Tensor, " batch"]:
+def denoising_weight(sigma: PerSample, sigma_data: float = SIGMA_DATA) -> PerSample:
     """EDM's weight of the denoising loss, ``1 / c_out^2 = 1 / sigma^2 + 1 / sigma_data^2``.
 
     It makes the loss of an untrained network about 1 at every level (EDM, Table 1, lambda).
@@ -208,9 +178,9 @@ def denoising_weight(
 
 def denoising_loss(
     denoiser: Denoiser,
-    x: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-    noise: Float[Tensor, "batch *shape"],
+    x: Samples,
+    sigma: PerSample,
+    noise: Samples,
     label: Condition | None = None,
     weight: Callable[[Tensor], Tensor] | None = None,
 ) -> Float[Tensor, ""]:
@@ -223,11 +193,10 @@ def denoising_loss(
     check_sigma(x, sigma, above_zero=True)
     check_finite(x=x)
     if weight is None:
-        factor = denoising_weight(sigma, getattr(denoiser, "sigma_data", SIGMA_DATA))
-    else:
-        factor = weight(sigma)
+        weight = partial(denoising_weight, sigma_data=getattr(denoiser, "sigma_data", SIGMA_DATA))
     denoised = denoiser(add_noise(x, sigma, noise), sigma, label)
-    return (expand(factor, x) * (denoised - x) ** 2).mean()
+    answer, clean, level = exact(denoised, x, sigma)
+    return (expand(weight(level), x) * (answer - clean) ** 2).mean()
 
 
 def image_shape(model: nn.Module) -> tuple[tuple[int, int, int], int]:

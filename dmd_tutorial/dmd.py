@@ -17,8 +17,16 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from dmd_tutorial.checks import Condition, check_finite, check_same_shape, check_sigma, expand
-from dmd_tutorial.denoisers import Denoiser, denoising_loss, zero_score  # noqa: F401
+from dmd_tutorial.checks import (
+    Condition,
+    PerSample,
+    Samples,
+    check_finite,
+    check_same_shape,
+    check_sigma,
+    expand,
+)
+from dmd_tutorial.denoisers import Denoiser, denoising_loss, exact, zero_score  # noqa: F401
 from dmd_tutorial.noise import add_noise, dmd_sigma, grid_sigma, karras_grid, noise_like
 
 
@@ -36,30 +44,28 @@ WeightFunction = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, sigma, denois
 
 def weight(
     weighting: Weighting | str | WeightFunction,
-    x: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-    denoised_real: Float[Tensor, "batch *shape"],
-) -> Float[Tensor, " batch"]:
+    x: Samples,
+    sigma: PerSample,
+    denoised_real: Samples,
+) -> PerSample:
     """The weight w_t of each clean x, by name or by a function of the other arguments.
 
     Eq. 8 divides by the norm of the teacher's error; ``C S / ||.||_1`` is one over its mean.
     """
     if callable(weighting):
         return weighting(x, sigma, denoised_real)
-    weighting = Weighting(weighting)
+    weighting, (x, sigma, denoised_real) = Weighting(weighting), exact(x, sigma, denoised_real)
     if weighting is Weighting.EQ8:
         error = (x - denoised_real).abs().flatten(1).mean(dim=1)
         return sigma**2 / error.clamp_min(1e-6)  # the paper has no guard against error 0
     return sigma ** {Weighting.SIGMA: 1, Weighting.NONE: 2, Weighting.SIGMA3: 3}[weighting]
 
 
+@torch.no_grad()
 def matching_gradient(
-    x: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-    denoised_real: Float[Tensor, "batch *shape"],
-    denoised_fake: Float[Tensor, "batch *shape"],
+    x: Samples, sigma: PerSample, denoised_real: Samples, denoised_fake: Samples,
     weighting: Weighting | str | WeightFunction = Weighting.EQ8,
-) -> Float[Tensor, "batch *shape"]:
+) -> Samples:  # fmt: skip
     """What Eq. 7 multiplies with dG/dtheta: ``w_t (s_fake - s_real)``, without gradient history.
 
     x is the generator's clean output; teacher and critic denoised it with noise of level sigma,
@@ -69,14 +75,12 @@ def matching_gradient(
     check_same_shape(x=x, denoised_real=denoised_real, denoised_fake=denoised_fake)
     check_sigma(x, sigma, above_zero=True)
     check_finite(denoised_real=denoised_real, denoised_fake=denoised_fake)
-    with torch.no_grad():
-        scale = weight(weighting, x, sigma, denoised_real) / sigma**2
-        return expand(scale, x) * (denoised_fake - denoised_real)
+    own, level, real, fake = exact(x, sigma, denoised_real, denoised_fake)
+    scale = weight(weighting, own, level, real) / level**2
+    return (expand(scale, x) * (fake - real)).to(torch.result_type(x, denoised_fake))
 
 
-def matching_loss(
-    x: Float[Tensor, "batch *shape"], gradient: Float[Tensor, "batch *shape"]
-) -> Float[Tensor, ""]:
+def matching_loss(x: Samples, gradient: Samples) -> Float[Tensor, ""]:
     """A loss whose derivative by x is the given gradient over the number of values in it.
 
     Its value says nothing. It is a mean because lambda_reg is calibrated to that (DMD, appendix).
@@ -86,11 +90,7 @@ def matching_loss(
 
 
 def critic_loss(
-    critic: Denoiser,
-    x: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-    noise: Float[Tensor, "batch *shape"],
-    label: Condition | None = None,
+    critic: Denoiser, x: Samples, sigma: PerSample, noise: Samples, label: Condition | None = None
 ) -> Float[Tensor, ""]:
     """The critic's loss: denoising, EDM's weight, with detached samples for data (DMD, Eq. 6)."""
     return denoising_loss(critic, x.detach(), sigma, noise, label)
@@ -166,13 +166,14 @@ def update(optimizer: Optimizer, loss: Tensor, clip: float) -> float:
     optimizer.zero_grad()
     loss.backward()
     norm = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip)
+    value, size = torch.stack([loss.detach().to(norm), norm]).tolist()  # a GPU waits once
+    check_finite(**{"the loss": value, "the gradient's norm": size})
     optimizer.step()
-    return norm.item()
+    return size
 
 
 Loss = Callable[[Batch], tuple[Tensor, Record]]
-# Takes the step that a batch's loss asks for, and returns what was done and the gradient's norm.
-# Another one than `update_whole` may cut the batch into parts, or share it among processes.
+# Steps down a batch's loss. Another one than `update_whole` may cut the batch, or share it out.
 Updater = Callable[[Optimizer, Loss, Batch, float], tuple[Record, float]]
 
 
@@ -195,7 +196,7 @@ def iteration(
     The generator is called as ``x = generator(z, label)``; the teacher is frozen. What the batch
     lacks of levels and noise is drawn from rng, torch's own without one.
     """
-    _check(batch, objective, critic_optimizer)
+    _check(batch, objective, critic_optimizer)  # before anything is updated
     if objective.matching:
         batch = judged(batch, objective.grid, rng)
     loss = partial(generator_loss, generator, critic, teacher, objective=objective)
@@ -238,7 +239,6 @@ def judged(batch: Batch, grid: Float[Tensor, " bins"], rng: Generator | None = N
 
 
 def _check(batch: Batch, objective: Objective, critic_optimizer: Optimizer | None) -> None:
-    """Refuse what cannot be done before anything is updated."""
     if objective.lambda_reg and batch.y_ref is None:
         raise ValueError(f"lambda_reg is {objective.lambda_reg}, but the batch has no pairs")
     if objective.matching and objective.critic_steps and critic_optimizer is None:

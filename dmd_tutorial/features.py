@@ -28,10 +28,13 @@ INCEPTION = "inception-v3-compat"  # torch-fidelity's name for the original's fe
 
 
 def to_8_bit(x: Float[Tensor, "batch channels h w"]) -> UInt8[Tensor, "batch channels h w"]:
-    """What an image file would hold: clamp to [-1, 1], round to 256 levels, 0 to 255."""
+    """What an image file would hold: clamp to [-1, 1], round to 256 levels; levels as they are."""
     if x.ndim != 4:
         raise ValueError(f"images must be (batch, channels, h, w), not {tuple(x.shape)}")
+    if x.dtype == torch.uint8:
+        return x
     check_finite(x=x)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))  # bfloat16 cannot tell 256 levels apart
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 

@@ -61,10 +61,11 @@ def evaluate(
 ) -> Evaluation:  # fmt: skip
     """Compare samples with reference images, or with their features; images are rounded to 8 bits.
 
-    Fewer samples than `minimum` are refused, and unless `balanced` is off labels whose classes are
-    not equally frequent (up to one): the distance would mostly measure these. Precision and recall
-    take `nearest` of each set, since their cost grows with the square; `features` are those of
-    `extract_features`. Source: Heusel et al. 2017 (Frechet distance); Kynkäänniemi et al. 2019.
+    Those that are 8-bit already take a quarter of the memory. Fewer samples than `minimum` are
+    refused, and unless `balanced` is off labels whose classes are not equally frequent (up to
+    one): the distance would mostly measure these. Precision and recall take `nearest` of each set,
+    since their cost grows with the square; `features` are those of `extract_features`.
+    Source: Heusel et al. 2017 (Frechet distance); Kynkäänniemi et al. 2019.
     """
     if len(samples) < minimum:
         worth = "a smaller `minimum` allows them, `sampling_floor` says what they are worth"
@@ -77,6 +78,9 @@ def evaluate(
             most, least = int(counts.argmax()), int(counts.argmin())
             found = f"class {most} has {counts[most]}, class {least} has {counts[least]}"
             raise ValueError(f"labels are unbalanced: {found}; draw them with data.balanced_labels")
+    if reference.ndim != 2 and reference.shape[1:] != samples.shape[1:]:
+        shapes = f"{tuple(reference.shape[1:])}, samples {tuple(samples.shape[1:])}"
+        raise ValueError(f"images must have one size: those of the reference are {shapes}")
     ours, theirs = extract_features(samples, features), _features_of(reference, features)
     share, as_label = class_coverage(ours, label) if features == "digits" else (None, None)
     return Evaluation(

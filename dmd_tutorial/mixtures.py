@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from dmd_tutorial.checks import NO_CLASS, Condition, check_finite, check_label, check_sigma
+from dmd_tutorial.noise import source
 
 Points = Float[Tensor, "batch dim"]
 Levels = Float[Tensor, " batch"] | float  # one number is the level of all points
@@ -98,11 +99,12 @@ class GaussianMixture:
     ) -> Float[Tensor, "count dim"]:
         """Draw points, float32; their components are drawn by weight where no label says them."""
         check_label(torch.empty(count), label, self.classes)
-        component = torch.full((count,), NO_CLASS) if label is None else label
+        component, where = torch.full((count,), NO_CLASS) if label is None else label, source(rng)
         if (component == NO_CLASS).any():
-            drawn = torch.multinomial(self.weights, count, replacement=True, generator=rng)
-            component = torch.where(component == NO_CLASS, drawn, component)
-        noise = torch.randn(count, self.dim, generator=rng, dtype=torch.float64)
+            weights = self.weights.to(where["device"])
+            drawn = torch.multinomial(weights, count, replacement=True, generator=rng)
+            component = torch.where(component == NO_CLASS, drawn.to(component), component)
+        noise = torch.randn(count, self.dim, dtype=torch.float64, **where).to(self.means)
         along_axes = self.variances[component].sqrt() * noise
         offset = torch.einsum("nde,ne->nd", self.axes[component], along_axes)
         return (self.means[component] + offset).float()

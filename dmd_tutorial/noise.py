@@ -1,9 +1,9 @@
-"""Noise levels: the grid, the ways to draw from it, and variance-preserving schedules.
+"""Noise: its random sources, its levels, the ways to draw them, variance-preserving schedules.
 
 The book's own form is variance-exploding (EDM): ``x_noisy = x + sigma * noise``.
 """
 
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,26 @@ SIGMA_MIN = 0.002  # of EDM, in the units of x
 SIGMA_MAX = 80.0
 RHO = 7.0
 BINS = 1000
+Purpose = Literal["training", "pairs", "evaluation", "pictures"]
+
+
+def stream(purpose: Purpose, seed: int = 0, part: int = 0) -> Generator:
+    """A random source that no other purpose, seed (0 to 16,383) or part (0 to 65,535) shares.
+
+    So a student is never measured on the noise of its pairs. torch's source on the CPU reads 32
+    bits of a number: two are the purpose, 16 the part (of pairs, the chunk), 14 the seed.
+    """
+    if not (0 <= seed < 2**14 and 0 <= part < 2**16):
+        raise ValueError(f"a seed is from 0 to 16383, a part from 0 to 65535, not {seed}, {part}")
+    if purpose not in get_args(Purpose):
+        raise ValueError(f"a purpose is one of {get_args(Purpose)}, not {purpose!r}")
+    number = get_args(Purpose).index(purpose)
+    return Generator().manual_seed(number * 2**30 + part * 2**14 + seed)
+
+
+def source(rng: Generator | None) -> dict[str, Any]:
+    """What torch's functions need to draw from rng, torch's own without one, where it lives."""
+    return {"generator": rng, "device": "cpu" if rng is None else rng.device}
 
 
 def add_noise(
@@ -31,8 +51,7 @@ def noise_like(
     x: Float[Tensor, "batch *shape"], rng: Generator | None = None
 ) -> Float[Tensor, "batch *shape"]:
     """Standard normal noise for x, drawn where rng lives: the same for every device."""
-    device = "cpu" if rng is None else rng.device
-    return torch.randn(x.shape, generator=rng, device=device).to(x)
+    return torch.randn(x.shape, **source(rng)).to(x)
 
 
 def karras_grid(
@@ -73,7 +92,7 @@ def lognormal_sigma(
     batch: int, mean: float = -1.2, std: float = 1.2, rng: Generator | None = None
 ) -> Float[Tensor, " batch"]:
     """The levels on which EDM trains a teacher, ``ln(sigma) ~ N(mean, std^2)`` (EDM, Table 1)."""
-    return torch.exp(mean + std * torch.randn(batch, generator=rng))
+    return torch.exp(mean + std * torch.randn(batch, **source(rng)))
 
 
 def grid_sigma(
@@ -93,7 +112,7 @@ def grid_sigma(
     bins = len(grid)
     first = min(int(low * bins), bins - 1)
     last = min(int(high * bins), bins - 1)
-    index = torch.randint(first, last + 1, (batch,), generator=rng)
+    index = torch.randint(first, last + 1, (batch,), **source(rng))
     return grid.float()[index.to(grid.device)]
 
 

@@ -49,9 +49,15 @@ def save_denoiser(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
-    metadata = {"model": json.dumps(header), "made_by": json.dumps(made_by, sort_keys=True)}
+    metadata = {"model": plain_json(header), "made_by": plain_json(made_by, sort_keys=True)}
     save_file(tensors, partial, metadata=metadata)
     os.replace(partial, path)
+
+
+def plain_json(value: Any, **how: Any) -> str:
+    """Plain values as JSON, which has no NaN and no infinity: null stands for both."""
+    known = json.loads(json.dumps(value), parse_constant=lambda _: None)
+    return json.dumps(known, **how)
 
 
 def load_denoiser(path: str | Path) -> EDMDenoiser | OneStepGenerator:

@@ -7,33 +7,35 @@ again; on the CPU it then continues to the same bits.
 
 import copy
 import math
+import random
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from dmd_tutorial import dmd
+from dmd_tutorial import checks, dmd
 from dmd_tutorial.anchor import LPIPS, Pairs, l2
-from dmd_tutorial.checks import NO_CLASS
+from dmd_tutorial.checks import NO_CLASS, Checked, NotFiniteError, check_finite
 from dmd_tutorial.data import Images
 from dmd_tutorial.denoisers import OneStepGenerator, denoising_loss
-from dmd_tutorial.noise import SIGMA_MAX, karras_grid, lognormal_sigma, noise_like
+from dmd_tutorial.noise import SIGMA_MAX, karras_grid, lognormal_sigma, noise_like, stream
 
 
 @dataclass(frozen=True)
-class FitSettings:
+class FitSettings(Checked):
     """How one network is fitted by one loss."""
 
-    steps: int = 2_000  # Optimiser steps.
-    batch: int = 128  # Samples per step.
-    learning_rate: float = 2e-3  # Peak of the learning rate (Adam).
-    warm_up: int = 200  # Steps over which the learning rate rises from 0.
-    ema: float = 0.999  # Decay of the exponential moving average of the weights, per step.
-    clip: float = 1.0  # Largest L2 norm of the gradient.
+    steps: checks.Count = 2_000  # Optimiser steps.
+    batch: checks.Count = 128  # Samples per step.
+    learning_rate: checks.NotNegative = 2e-3  # Peak of the learning rate (Adam).
+    warm_up: checks.CountOrNone = 200  # Steps over which the learning rate rises from 0.
+    ema: checks.Share = 0.999  # Decay of the exponential moving average of the weights, per step.
+    clip: checks.Positive = 1.0  # Largest L2 norm of the gradient.
     seed: int = 0  # Seed of everything drawn.
 
 
@@ -42,46 +44,50 @@ class TeacherSettings(FitSettings):
     """How a teacher is fitted. More steps on digits lower the loss on them, not that on others."""
 
     log_mean: float = -1.2  # Mean of ln(sigma) (EDM, Table 1).
-    log_std: float = 1.2  # Standard deviation of ln(sigma).
+    log_std: checks.NotNegative = 1.2  # Standard deviation of ln(sigma).
     # Fraction of images shown without their label (label dropout), for guidance.
-    no_label: float = 0.0
+    no_label: checks.Share = 0.0
     flip: bool = False  # Whether half of the images are shown mirrored, left to right.
 
 
 @dataclass(frozen=True)
-class DistillSettings:
+class DistillSettings(Checked):
     """How a student is distilled. The paper's balance and noise range; rates for small networks."""
 
-    steps: int = 3_000  # Iterations.
-    batch: int = 64  # Samples per iteration for the matching loss.
-    batch_pairs: int = 64  # Pairs per iteration for the anchor.
-    learning_rate: float = 5e-5  # The generator's (AdamW).
-    critic_learning_rate: float = 4e-4  # The critic's; faster, so that it follows the generator.
-    warm_up: int = 100  # Steps over which both rates rise from 0.
-    decay: float = 0.5  # Fraction of the run, at its end, over which both rates fall to 0.
-    weight_decay: float = 0.01  # AdamW's.
-    ema: float = 0.99  # Decay of the average of the generator's weights, per step.
-    weighting: str = "eq8"  # w_t of Eq. 7.
+    steps: checks.Count = 3_000  # Iterations.
+    batch: checks.Count = 64  # Samples per iteration for the matching loss.
+    batch_pairs: checks.Count = 64  # Pairs per iteration for the anchor.
+    learning_rate: checks.NotNegative = 5e-5  # The generator's (AdamW).
+    critic_learning_rate: checks.NotNegative = (
+        4e-4  # The critic's; faster, so that it follows the generator.
+    )
+    warm_up: checks.CountOrNone = 100  # Steps over which both rates rise from 0.
+    decay: checks.Share = 0.5  # Fraction of the run, at its end, over which both rates fall to 0.
+    weight_decay: checks.NotNegative = 0.01  # AdamW's.
+    ema: checks.Share = 0.99  # Decay of the average of the generator's weights, per step.
+    weighting: Literal["eq8", "sigma", "sigma3", "none"] = "eq8"  # w_t of Eq. 7.
     matching: bool = True  # Whether the distribution-matching loss counts.
-    lambda_reg: float = dmd.Objective.lambda_reg  # Weight of the anchor.
+    lambda_reg: checks.NotNegative = dmd.Objective.lambda_reg  # Weight of the anchor; 0 for none.
     # The anchor's distance: l2, or lpips (the paper's, on images of 32 pixels and up).
-    distance: str = "l2"
-    critic_steps: int = 2  # Critic updates per generator update.
-    clip: float = 10.0  # Largest L2 norm of each network's gradient.
+    distance: Literal["l2", "lpips"] = "l2"
+    critic_steps: checks.CountOrNone = (
+        2  # Critic updates per generator update; 0 freezes the critic.
+    )
+    clip: checks.Positive = 10.0  # Largest L2 norm of each network's gradient.
     # Highest level of the grid on which scores are compared, in the units of x.
-    sigma_max: float = SIGMA_MAX
+    sigma_max: checks.Positive = SIGMA_MAX
     seed: int = 0  # Seed of everything drawn.
 
     def objective(self, device: torch.device | str = "cpu") -> dmd.Objective:
         """The settings in the terms of `dmd.iteration`; the device is that of LPIPS."""
-        distances: dict[str, Callable] = {"l2": lambda: l2, "lpips": lambda: LPIPS().to(device)}
-        if self.distance not in distances:
-            raise ValueError(f"distance is one of {list(distances)}, not {self.distance!r}")
+        if not self.matching and not self.lambda_reg:
+            raise ValueError("lambda_reg must be above 0 without matching: nothing else is learnt")
+        perceptual = self.distance == "lpips" and self.lambda_reg  # it needs VGG's weights
         return dmd.Objective(
             weighting=dmd.Weighting(self.weighting),
             matching=self.matching,
             lambda_reg=self.lambda_reg,
-            distance=distances[self.distance](),
+            distance=LPIPS().to(device) if perceptual else l2,
             critic_steps=self.critic_steps,
             clip=self.clip,
             grid=karras_grid(sigma_max=self.sigma_max),
@@ -118,9 +124,13 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
     def follow(averages: Any, values: Any, count: Tensor | int) -> None:
         steps = int(count) - 1
         keep = min(decay, (1 + steps) / (10 + steps))
-        torch._foreach_lerp_(list(averages), list(values), 1 - keep)
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(list(averages), list(values), 1 - keep)
+        else:  # such as a BatchNorm's number of batches
+            torch._foreach_copy_(list(averages), list(values))
 
-    average = AveragedModel(network, multi_avg_fn=follow)
+    means = all(bool(buffer.isfinite().all()) for buffer in network.buffers())  # no mask of -inf
+    average = AveragedModel(network, multi_avg_fn=follow, use_buffers=means)
     average.n_averaged.fill_(1)  # the start counts: without this the first step replaces it
     return average.requires_grad_(False).eval()
 
@@ -138,11 +148,13 @@ class _Run:
     """What a training run changes, as one thing whose state can be taken and loaded."""
 
     parts: tuple[str, ...] = ()  # attributes with state_dict and load_state_dict
+    rank = 0  # of this process, where several share the run: each drops other values
+    settings: Any
     ema: AveragedModel
 
     def __init__(self, seed: int) -> None:
         self.step = 0
-        self.rng = Generator().manual_seed(seed)
+        self.rng = stream("training", seed)
 
     @property
     def average(self) -> nn.Module:
@@ -154,9 +166,33 @@ class _Run:
         """Where the networks are."""
         return next(self.average.parameters()).device
 
+    @contextmanager
+    def stepping(self) -> Iterator[None]:
+        """What a step is done in: an error about what is not finite names the step.
+
+        torch's own random numbers, such as dropout's masks, come from seed and step alone; the
+        caller's go on afterwards as if nothing had been drawn.
+        """
+        gpus = [self.device] if self.device.type == "cuda" else []
+        number = random.Random(f"{self.settings.seed} {self.step} {self.rank}").getrandbits(32)
+        with torch.random.fork_rng(gpus):
+            for source in (
+                torch.default_generator,
+                *(torch.cuda.default_generators[g.index] for g in gpus),
+            ):
+                source.manual_seed(number)
+            try:
+                yield
+            except NotFiniteError as error:
+                raise NotFiniteError(f"step {self.step + 1}: {error}") from error
+
     def state_dict(self) -> dict:
-        """Everything that a step reads and changes."""
-        state = {name: getattr(self, name).state_dict() for name in self.parts}
+        """Everything that a step reads and changes; weights that are not finite are refused."""
+        parts = {name: getattr(self, name) for name in self.parts}
+        for part, network in parts.items():
+            for name, weight in getattr(network, "named_parameters", dict)():
+                check_finite(**{f"{part}.{name} after step {self.step}": weight})
+        state = {name: part.state_dict() for name, part in parts.items()}
         return state | {"step": self.step, "rng": self.rng.get_state()}
 
     def load_state_dict(self, state: dict) -> None:
@@ -211,7 +247,8 @@ def fit(
         factor = rate_factor(run.step, settings.steps, settings.warm_up, decay=1.0)
         rate = set_rate(run.optimizer, settings.learning_rate * factor)
         batch = _to(run.device, draw(run.rng))
-        record, _ = updater(run.optimizer, of_batch, batch, settings.clip)
+        with run.stepping():
+            record, _ = updater(run.optimizer, of_batch, batch, settings.clip)
         run.ema.update_parameters(run.network)
         run.step += 1
         yield Metrics(run.step, record.loss, rate)
@@ -305,11 +342,12 @@ def distill(
         rate = set_rate(run.generator_optimizer, settings.learning_rate * factor)
         set_rate(run.critic_optimizer, settings.critic_learning_rate * factor)
         batch = draw_batch(run, shape, classes, pairs if objective.lambda_reg else None)
-        record = iteration(
-            run.generator, run.critic, run.teacher,
-            run.generator_optimizer, run.critic_optimizer,
-            _to(run.device, batch), objective, run.rng,
-        )  # fmt: skip
+        with run.stepping():
+            record = iteration(
+                run.generator, run.critic, run.teacher,
+                run.generator_optimizer, run.critic_optimizer,
+                _to(run.device, batch), objective, run.rng,
+            )  # fmt: skip
         run.ema.update_parameters(run.generator)
         run.step += 1
         yield Metrics(run.step, record.loss_anchor, rate, record)
@@ -336,9 +374,9 @@ def _to(device: torch.device, batch: Any) -> Any:
 
 
 def _without_dropout(network: nn.Module) -> None:
-    """Dropout stays off in a distillation, as in the paper."""
+    """Dropout of every kind, labels' included, stays off in a distillation, as in the paper."""
     for module in network.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        elif isinstance(getattr(module, "dropout", None), float):
-            module.dropout = 0.0  # type: ignore[assignment]
+        torchs = isinstance(module, nn.modules.dropout._DropoutNd)
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and ("drop" in name or (torchs and name == "p")):
+                setattr(module, name, 0.0)

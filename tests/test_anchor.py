@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from dmd_tutorial import anchor
 from dmd_tutorial.anchor import LPIPS, Pairs, fingerprint, l2, load_pairs, make_pairs
@@ -53,7 +54,8 @@ def test_a_file_says_how_it_was_made(tmp_path):
     with safe_open(tmp_path / "00002.safetensors", "pt") as file:
         made_by = json.loads(file.metadata()["made_by"])
     assert made_by == {"teacher": fingerprint(teacher()), "sampler": "heun", "steps": 3,
-                       "evaluations": 5, "seed": 5, "chunk": 2}  # fmt: skip
+                       "evaluations": 5, "seed": 5, "noise": "stream of pairs",
+                       "chunk": 2}  # fmt: skip
 
 
 def test_a_run_that_stopped_continues_and_makes_the_same_pairs(tmp_path):
@@ -95,12 +97,34 @@ def test_pairs_of_another_teacher_sampler_or_seed_are_refused(tmp_path):
         make(tmp_path, seed=1)
 
 
+def test_pairs_of_before_the_streams_are_read_but_not_mixed(tmp_path):
+    """Their headers do not say which stream their noise is from."""
+    make(tmp_path)
+    old = tmp_path / "00001.safetensors"
+    with safe_open(old, "pt") as file:
+        made_by = json.loads(file.metadata()["made_by"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    del made_by["noise"]
+    save_file(tensors, old, {"made_by": json.dumps(made_by)})
+    with pytest.raises(ValueError, match=r"00001.* was made with noise None, not stream of pairs"):
+        load_pairs(tmp_path)
+    (tmp_path / "00000.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"00001.* was made with noise None, not stream of pairs"):
+        make(tmp_path)
+    (tmp_path / "00000.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"00002.* was made with noise stream of pairs, not None"):
+        load_pairs(tmp_path)
+    assert len(load_pairs(tmp_path, count=20).z) == 20
+
+
 def test_damaged_missing_and_too_few_pairs_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no pairs"):
         load_pairs(tmp_path)
     make(tmp_path)
     with pytest.raises(ValueError, match="holds 60 pairs, 61 are wanted"):
         load_pairs(tmp_path, count=61)
+    with pytest.raises(ValueError, match="0 pairs are wanted, at least 1"):
+        load_pairs(tmp_path, count=0)
     with pytest.raises(ValueError, match="multiple of 20, not 30"):
         make(tmp_path, count=30)
     file = tmp_path / "00001.safetensors"

@@ -2,14 +2,23 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 
-from dmd_tutorial.runs import checkpoints
+from dmd_tutorial.anchor import Pairs
+from dmd_tutorial.checks import NotFiniteError
+from dmd_tutorial.data import digits
+from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
+from dmd_tutorial.networks import UNet
+from dmd_tutorial.runs import checkpoints, pipeline
 from dmd_tutorial.runs.checkpoints import before, load_checkpoint, newest, save_checkpoint
+from dmd_tutorial.runs.pipeline import Control
+from dmd_tutorial.training import DistillSettings, TeacherSettings
 
 STEPS = 150
 TRAIN = ["train-teacher", "--steps", str(STEPS), "--batch", "4", "--checkpoint-minutes", "0"]
@@ -97,6 +106,86 @@ def test_the_last_two_are_kept_and_a_damaged_one_is_stepped_over(tmp_path, capsy
     before(path).write_bytes(b"")
     with pytest.raises(ValueError, match="not a readable checkpoint"):
         load_checkpoint(path, {})
+
+
+def small(seed: int) -> EDMDenoiser:
+    torch.manual_seed(seed)
+    return EDMDenoiser(UNet(width=8, embedding=16))
+
+
+def pairs(seed: int) -> Pairs:
+    z, y = torch.randn(2, 8, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+    return Pairs(z, y, torch.arange(8))
+
+
+SHORT = DistillSettings(steps=2, batch=2, batch_pairs=2, sigma_max=5.0)
+WARM = replace(SHORT, matching=False)
+
+
+def distilled(folder, warm=WARM, **other) -> pipeline.Trained:
+    parts = {"teacher": small(0), "pairs": pairs(0), "start": OneStepGenerator(small(1)), **other}
+    return pipeline.make_student_in(
+        folder, warm_start=warm, settings=SHORT, compute=pipeline.PLAIN, control=Control(),
+        notes={}, **parts,
+    )  # fmt: skip
+
+
+def test_a_checkpoint_is_of_its_teacher_start_and_pairs(tmp_path, capsys):
+    """The warm start's too, whose end is the start of what follows."""
+    with_and_without = {name: tmp_path / name for name in ("student", "warm-start")}
+    distilled(with_and_without["student"], warm=None)
+    made = distilled(with_and_without["warm-start"])
+    capsys.readouterr()
+    again = distilled(with_and_without["warm-start"])
+    assert capsys.readouterr().out.count("nothing is left") == 2
+    for key, value in made.network.state_dict().items():
+        assert torch.equal(value, again.network.state_dict()[key])
+    others = {"teacher": small(5), "pairs": pairs(5), "start": OneStepGenerator(small(5))}
+    for stage, folder in with_and_without.items():
+        for name, other in others.items():
+            before = {path: path.read_bytes() for path in folder.iterdir()}
+            said = f"{stage}.ckpt was made with {name} = .*--fresh starts over, --out"
+            with pytest.raises(ValueError, match=said):
+                distilled(folder, WARM if stage == "warm-start" else None, **{name: other})
+            assert {path: path.read_bytes() for path in folder.iterdir()} == before
+    (with_and_without["warm-start"] / "warm-start.ckpt").unlink()
+    (with_and_without["warm-start"] / "warm-start.ckpt.before").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"student.ckpt was made with start = "):
+        distilled(with_and_without["warm-start"], replace(WARM, seed=1))
+
+
+def test_a_checkpoint_of_before_says_that_it_does_not_know_its_data(tmp_path):
+    settings, path = TeacherSettings(steps=2, batch=2), tmp_path / "teacher.ckpt"
+    save_checkpoint({}, {"settings": asdict(settings), "seconds": 1.0}, path)
+    with pytest.raises(
+        ValueError, match=r"with data = something that it does not say, not .*--fresh"
+    ):
+        pipeline.make_teacher(small(0), digits(), settings, checkpoint=path)
+    pipeline.make_teacher(
+        small(0), digits(), settings, checkpoint=path, control=Control(fresh=True)
+    )
+    with pytest.raises(ValueError, match=r"was made with data = '1797 of \(1, 8, 8\), "):
+        pipeline.make_teacher(small(0), digits().split(10)[0], settings, checkpoint=path)
+
+
+def test_a_loss_that_is_not_finite_leaves_the_last_good_checkpoint(tmp_path):
+    images, path = digits(), tmp_path / "teacher.ckpt"
+    settings = TeacherSettings(steps=40, batch=4, warm_up=1)
+    every = Control(checkpoint_minutes=0)
+    images.x[:200] = torch.nan  # some step meets one of these
+    with pytest.raises(NotFiniteError) as refused:
+        pipeline.make_teacher(small(0), images, settings, checkpoint=path, control=every)
+    step = int(re.match(r"step (\d+): x is not finite", str(refused.value))[1])
+    assert str(refused.value).endswith(f"(the last good checkpoint is {path})")
+    state = load_checkpoint(path, {})[0]
+    assert state["step"] == step - 1 > 0
+    assert all(value.isfinite().all() for value in state["network"].values())
+    with pytest.raises(NotFiniteError, match="after step 1 is not finite"):  # what was reached
+        pipeline.make_teacher(
+            small(0), digits(), replace(settings, steps=1, learning_rate=1e39),
+            checkpoint=path, control=Control(fresh=True),
+        )  # fmt: skip
+    assert load_checkpoint(path, {})[0]["step"] == step - 1
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_the_last_good_checkpoint(tmp_path):

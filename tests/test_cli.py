@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 from dataclasses import fields, replace
 from pathlib import Path
@@ -11,13 +12,16 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dmd_tutorial import pretrained
+from dmd_tutorial import anchor, pretrained
+from dmd_tutorial.data import Images
 from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
-from dmd_tutorial.runs import provenance
-from dmd_tutorial.runs.cli import main, parse
+from dmd_tutorial.networks import UNet
+from dmd_tutorial.runs import pipeline, provenance
+from dmd_tutorial.runs.cli import commands_of, main, parse
+from dmd_tutorial.runs.compute import Compute
 from dmd_tutorial.runs.pipeline import Control
 from dmd_tutorial.runs.presets import PRESETS
-from dmd_tutorial.training import DistillSettings, TeacherSettings
+from dmd_tutorial.training import DistillSettings, TeacherSettings, _Run
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +121,45 @@ def test_a_run_that_is_out_of_time_goes_on_with_the_same_command(tmp_path, capsy
     assert (tmp_path / "teacher.safetensors").exists()
 
 
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of coloured images."""
+    for number in range(20):
+        Image.new("RGB", (40, 30), (10 * number, 100, 200)).save(tmp_path / f"{number}.png")
+    return tmp_path
+
+
+def test_a_model_is_measured_against_images_of_its_own_size_and_channels(
+    photos, capsys, monkeypatch
+):
+    """Whatever the preset's are; and the images stay 8-bit, which are four times smaller."""
+    monkeypatch.delattr(Images, "take")
+    command = ["evaluate", "--preset", "cifar10-small", "--model", "digits-student", "--features",
+               "digits", "--data", str(photos), "--count", "20"]  # fmt: skip
+    assert main(command) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["data"], report["shape"]) == (str(photos), [1, 8, 8])
+    assert report["result"]["reference_count"] == 20
+    assert main([*command, "--size", "8"]) == 0
+    assert main([*command, "--size", "32"]) == 2
+    assert "digits-student makes images of 8 pixels, size is 32" in capsys.readouterr().err
+
+
+def test_zero_pictures_and_zero_steps_of_warm_start_are_none(folder, tmp_path):
+    teacher, pairs = str(folder / "teacher.safetensors"), str(folder / "pairs")
+    assert main(["distill", "--teacher", teacher, "--pairs", pairs, "--out", str(tmp_path),
+                 "--warm-start-steps", "0", "--steps", "2", "--batch", "2", "--batch-pairs", "2",
+                 "--picture-steps", "0", "--clip", "inf"]) == 0  # fmt: skip
+    assert not list(tmp_path.glob("warm-start*"))
+    assert not list(tmp_path.glob("*watch*"))
+
+    def refuse(text: str) -> None:
+        raise AssertionError(f"{text} is no JSON")
+
+    notes = json.loads((tmp_path / "student.json").read_text(), parse_constant=refuse)
+    assert notes["settings"]["clip"] is None
+
+
 def test_pairs_of_another_teacher_are_refused(folder, capsys):
     command = ["distill", "--pairs", str(folder / "pairs"), "--out", str(folder / "other")]
     assert main(command) == 2
@@ -128,6 +171,28 @@ def test_missing_files_and_pairs_are_one_sentence(tmp_path, capsys):
     assert "no shipped network (digits-teacher" in capsys.readouterr().err
     assert main(["distill", "--pairs", str(tmp_path), "--out", str(tmp_path)]) == 2
     assert "holds no pairs" in capsys.readouterr().err
+
+
+def test_a_run_on_other_images_is_refused_and_a_finished_one_says_so(tmp_path, capsys):
+    for name, colour in (("cats", 40), ("dogs", 200)):
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            Image.new("RGB", (8, 8), (colour, number, 0)).save(tmp_path / name / f"{number}.png")
+    command = ["train-teacher", "--preset", "digits", "--size", "8", "--steps", "2", "--batch", "2",
+               "--out", str(tmp_path / "run"), "--data"]  # fmt: skip
+    cats, dogs = ([*command, str(tmp_path / name)] for name in ("cats", "dogs"))
+    assert main(cats) == 0
+    kept = (tmp_path / "run" / "teacher.json").read_text()
+    capsys.readouterr()
+    assert main(dogs) == 2
+    error = capsys.readouterr().err
+    for said in ("teacher.ckpt was made with data = '3 of (3, 8, 8), ", "--fresh", "--out"):
+        assert said in error
+    assert len(error.splitlines()) == 1
+    assert (tmp_path / "run" / "teacher.json").read_text() == kept
+    (tmp_path / "cats").rename(tmp_path / "pets")  # the same images are the same, wherever they lie
+    assert main([*command, str(tmp_path / "pets")]) == 0
+    assert "all 2 steps are done, nothing is left" in capsys.readouterr().out
 
 
 def test_another_setting_does_not_continue_an_old_run(folder, capsys):
@@ -184,9 +249,44 @@ def test_what_is_given_overrides_the_preset_and_nothing_else():
         assert parse(["evaluate", name, "x", "--seed", "1"]).model == "x"
 
 
+ALLOWED = {  # of each option: values that mean something; and the rest of those tried is refused
+    TeacherSettings: {
+        "warm_up": (0,), "learning_rate": (0,), "ema": (0,), "log_mean": (0, -1), "log_std": (0,),
+        "no_label": (0,),
+    },
+    DistillSettings: {
+        "warm_up": (0,), "learning_rate": (0,), "critic_learning_rate": (0,), "decay": (0,),
+        "weight_decay": (0,), "ema": (0,), "lambda_reg": (0,), "critic_steps": (0,),
+    },
+    Control: {"checkpoint_minutes": (0,), "minutes": (0,), "picture_steps": (0,)},
+    Compute: {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", ALLOWED)
+def test_zero_negative_and_endless_numbers_mean_something_or_are_refused_by_name(settings):
+    numbers = [f.name for f in fields(settings) if type(f.default) in (int, float)]
+    assert set(ALLOWED[settings]) <= set(numbers)
+    for name in numbers:
+        for value in (0, -1, math.nan):
+            if value in ALLOWED[settings].get(name, ()):
+                assert getattr(settings(**{name: value}), name) == value
+            elif name not in ("seed", "log_mean"):
+                with pytest.raises(ValueError, match=f"^{name} must be .*, not {value}"):
+                    settings(**{name: value})
+
+
 @pytest.mark.parametrize(
     ("command", "said"),
     [
+        (["train-teacher", "--size", "0"], "size must be at least 1, not 0"),
+        (["train-teacher", "--picture-steps", "-1"], "picture_steps must be at least 0, not -1"),
+        (["distill", "--count", "0"], "count must be at least 1, or None, not 0"),
+        (["distill", "--warm-start-steps", "-1"], "warm_start_steps must be at least 0, not -1"),
+        (["distill", "--clip", "0"], "clip must be above 0, not 0.0"),
+        (["distill", "--weighting", "eq9"], "eq9"),
+        (["distill", "--no-matching", "--lambda-reg", "0"], "nothing else is learnt"),
+        (["distill", "--sigma-max", "0"], "sigma_max must be above 0, not 0.0"),
         (["distill", "--stepps", "3"], "Unrecognized options: --stepps"),
         (["distill", "--steps", "many"], "invalid literal"),
         (["distill", "--mixed-precision", "fp8"], "fp8"),
@@ -207,6 +307,44 @@ def test_a_mistake_is_one_sentence_and_status_2(command, said, capsys):
     error = re.sub(r"[\s│]+", " ", capsys.readouterr().err)
     assert said in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("make-pairs", ("count", "steps", "batch", "seed")),
+        ("sample", ("count", "steps", "batch", "seed", "label")),
+        ("evaluate", ("count", "steps", "batch", "seed", "size")),
+        ("train-teacher", ("size",)),
+    ],
+)
+def test_a_number_that_means_nothing_is_refused_by_the_option_s_name(
+    command, options, tmp_path, capsys
+):
+    teacher = ["--teacher", "digits-teacher"] if command != "train-teacher" else []
+    for option in options:
+        for value in ["-2"] if option in ("seed", "label") else ["0", "-2"]:
+            try:
+                status = main([command, *teacher, f"--{option}", value, "--pairs", str(tmp_path)]
+                              if command == "make-pairs" else
+                              [command, *teacher, f"--{option}", value])  # fmt: skip
+            except SystemExit as stopped:
+                status = stopped.code
+            error = re.sub(r"[\s│]+", " ", capsys.readouterr().err)
+            assert status == 2, (option, value)
+            assert option in error
+            assert value in error
+
+
+def test_an_option_that_the_model_cannot_use_is_refused(tmp_path, capsys):
+    path = tmp_path / "unconditional.safetensors"
+    pretrained.save_denoiser(path, EDMDenoiser(UNet(width=8, embedding=16, classes=0)))
+    command = ["sample", "--model", str(path), "--steps", "1", "--count", "2"]
+    assert main([*command, "--out", str(tmp_path / "samples")]) == 0
+    assert main([*command, "--label", "3"]) == 2
+    assert "has no classes, label is 3" in capsys.readouterr().err
+    assert main([*command, "--seeds", "5-3"]) == 2
+    assert "5-3 end before they begin" in capsys.readouterr().err
 
 
 def test_the_demo_goes_the_whole_way_and_continues_where_it_stopped(tmp_path, monkeypatch, capsys):
@@ -279,3 +417,39 @@ def test_runs_go_to_drive_where_it_is_mounted(tmp_path, monkeypatch):
     assert (kept / "teacher.ckpt").exists()
     assert (kept / "teacher.safetensors").exists()
     assert not (tmp_path / "runs").exists()
+
+
+def test_no_noise_is_drawn_for_two_purposes(tmp_path, monkeypatch):
+    """Training, pairs, evaluation, samples, the grid beside a network; seeds 0 to 99 of each."""
+    drawn: dict[str, list[torch.Tensor]] = {}
+    monkeypatch.setattr(anchor, "CHUNK", 20)
+    monkeypatch.setattr(anchor, "sample", lambda _, z, *__, **___: z + 0)
+    commands, network = commands_of("digits"), pretrained.load("digits-teacher")
+    monkeypatch.setattr(pretrained, "load", lambda _: network)
+
+    class Drawn(Exception): ...
+
+    def draw(purpose: str):
+        def caught(_, z, *__, **___):
+            drawn.setdefault(purpose, []).append(z)
+            raise Drawn
+
+        return caught
+
+    trained = pipeline.Trained(network, TeacherSettings(), 0.0)
+    monkeypatch.setattr(pipeline, "draw", draw("pictures"))
+    with pytest.raises(Drawn):
+        pipeline.keep(tmp_path / "teacher", trained, {})
+    for seed in range(100):
+        drawn.setdefault("training", []).append(torch.randn(20, 1, 8, 8, generator=_Run(seed).rng))
+        for name in ("sample", "evaluate"):
+            monkeypatch.setattr(pipeline, "draw", draw("pictures" if name == "sample" else name))
+            with pytest.raises(Drawn):
+                replace(commands[name], seed=seed, count=20).run("")
+        folder = tmp_path / f"{seed}"
+        list(anchor.make_pairs(network, folder, 60, (1, 8, 8), steps=1, seed=seed))
+        drawn.setdefault("pairs", []).append(anchor.load_pairs(folder).z)
+    met = {name: set(map(tuple, torch.cat(zs)[:, 0, 0, :4].tolist())) for name, zs in drawn.items()}
+    for one, other in itertools.combinations(met, 2):
+        assert not met[one] & met[other], (one, other)
+    assert len(met["pairs"]) == 6000

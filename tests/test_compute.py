@@ -10,6 +10,7 @@ from torch import nn
 
 from dmd_tutorial import dmd
 from dmd_tutorial.anchor import Pairs
+from dmd_tutorial.checks import NotFiniteError
 from dmd_tutorial.data import digits
 from dmd_tutorial.denoisers import EDMDenoiser
 from dmd_tutorial.edm.networks import SongUNet
@@ -223,6 +224,24 @@ def test_an_overflow_skips_the_step_and_halves_the_scale():
     again = Updater(Compute(mixed_precision="fp16"), optimizer, other)
     again.load_state_dict(updater.state_dict())
     assert again.scalers[optimizer].get_scale() == before / 2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_what_overflows_without_a_scale_is_refused_before_the_step(precision):
+    """In fp16 only once the scale has been halved to nothing: it was not the scale's fault."""
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight], lr=0.1)
+    updater = Updater(Compute(mixed_precision=precision), optimizer)
+
+    def step() -> float:
+        batch = (torch.ones(2),)
+        return updater(optimizer, lambda b: (weight.sum() * math.nan, ()), batch, 1.0)[1]
+
+    for _ in range(17 if precision == "fp16" else 0):  # the scale begins at 2^16
+        assert math.isnan(step())
+    with pytest.raises(NotFiniteError, match="the loss is not finite: it is nan"):
+        step()
+    assert torch.equal(weight.detach(), torch.ones(3))
 
 
 def test_small_gradients_survive_fp16_because_the_loss_is_scaled():

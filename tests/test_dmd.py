@@ -28,6 +28,36 @@ def per_sample(x):
     return x.flatten(1).abs().mean(1)
 
 
+# --- low precision ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weighting", Weighting)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_gradient_in_low_precision_is_exact_to_its_rounding_at_every_level(dtype, weighting):
+    x, real, fake = torch.randn(3, 64, 2).to(dtype)
+    real[::2] = x[::2] + 1e-3  # Eq. 8's weight grows as the teacher's error falls
+    sigma = torch.logspace(math.log10(0.002), 3, 64).to(dtype)
+    expected = matching_gradient(*(t.double() for t in (x, sigma, real, fake)), weighting)
+    found = matching_gradient(x, sigma, real, fake, weighting)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected.to(dtype), rtol=torch.finfo(dtype).eps, atol=0.0)
+
+
+def test_the_critics_loss_in_float16_is_that_in_float64_at_every_level():
+    x, noise, sigma = (
+        torch.randn(64, 2).half(),
+        torch.randn(64, 2).half(),
+        torch.logspace(-2.7, 2, 64),
+    )
+
+    def critic(x, sigma, label):
+        return x / (1 + sigma[:, None] ** 2)
+
+    found = dmd.critic_loss(critic, x, sigma.half(), noise)
+    expected = dmd.critic_loss(critic, x.double(), sigma.half().double(), noise.double())
+    assert found.item() == pytest.approx(expected.item(), rel=0.05)
+
+
 # --- weightings -------------------------------------------------------------------------------
 
 

@@ -95,6 +95,17 @@ def test_features_are_standardised_over_the_digits(reference):
     assert reference.var(0).mean() == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_rounding_to_8_bits_is_exact_in_every_type(dtype):
+    x = torch.linspace(-1.1, 1.1, 40_001).to(dtype).reshape(1, 1, 1, -1)
+    exact = ((x.double().clamp(-1, 1) + 1) * 127.5).round()
+    difference = (to_8_bit(x).double() - exact).abs()
+    assert difference.mean() < 1e-4  # a half may round either way
+    levels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16)
+    assert torch.equal(to_8_bit(levels), levels)  # which are 8-bit already
+    assert torch.equal(to_8_bit((levels / 127.5 - 1).to(torch.float64)), levels)
+
+
 def test_rounding_to_8_bits():
     x = torch.linspace(-1.5, 1.5, 3001).reshape(1, 1, 1, -1)
     levels = to_8_bit(x)
@@ -319,6 +330,12 @@ def some_of_each_class(classes, per_class=100):
     rows = [(IMAGES.label == c).nonzero()[:per_class, 0] for c in classes]
     rows = torch.cat(rows)
     return IMAGES.x[rows], IMAGES.label[rows]
+
+
+def test_images_of_another_size_are_refused():
+    """They would be compared without a word, in features that see any size."""
+    with pytest.raises(ValueError, match=r"are \(1, 16, 16\), samples \(1, 8, 8\)"):
+        evaluate(IMAGES.x[:20], torch.zeros(30, 1, 16, 16), minimum=20)
 
 
 def test_dropping_classes_raises_the_distance_and_lowers_recall(reference):

@@ -36,6 +36,18 @@ def test_the_log_is_cut_where_a_run_goes_on_and_mends_a_broken_line(tmp_path):
     assert read_log(tmp_path / "none.jsonl") == []
 
 
+def test_a_number_that_is_not_finite_is_null_in_the_log(tmp_path):
+    """Python writes NaN and Infinity, which are no JSON and which other readers refuse."""
+    log = Log(tmp_path / "log.jsonl")
+    log.write(10, loss=math.nan, norm=math.inf, list=[-math.inf, 1.0], warnings=["NaN"])
+    log.close()
+    text = (tmp_path / "log.jsonl").read_text()
+    assert (
+        text
+        == '{"step": 10, "loss": null, "norm": null, "list": [null, 1.0], "warnings": ["NaN"]}\n'
+    )
+
+
 def record(spread=0.5, mean=0.0, loss_critic=0.5, norm=0.2, norm_critic=1.0, step=0) -> Record:
     x = mean + spread * torch.randn(32, 1, 8, 8, generator=torch.Generator().manual_seed(step))
     return Record(x, loss_critic=loss_critic, norm_generator=norm, norm_critic=norm_critic)

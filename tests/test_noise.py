@@ -1,13 +1,15 @@
 """Noise levels: the grid, the draws, variance-preserving schedules."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dmd_tutorial.data import two_modes
+from dmd_tutorial.anchor import Pairs
+from dmd_tutorial.data import normal, seeded_noise, two_modes
 from dmd_tutorial.noise import (
     Schedule,
     add_noise,
@@ -19,8 +21,12 @@ from dmd_tutorial.noise import (
     lognormal_sigma,
     noise_like,
     sampling_levels,
+    stream,
     to_variance_exploding,
 )
+from dmd_tutorial.samplers import ancestral, langevin, stochastic
+from dmd_tutorial.survey.flow_matching import uniform_time
+from dmd_tutorial.survey.progressive import draw_double_step
 
 
 def test_grid_has_edm_s_ends_and_even_steps_in_the_seventh_root():
@@ -127,12 +133,69 @@ def test_noise_like_depends_on_the_generator_alone():
     assert one.dtype == torch.float64
 
 
+GRID, DOWN = karras_grid(), torch.tensor([5, 1.0])
+PAIRS = Pairs(torch.zeros(5, 2), torch.ones(5, 2), torch.arange(5))
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda rng: noise_like(torch.zeros(3, 2), rng),
+        lambda rng: grid_sigma(3, GRID, rng=rng),
+        lambda rng: lognormal_sigma(3, rng=rng),
+        lambda rng: normal(3, (2,), rng),
+        lambda rng: PAIRS.draw(3, rng).z,
+        lambda rng: two_modes().sample(3, rng=rng),
+        lambda rng: uniform_time(3, 80.0, rng),
+        lambda rng: draw_double_step(3, GRID[:5], rng)[0],
+        lambda rng: last(langevin(two_modes(), torch.zeros(3, 2), 0.5, 1, 0.1, rng=rng)),
+        lambda rng: last(stochastic(two_modes(), torch.zeros(3, 2), DOWN, rng=rng)),
+        lambda rng: last(ancestral(two_modes(), torch.zeros(3, 2), DOWN, rng=rng)),
+    ],
+)
+def test_numbers_are_drawn_where_their_source_lives(draw, monkeypatch):
+    """A source on another device than the tensors: what torch is asked for is written down."""
+    rng, asked = SimpleNamespace(device=torch.device("cpu", 7)), []
+
+    def instead(drawn):
+        def recorded(*args, generator, device=None, **more):
+            assert generator is rng
+            if drawn is not torch.multinomial:  # it draws where its weights are
+                asked.append(torch.device(device))
+            return drawn(*args, **more)
+
+        return recorded
+
+    for name in ("randn", "rand", "randint", "multinomial"):
+        monkeypatch.setattr(torch, name, instead(getattr(torch, name)))
+    assert len(draw(rng)) == 3
+    assert asked
+    assert set(asked) == {rng.device}
+
+
+def last(steps):
+    *_, final = steps
+    return final.x
+
+
+def test_a_stream_has_room_for_what_it_is_asked_for_or_says_so():
+    ends = ("training", 0, 0), ("training", 16_383, 65_535), ("pictures", 16_383, 65_535)
+    numbers = [stream(*end).initial_seed() for end in ends]
+    assert numbers == [0, 2**30 - 1, 2**32 - 1]  # 32 bits are what a source reads
+    for seed, part in ((-1, 0), (16_384, 0), (0, -1), (0, 65_536)):
+        with pytest.raises(ValueError, match=f"not {seed}, {part}"):
+            stream("pairs", seed, part)
+    with pytest.raises(ValueError, match=r"a purpose is one of .*'pairs'.*, not 'pears'"):
+        stream("pears")
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: karras_grid(1), "at least 2 levels, not 1"),
         (lambda: karras_grid(9, 1.0, 0.5), "not 1.0 and 0.5"),
         (lambda: sampling_levels(0), "at least 1 step, not 0"),
+        (lambda: seeded_noise([5, 2**30], (2,)), "not 1073741824"),
         (lambda: grid_sigma(3, karras_grid(), 0.5, 0.2), "not 0.5 and 0.2"),
         (lambda: cosine_schedule(torch.tensor([1.5])), "not 1.5 to 1.5"),
         (lambda: linear_schedule(torch.tensor([math.nan])), "t is not finite"),

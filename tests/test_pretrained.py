@@ -7,10 +7,11 @@ import torch
 from safetensors.torch import save_file
 
 from dmd_tutorial import pretrained
-from dmd_tutorial.data import balanced_labels
+from dmd_tutorial.data import balanced_labels, normal
 from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator, image_shape
 from dmd_tutorial.edm.networks import SongUNet
 from dmd_tutorial.networks import UNet
+from dmd_tutorial.noise import stream
 from dmd_tutorial.pretrained import load, load_denoiser, made_by, save_denoiser
 
 
@@ -89,7 +90,7 @@ def test_the_shipped_student_makes_the_digits_it_is_asked_for():
     from dmd_tutorial.metrics import class_coverage
 
     label = balanced_labels(500, 10)
-    z = torch.randn(500, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    z = normal(500, (1, 8, 8), stream("evaluation"))
     _, as_label = class_coverage(load("digits-student")(z, label), label)
     assert as_label > 0.95
 

@@ -9,6 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dmd_tutorial import pretrained
+from dmd_tutorial.runs import pipeline
+
 pytestmark = pytest.mark.slow
 # `--cpu` would start one process only; without a GPU, --multi_gpu starts them with gloo
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes",
@@ -89,3 +92,12 @@ def test_two_processes_evaluate_every_sample_once(tmp_path):
     assert two["count"] == one["count"] == 1001
     for name in ("frechet", "precision", "recall"):
         assert two[name] == pytest.approx(one[name], rel=1e-3), name
+
+
+def test_a_process_without_a_share_does_not_stop_the_others(tmp_path):
+    """One sample for two processes."""
+    out, teacher = tmp_path / "samples", pretrained.load("digits-teacher")
+    dmd(LAUNCH, "sample", "--teacher", "digits-teacher", "--count", "1", "--steps", "2",
+        "--out", str(out))  # fmt: skip
+    alone = pipeline.draw(teacher, *pipeline.noise(teacher, 1, "pictures"), steps=2)
+    torch.testing.assert_close(load_file(out.with_suffix(".safetensors"))["x"], alone)

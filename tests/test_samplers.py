@@ -1,6 +1,7 @@
 """Samplers against exact solutions and scipy."""
 
 import math
+import weakref
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from dmd_tutorial.samplers import (
     sample,
     stochastic,
 )
+from dmd_tutorial.samplers.step import state_type
 
 
 def gaussian(std: float = 0.5) -> GaussianMixture:
@@ -128,6 +130,42 @@ def test_annealed_langevin_finds_both_modes_where_plain_langevin_does_not():
     assert (stuck[:, 0] > 0).double().mean().item() == 0
 
 
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "mps"])
+def test_the_state_is_float64_where_a_device_has_it(kind):
+    """Apple's has not, and there is none here: the decision is asked, not the device."""
+    if kind != "mps":
+        assert state_type(torch.device(kind)) == torch.float64
+        return
+    with pytest.warns(UserWarning, match="mps has no float64"):
+        assert state_type(torch.device(kind)) == torch.float32
+
+
+def test_sample_keeps_the_newest_states_only():
+    """However many steps: at most one that is done and one in the making."""
+    alive, most = weakref.WeakSet(), []
+
+    def denoiser(x, sigma, label=None):
+        most.append(len(alive))
+        return x
+
+    def watched(*arguments):
+        for step in euler(*arguments):
+            alive.add(step.x)
+            yield step
+
+    sample(denoiser, torch.randn(3, 2), steps=30, sampler=watched)
+    assert len(most) == 30
+    assert max(most) <= 2
+
+
+def test_no_samples_are_no_samples():
+    """What a process gets where there are fewer samples than processes."""
+    z, label = torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64)
+    for condition in (None, label):
+        assert sample(two_modes(), z, condition).shape == (0, 2)
+        assert one_step(OneStepGenerator(two_modes()), z, condition).shape == (0, 2)
+
+
 def test_sample_does_not_depend_on_its_batches():
     z, label = torch.randn(10, 2), torch.arange(10) % 8
     whole = sample(ring(), z, label, steps=6)
@@ -140,6 +178,7 @@ def test_sample_does_not_depend_on_its_batches():
     [
         (lambda: last(euler(ring(), torch.zeros(1, 2), torch.tensor([1.0, 2.0]))), "must fall"),
         (lambda: last(heun(ring(), torch.full((1, 2), math.nan), sampling_levels(2))), "z is not"),
+        (lambda: sample(ring(), torch.zeros(4, 2), torch.arange(5), batch=2), "5 labels, z 4"),
         (lambda: last(langevin(ring(), torch.zeros(1, 2), 0.0, 5, 0.1)), "not 0.0 and 0.1"),
         (
             lambda: last(stochastic(ring(), torch.zeros(1, 2), sampling_levels(2), churn=-1.0)),

@@ -11,9 +11,10 @@ from functools import partial
 
 import pytest
 import torch
+from torch import nn
 
 from dmd_tutorial.anchor import Pairs
-from dmd_tutorial.checks import NO_CLASS
+from dmd_tutorial.checks import NO_CLASS, NotFiniteError
 from dmd_tutorial.data import Images, digits
 from dmd_tutorial.denoisers import EDMDenoiser, denoising_loss
 from dmd_tutorial.dmd import update_whole
@@ -28,6 +29,7 @@ from dmd_tutorial.training import (
     averaged,
     distill,
     draw_images,
+    fit,
     rate_factor,
     train_teacher,
 )
@@ -76,7 +78,26 @@ def distillation_run():
     return run, distill(run, (1, 8, 8), 10, small_pairs())
 
 
-@pytest.mark.parametrize("make", [teacher_run, distillation_run])
+class Plain(nn.Module):
+    """A reader's own network for points, with layers between its two."""
+
+    def __init__(self, *between: nn.Module, width: int = 16) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2, width), *between, nn.Linear(width, 2))
+
+    def forward(self, x, c_noise, label=None):
+        return self.layers(x)
+
+
+def dropping_run(seed: int = 0):
+    torch.manual_seed(0)
+    network = EDMDenoiser(Plain(nn.Dropout(0.5), nn.AlphaDropout(0.3)))
+    run = FitRun(network, replace(TEACHER, seed=seed))
+    images = Images(torch.arange(40.0).reshape(20, 2) / 40, torch.zeros(20, dtype=torch.int64), 0)
+    return run, train_teacher(run, images)
+
+
+@pytest.mark.parametrize("make", [teacher_run, distillation_run, dropping_run])
 def test_a_run_that_is_saved_and_loaded_goes_on_to_the_same_bits(make, tmp_path):
     straight = finish(*make())
     run, loop = make()
@@ -97,6 +118,93 @@ def test_another_seed_is_another_run(make):
     run, loop = make()
     run.rng.manual_seed(1)
     assert not same(finish(run, loop), first)
+
+
+def test_dropouts_masks_belong_to_the_run_and_the_callers_numbers_to_the_caller():
+    run, loop = dropping_run()
+    straight = finish(run, loop)
+    run, loop = dropping_run()
+    torch.manual_seed(99)
+    expected = torch.rand(3 * TEACHER.steps)
+    torch.manual_seed(99)
+    found = [torch.rand(3) for _ in loop]
+    assert torch.equal(torch.cat(found), expected)
+    assert same(run.state_dict(), straight)
+
+
+def test_dropouts_masks_differ_between_steps_seeds_and_processes():
+    """Seen as the gradient's zeros: a value that is dropped moves no weight behind it."""
+
+    def loss(network, x):
+        return network.layers[1](network.layers[0](x)).square().mean()
+
+    def draw(_):
+        return (torch.ones(1, 2),)
+
+    drawn = []
+    for seed, rank in ((0, 0), (0, 0), (1, 0), (0, 1)):
+        torch.manual_seed(0)
+        run = FitRun(Plain(nn.Dropout(0.5)), replace(TEACHER, steps=3, seed=seed))
+        run.rank = rank
+        bias = run.network.layers[0].bias
+        drawn.append([tuple((bias.grad == 0).tolist()) for _ in fit(run, draw, loss)])
+    assert drawn[0] == drawn[1]
+    assert len({mask for masks in drawn for mask in masks}) == 9
+
+
+def test_a_distillation_drops_nothing_whatever_the_kind_of_dropout():
+    class LabelDropout(nn.Module):
+        """As the published networks' own code does it: a share of labels is hidden."""
+
+        label_dropout = 0.0
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.label_dropout = 0.5
+
+        def forward(self, x):
+            return x * (torch.rand(len(x), 1) >= self.label_dropout)
+
+    kinds = [nn.Dropout(0.5), nn.AlphaDropout(0.5), nn.FeatureAlphaDropout(0.5), LabelDropout()]
+    flat = [nn.Unflatten(1, (4, 2, 2)), nn.Dropout2d(0.5), nn.Flatten()]
+    run = DistillationRun(EDMDenoiser(Plain(*kinds, *flat)), replace(DISTILL, lambda_reg=0.0))
+    x, sigma = torch.randn(64, 2), torch.ones(64)
+    for network in (run.generator.denoiser, run.critic):
+        assert network.training
+        assert torch.equal(network(x, sigma), network(x, sigma))
+
+
+# --- what is not finite -----------------------------------------------------------------------
+
+
+def diverging_run(break_at: int):
+    """A run whose loss is NaN at one step."""
+    torch.manual_seed(0)
+    run = FitRun(Plain(), replace(TEACHER, steps=6))
+
+    def draw(_):
+        return (torch.full((4, 2), math.nan if run.step + 1 == break_at else 1.0),)
+
+    return run, fit(run, draw, lambda network, x: network.layers(x).square().mean())
+
+
+def test_a_loss_that_is_not_finite_is_refused_before_the_step_and_named_with_it():
+    run, loop = diverging_run(break_at=4)
+    for _ in range(3):
+        next(loop)
+    before = {name: t.clone() for name, t in run.network.state_dict().items()}
+    with pytest.raises(NotFiniteError, match="step 4: the loss is not finite"):
+        next(loop)
+    assert same(dict(run.network.state_dict()), before)
+    assert run.step == 3
+
+
+def test_weights_that_are_not_finite_are_in_no_state():
+    run, loop = diverging_run(break_at=0)
+    next(loop)
+    run.network.layers[0].weight.data[0, 0] = math.inf
+    with pytest.raises(NotFiniteError, match=r"network.layers.0.weight after step 1 is not finite"):
+        run.state_dict()
 
 
 @pytest.mark.slow
@@ -195,6 +303,30 @@ def test_average_is_the_written_out_formula_to_the_bit():
             expected[name].lerp_(value.detach(), 1 - keep)
     assert same(dict(run.average.named_parameters()), expected)
     assert not same(dict(run.network.named_parameters()), expected)
+
+
+def test_an_average_keeps_what_a_batch_norm_has_counted():
+    """Its mean and variance belong to the averaged weights; what only counts is copied."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(2, 16), nn.BatchNorm1d(16), nn.Linear(16, 1))
+    run = FitRun(network, FitSettings(steps=60, warm_up=1, learning_rate=0.05, ema=0.9))
+    expected = network[1].running_mean.clone()
+    x = torch.randn(256, 2) + torch.tensor([3.0, 0.0])
+
+    def loss(network, x):
+        return (network(x)[:, 0] - x[:, 0] * x[:, 1]).square().mean()
+
+    for metric in fit(run, lambda rng: (x[torch.randint(256, (64,), generator=rng)],), loss):
+        keep = min(0.9, metric.step / (9 + metric.step))
+        expected.lerp_(network[1].running_mean, 1 - keep)
+    assert torch.equal(run.average[1].running_mean, expected)
+    assert run.average[1].num_batches_tracked == network[1].num_batches_tracked == 60
+    with torch.no_grad():
+        assert loss(run.average, x) < 1.1 * loss(run.network.eval(), x)
+    network.register_buffer("mask", torch.full((2,), -math.inf))  # has no average
+    average = averaged(network, 0.9)
+    average.update_parameters(network)
+    assert torch.equal(average.module.mask, network.mask)
 
 
 def test_average_forgets_its_start_quickly():

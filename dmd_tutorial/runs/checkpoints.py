@@ -42,9 +42,7 @@ def save_checkpoint(state: dict, notes: dict, path: str | Path) -> None:
             os.replace(path, before(path))
         os.replace(fresh, path)  # killed just before this line, a run continues from `before`
     except OSError as error:
-        good = newest(path)
-        rest = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
-        raise OSError(f"{_cause(error)} ({rest})") from error
+        raise OSError(f"{_cause(error)} ({last_good(path)})") from error
 
 
 def load_checkpoint(path: str | Path, notes: dict) -> tuple[dict, dict]:
@@ -66,9 +64,11 @@ def load_checkpoint(path: str | Path, notes: dict) -> tuple[dict, dict]:
         if problems:
             print(f"{problems[0].splitlines()[0]} Continuing from {candidate}.")
         for name, wanted in notes.items():
-            if found.get(name) != wanted:
-                made = f"{candidate} was made with {name} = {found.get(name)!r}"
-                raise ValueError(f"{made}, not {wanted!r}")
+            if name not in found or found[name] != wanted:
+                was = repr(found[name]) if name in found else "something that it does not say"
+                ways = "--fresh starts over, --out is another folder"
+                said = f"{candidate} was made with {name} = {was}, not {wanted!r}: {ways}"
+                raise ValueError(said)
         return state, found
     raise ValueError("; ".join(problems))
 
@@ -76,6 +76,12 @@ def load_checkpoint(path: str | Path, notes: dict) -> tuple[dict, dict]:
 def newest(path: str | Path) -> Path | None:
     """The newest checkpoint of a run, None where there is none."""
     return next((p for p in (Path(path), before(path)) if p.exists()), None)
+
+
+def last_good(path: Path | None) -> str:
+    """Which checkpoint is there to go back to, in words."""
+    good = newest(path) if path else None
+    return f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
 
 
 def before(path: str | Path) -> Path:

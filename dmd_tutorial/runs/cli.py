@@ -6,7 +6,6 @@ command. `accelerate launch -m dmd_tutorial distill ...` shares the work among p
 """
 
 import argparse
-import json
 import os
 import shlex
 import subprocess
@@ -25,6 +24,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
 from dmd_tutorial import pretrained
 from dmd_tutorial.anchor import load_pairs
+from dmd_tutorial.checks import Checked, Count, CountOrNone, Must
 from dmd_tutorial.data import Images, seeded_noise
 from dmd_tutorial.denoisers import OneStepGenerator, image_shape
 from dmd_tutorial.runs import memory, pipeline
@@ -37,6 +37,7 @@ from dmd_tutorial.runs.provenance import runs_folder
 from dmd_tutorial.training import DistillSettings, TeacherSettings
 
 Model = Annotated[str, arg(aliases=["--teacher", "--student"])]
+Some = Annotated[int | None, Must("at least 1, or None", lambda n: n is None or n >= 1)]
 PresetName = Annotated[str, arg(metavar=f"{{{','.join(PRESETS)}}}")]
 
 
@@ -69,7 +70,10 @@ def seeds_of(text: str) -> list[int]:
         first, dash, last = part.partition("-")
         if not first.isdigit() or (dash and not last.isdigit()):
             raise ValueError(f"seeds are written like 0-63 or 1,2,10-12, not {text!r}")
-        seeds += range(int(first), int(last if dash else first) + 1)
+        some = range(int(first), int(last if dash else first) + 1)
+        if not some:
+            raise ValueError(f"the seeds {part} end before they begin")
+        seeds += some
     return seeds
 
 
@@ -77,7 +81,7 @@ def seeds_of(text: str) -> list[int]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placed:
+class Placed(Checked):
     """What most commands share."""
 
     # table of settings to start from: own-images with --data, otherwise the one that the given
@@ -105,7 +109,7 @@ class TrainTeacher(Placed):
     """Train a teacher on the preset's data, or on your own images."""
 
     data: str  # images: a folder, a zip, or a data set's name
-    size: int  # their height and width in pixels
+    size: Count  # their height and width in pixels
     out: Path  # folder of the results
     control: OmitArgPrefixes[Control]
     settings: OmitArgPrefixes[TeacherSettings]
@@ -134,10 +138,10 @@ class MakePairs(Placed):
 
     teacher: str  # a shipped or published name, or a file
     pairs: Path  # folder of the pairs
-    count: int  # number of pairs, a multiple of 1000
-    steps: int  # Heun steps per pair; N cost 2N-1 evaluations
+    count: Count  # number of pairs, a multiple of 1000
+    steps: Count  # Heun steps per pair; N cost 2N-1 evaluations
     seed: int = 0  # seed of the noise
-    batch: int  # made at a time: a matter of memory
+    batch: Count  # made at a time: a matter of memory
 
     def run(self, command: str) -> None:
         """Make those that are not there yet."""
@@ -151,9 +155,9 @@ class Distill(Placed):
 
     teacher: str  # a shipped or published name, or a file
     pairs: Path  # folder of the pairs
-    count: int | None = None  # use only so many pairs; None for all
+    count: Some = None  # use only so many pairs; None for all
     start: str | None = None  # student (.safetensors) to start from, without warm start
-    warm_start_steps: int  # steps of regression on the pairs first; 0 for none
+    warm_start_steps: CountOrNone  # steps of regression on the pairs first; 0 for none
     out: Path  # folder of the results
     control: OmitArgPrefixes[Control]
     settings: OmitArgPrefixes[DistillSettings]
@@ -188,10 +192,10 @@ class Drawing(Placed):
     """What draws samples."""
 
     model: Model  # a shipped or published name, or a file
-    count: int  # number of samples, classes balanced
-    steps: int = 18  # Heun steps of a teacher; N cost 2N-1 evaluations
-    seed: int = 0  # seed of the noise
-    batch: int = 500  # made at a time: a matter of memory
+    count: Count  # number of samples, classes balanced
+    steps: Count = 18  # Heun steps of a teacher; N cost 2N-1 evaluations
+    seed: int = 0  # seed of the noise, which is neither a training's nor that of pairs
+    batch: Count = 500  # made at a time: a matter of memory
 
     def drawn(self, model: nn.Module, z: Tensor, label: Tensor | None) -> tuple[Tensor, float]:
         """Samples, and the seconds that they took."""
@@ -203,8 +207,8 @@ class Drawing(Placed):
 class Sample(Drawing):
     """Draw samples from a teacher or a student."""
 
-    # one seed per sample, such as 0-63, instead of --count: noise and class of each come from its
-    # own generator on the device, as in EDM
+    # one seed per sample, such as 0-63, instead of --count and --seed: noise and class of each come
+    # from its own generator on the device, as in EDM
     seeds: str | None = None
     label: int | None = None  # the class of every sample; None for balanced ones, or drawn
     out: Path  # file to write, its ending is chosen for you
@@ -216,8 +220,10 @@ class Sample(Drawing):
             shape, classes = image_shape(model)
             z, label = seeded_noise(seeds_of(self.seeds), shape, classes, self.place)
         else:
-            z, label = pipeline.noise(model, self.count, self.seed)
-        if label is not None and self.label is not None:
+            z, label = pipeline.noise(model, self.count, "pictures", self.seed)
+        if self.label is not None:
+            if label is None:
+                raise ValueError(f"{self.model} has no classes, label is {self.label}")
             label = torch.full_like(label, self.label)
         x, seconds = self.drawn(model, z, label)
         if not Processes().first:
@@ -234,22 +240,26 @@ class Sample(Drawing):
 class Evaluate(Drawing):
     """Measure a teacher or a student against the data."""
 
-    data: str  # images: a folder, a zip, or a data set's name
-    size: int  # their height and width in pixels
+    data: str  # images: a folder, a zip, or a data set's name; read at the model's own size
+    size: int | None = None  # height and width of the model's images, if that is to be checked
     features: str  # of what is compared: digits, inception, or a classifier's file
     out: Path | None = None  # JSON file to write; printed only, without one
 
     def run(self, command: str) -> None:
         """Draw, measure, and write the report."""
         model = self.load(self.model)
-        z, label = pipeline.noise(model, self.count, self.seed)
+        shape, _ = image_shape(model)
+        if self.size not in (None, shape[1]):
+            raise ValueError(f"{self.model} makes images of {shape[1]} pixels, size is {self.size}")
+        z, label = pipeline.noise(model, self.count, "evaluation", self.seed)
         x, seconds = self.drawn(model, z, label)
         if not Processes().first:
             return
-        images = _images(self.table, self.data, self.size)
-        drawn = {"seed": self.seed, "images_per_second": round(len(x) / seconds, 1)}
+        images = _images(replace(self.table, data=self.data, shape=shape), self.data, shape[1])
+        speed = round(len(x) / seconds, 1)
+        drawn = {"seed": self.seed, "data": self.data, "images_per_second": speed}
         measured = pipeline.measure(model, x, label, images, self.features, self.steps)
-        text = json.dumps({"model": self.model, **drawn, **measured}, indent=1)
+        text = pretrained.plain_json({"model": self.model, **drawn, **measured}, indent=1)
         if self.out:
             replace_file(self.out, lambda file: file.write(f"{text}\n".encode()))
         print(text)
@@ -318,7 +328,8 @@ def commands_of(
         ),
         "sample": Sample(**place, model="digits-student", count=100, out=folder / "samples"),
         "evaluate": Evaluate(
-            **place, **data, model="digits-student", count=10_000, features=preset.features
+            **place, data=preset.data, model="digits-student", count=10_000,
+            features=preset.features,
         ),
         "demo": Demo(device=device, out=runs_folder() / "demo"),
         "verify": Verify(chapter=tyro.MISSING),

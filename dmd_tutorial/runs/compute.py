@@ -5,16 +5,18 @@ activations computed twice has the gradients of the plain step up to rounding; l
 rounding inside the networks, and only there.
 """
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dmd_tutorial import dmd
+from dmd_tutorial.checks import Checked, Must, check_finite
 from dmd_tutorial.training import rebuilt
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -24,7 +26,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Compute:
+class Compute(Checked):
     """What the hardware asks for. The defaults suit a CPU and small networks."""
 
     # Inside of the networks in training: fp32, bf16 (Ampere and newer), or fp16 (older cards such
@@ -35,7 +37,7 @@ class Compute:
     frozen: Precision = "fp32"
     # Gradient accumulation: equal parts (micro-batches) of a step's batch, one after the other;
     # the gradients are the same, the memory of activations is divided.
-    accumulation: int = 1
+    accumulation: Annotated[int, Must("1 part or more", lambda n: n >= 1)] = 1
     # Compute the activations inside each block again in the backward pass instead of keeping them:
     # about a third more time, several times less memory.
     activation_checkpointing: bool = False
@@ -44,13 +46,6 @@ class Compute:
     # Compile the networks with torch.compile: minutes at the start, faster steps on a GPU; it does
     # not pay on a CPU.
     compile: bool = False
-
-    def __post_init__(self) -> None:
-        for name in (self.mixed_precision, self.frozen):
-            if name not in PRECISIONS:
-                raise ValueError(f"a precision is one of {list(PRECISIONS)}, not {name!r}")
-        if self.accumulation < 1:
-            raise ValueError(f"a batch is cut into 1 part or more, not {self.accumulation}")
 
 
 def prepare(denoiser: Network, compute: Compute, frozen: bool = False) -> Network:
@@ -125,7 +120,7 @@ class Processes:
         padded[: len(x)] = x
         together: Any = gather(padded.to(self.device))
         rows = together.cpu().reshape(self.count, *padded.shape).transpose(0, 1)
-        return rows.reshape(-1, *x.shape[1:])[:count]
+        return rows.flatten(0, 1)[:count]
 
     def mean_(self, tensors: list[Tensor]) -> None:
         """Replace tensors by their mean over all processes, in one message per type."""
@@ -201,21 +196,26 @@ class Updater:
         """One step down the mean of the parts' losses.
 
         Where a gradient overflows in fp16 the scale is halved and the step skipped; its norm is
-        not finite.
+        not finite. What overflows without a scale is refused, as in `dmd.update`.
         """
         scaler, parameters = self.scalers[optimizer], _parameters(optimizer)
-        parts, records = self.compute.accumulation, []
+        parts, records, mean = self.compute.accumulation, [], torch.zeros(())
         optimizer.zero_grad()
         for part in split(batch, parts, self.processes):
             value, record = loss(part)
             scaler.scale(value / parts).backward()
+            mean = mean.to(value) + value.detach() / parts
             records.append(record)
-        self.processes.mean_([p.grad for p in parameters if p.grad is not None])
+        # with the loss, so that every process refuses what one cannot go on with
+        self.processes.mean_([mean, *(p.grad for p in parameters if p.grad is not None)])
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(parameters, clip)
+        value, size = torch.stack([mean.to(norm), norm]).tolist()
+        if not scaler.is_enabled() or (not math.isfinite(value + size) and scaler.get_scale() < 1):
+            check_finite(**{"the loss": value, "the gradient's norm": size})
         scaler.step(optimizer)
         scaler.update()
-        return joined(records), norm.item()
+        return joined(records), size
 
     def state_dict(self) -> dict:
         """The scale of each optimiser's loss, if there is one."""

@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from dmd_tutorial.dmd import Record
+from dmd_tutorial.pretrained import plain_json
 from dmd_tutorial.runs.checkpoints import replace_file
 from dmd_tutorial.runs.images import save_grid
 from dmd_tutorial.training import DistillSettings, FitSettings, Metrics
@@ -64,10 +65,10 @@ class Watch:
             plain = {name: n for name, n in numbers.items() if isinstance(n, float)}
             self.log.write(
                 metric.step, loss=metric.loss, learning_rate=metric.learning_rate,
-                images_per_second=None if math.isnan(images) else round(images, 1),
+                images_per_second=round(images, 1),
                 seconds=round(seconds, 1), warnings=warnings, **plain,
             )  # fmt: skip
-        due = metric.step % self.picture_steps == 0
+        due = self.picture_steps and metric.step % self.picture_steps == 0
         if self.path and due and record is not None and record.denoised_real is not None:
             picture(record, self.path.with_name(f"{self.path.name}-watch.png"))
 
@@ -100,7 +101,7 @@ class Log:
         self.path = Path(path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_log(self.path) if line["step"] <= step]
-        whole = "".join(json.dumps(line) + "\n" for line in kept)
+        whole = "".join(plain_json(line) + "\n" for line in kept)
         replace_file(self.path, lambda file: file.write(whole.encode()))
         self.file = open(self.path, "a")  # noqa: SIM115  (open as long as the run)
         try:
@@ -112,7 +113,7 @@ class Log:
 
     def write(self, step: int, **numbers: Any) -> None:
         """Add a line of plain values."""
-        self.file.write(json.dumps({"step": step, **numbers}) + "\n")
+        self.file.write(plain_json({"step": step, **numbers}) + "\n")
         self.file.flush()
         for name, value in numbers.items() if self.board is not None else ():
             if isinstance(value, int | float):

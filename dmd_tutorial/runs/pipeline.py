@@ -6,7 +6,6 @@ can be stopped at any moment and goes on from its last checkpoint; a result is a
 """
 
 import copy
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping
@@ -16,13 +15,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from dmd_tutorial import dmd, metrics, pretrained, training
 from dmd_tutorial.anchor import Pairs, fingerprint, make_pairs
-from dmd_tutorial.data import Images, balanced_labels
+from dmd_tutorial.checks import Checked, CountOrNone, NotFiniteError, NotNegative
+from dmd_tutorial.data import Images, balanced_labels, normal
 from dmd_tutorial.denoisers import OneStepGenerator, image_shape
+from dmd_tutorial.noise import Purpose, stream
 from dmd_tutorial.runs import checkpoints, monitor
 from dmd_tutorial.runs.compute import Compute, Processes, Updater, prepare
 from dmd_tutorial.runs.images import save_grid
@@ -33,13 +34,16 @@ PLAIN = Compute()
 
 
 @dataclass(frozen=True)
-class Control:
+class Control(Checked):
     """How a training is watched, kept and stopped."""
 
     fresh: bool = False  # Start over instead of continuing.
-    checkpoint_minutes: float = 2.0  # Minutes between two checkpoints.
-    minutes: float = math.inf  # Stop after so many minutes, saved; the same command goes on.
-    picture_steps: int = 500  # Steps between two pictures of G, D_real and D_fake.
+    checkpoint_minutes: NotNegative = (
+        2.0  # Minutes between two checkpoints; 0 for one at each step.
+    )
+    minutes: NotNegative = math.inf  # Stop after so many minutes, saved; the same command goes on.
+    # Steps between two pictures of G, D_real and D_fake; 0 for none.
+    picture_steps: CountOrNone = 500
 
 
 class Trained(NamedTuple):
@@ -58,7 +62,9 @@ def make_teacher(
     run = training.FitRun(network, settings)
     prepare(run.network, compute)
     updater = Updater(compute, run.optimizer)
-    return _drive(run, training.train_teacher(run, images, updater), updater, checkpoint, control)
+    loop = training.train_teacher(run, images, updater)
+    made_of = {"data": images, "classes": images.classes}
+    return _drive(run, loop, updater, checkpoint, control, made_of)
 
 
 def make_student(
@@ -76,7 +82,8 @@ def make_student(
     updater = Updater(compute, run.generator_optimizer, run.critic_optimizer)
     iteration = partial(dmd.iteration, updater=updater)
     loop = training.distill(run, *image_shape(teacher), pairs, iteration=iteration)
-    return _drive(run, loop, updater, checkpoint, control)
+    made_of = {"teacher": teacher, "start": start, "pairs": pairs}
+    return _drive(run, loop, updater, checkpoint, control, made_of)
 
 
 def make_student_in(
@@ -102,41 +109,60 @@ def make_student_in(
 def _drive(
     run: training.FitRun | training.DistillationRun, loop: Iterator[training.Metrics],
     updater: Updater, checkpoint: Path | None, control: Control,
+    made_of: Mapping[str, Any],
 ) -> Trained | None:  # fmt: skip
-    """Go through a loop, watched, with checkpoints."""
+    """Go through a loop, watched, with checkpoints, which know what the run is made of."""
     settings, processes, earlier = run.settings, updater.processes, 0.0
+    run.rank = processes.rank
+    made_with: dict[str, Any] = {"settings": asdict(settings)}
+    if checkpoint:
+        made_with |= {name: _identity(of) for name, of in made_of.items()}
     if checkpoint and checkpoints.newest(checkpoint) and not control.fresh:
-        state, kept = checkpoints.load_checkpoint(checkpoint, {"settings": asdict(settings)})
+        state, kept = checkpoints.load_checkpoint(checkpoint, made_with)
         updater.load_state_dict(state.pop("updater"))
         run.load_state_dict(state)
         earlier = kept["seconds"]
+        if run.step >= settings.steps and processes.first:
+            print(f"{checkpoint}: all {run.step} steps are done, nothing is left (--fresh: again).")
     started = saved = time.monotonic()
 
     def seconds() -> float:
         return earlier + time.monotonic() - started
 
     def save() -> None:
+        state = run.state_dict() | {"updater": updater.state_dict()}
         if checkpoint and processes.first:
-            state = run.state_dict() | {"updater": updater.state_dict()}
-            notes = {"settings": asdict(settings), "seconds": seconds()}
-            checkpoints.save_checkpoint(state, notes, checkpoint)
+            checkpoints.save_checkpoint(state, made_with | {"seconds": seconds()}, checkpoint)
 
     path = checkpoint.with_suffix("") if checkpoint else None
-    with monitor.Watch(settings, path, run.step, control.picture_steps, processes.first) as watch:
-        for metric in loop:
-            watch(metric, seconds())
-            if time.monotonic() - saved > 60 * control.checkpoint_minutes:
-                save()
-                saved = time.monotonic()
-            out_of_time = time.monotonic() - started > 60 * control.minutes
-            if control.minutes < math.inf and processes.any(out_of_time):
-                break
-    save()
+    watch = monitor.Watch(settings, path, run.step, control.picture_steps, processes.first)
+    try:
+        with watch:
+            for metric in loop:
+                watch(metric, seconds())
+                if time.monotonic() - saved > 60 * control.checkpoint_minutes:
+                    save()
+                    saved = time.monotonic()
+                out_of_time = time.monotonic() - started > 60 * control.minutes
+                if control.minutes < math.inf and processes.any(out_of_time):
+                    break
+        save()
+    except NotFiniteError as error:
+        mine = checkpoint if saved > started or not control.fresh else None  # or of a run before
+        raise NotFiniteError(f"{error} ({checkpoints.last_good(mine)})") from error
     if run.step < settings.steps:
         if processes.first:
             print(f"Stopped at step {run.step} of {settings.steps}; the same command goes on.")
         return None
     return Trained(run.average, settings, seconds())
+
+
+def _identity(of: Any) -> Any:
+    """What a checkpoint knows a network, images or pairs by: how many, of what shape, a hash."""
+    if isinstance(of, Images | Pairs):
+        tensors = {name: t for name, t in of._asdict().items() if isinstance(t, Tensor)}
+        return f"{len(of[0])} of {tuple(of[0].shape[1:])}, {fingerprint(tensors)}"
+    return fingerprint(of) if isinstance(of, nn.Module) else of
 
 
 def make_pairs_in(
@@ -181,10 +207,12 @@ def draw(
     return processes.gather(x.cpu(), len(z))
 
 
-def noise(model: nn.Module, count: int, seed: int) -> tuple[Tensor, Tensor | None]:
-    """Noise of one seed for a network's images, and balanced labels where it has classes."""
+def noise(
+    model: nn.Module, count: int, purpose: Purpose, seed: int = 0
+) -> tuple[Tensor, Tensor | None]:
+    """Noise of one stream for a network's images, and balanced labels where it has classes."""
     shape, classes = image_shape(model)
-    z = torch.randn(count, *shape, generator=Generator().manual_seed(seed))
+    z = normal(count, shape, stream(purpose, seed))
     return z, balanced_labels(count, classes) if classes else None
 
 
@@ -192,12 +220,11 @@ def measure(
     model: nn.Module, x: Tensor, label: Tensor | None, images: Images, features: str, steps: int
 ) -> dict:
     """What a model's samples, made in `steps` steps if it is a teacher, are worth beside images."""
-    reference = images.take(torch.arange(len(images.x)))
     minimum = min(10_000, len(x))
-    result = metrics.evaluate(x, reference, label=label, features=features, minimum=minimum)
+    result = metrics.evaluate(x, images.x, label=label, features=features, minimum=minimum)
     plain = {name: getattr(v, "tolist", lambda v=v: v)() for name, v in result._asdict().items()}
     return {
-        "fingerprint": fingerprint(model), "samples": len(x),
+        "fingerprint": fingerprint(model), "samples": len(x), "shape": list(x.shape[1:]),
         "evaluations": 1 if isinstance(model, OneStepGenerator) else 2 * steps - 1,
         "name": result.name, "result": plain, **provenance(),
     }  # fmt: skip
@@ -206,7 +233,7 @@ def measure(
 def keep(path: Path, trained: Trained, notes: Mapping[str, Any], half: bool = False) -> None:
     """Write a network (`half`: in 16 bits), what it was made with, and a hundred samples."""
     model = trained.network
-    z, label = noise(model, 100, seed=0)
+    z, label = noise(model, 100, "pictures")
     x = draw(model, z, label, steps=18, batch=100)
     if not Processes().first:
         return
@@ -215,6 +242,6 @@ def keep(path: Path, trained: Trained, notes: Mapping[str, Any], half: bool = Fa
     weights, grid = path.with_suffix(".safetensors"), path.with_suffix(".png")
     kept = copy.deepcopy(model).half() if half else model
     pretrained.save_denoiser(weights, kept, **made_by)
-    path.with_suffix(".json").write_text(json.dumps(made_by, indent=1) + "\n")
+    path.with_suffix(".json").write_text(pretrained.plain_json(made_by, indent=1) + "\n")
     save_grid(x, grid)
     print(f"{weights} ({trained.seconds:.0f} s), {grid}")

@@ -1,8 +1,8 @@
 """Samplers: each one algorithm, written as a generator that yields a small record per step.
 
 A notebook can plot the trajectory, stop early, or count evaluations; `sample` just runs one to
-its end. The state is float64 throughout, because many small steps add up; the denoiser is called
-in the type of the noise that was given. What their arguments mean, once for all:
+its end. The state is float64 (float32 on a device without it), because many small steps add up; the
+denoiser is called in the type of the noise that was given. What their arguments mean, once for all:
 
     denoiser    the teacher, or any other D(x, sigma, label)
     z           standard normal noise; the start is levels[0] * z

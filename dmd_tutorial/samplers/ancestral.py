@@ -55,7 +55,7 @@ def ancestral(
         x = kept * x + (1 - kept) * denoised
         if sigma_next > 0:
             variance = kept * (sigma**2 - sigma_next**2)
-            x = x + math.sqrt(variance) * noise_like(z, rng).double()
+            x = x + math.sqrt(variance) * noise_like(x, rng)
         yield Step(index, x, denoised, sigma_next, counted.calls)
 
 
@@ -79,5 +79,5 @@ def ddim(
         new = ddim_noise(sigma, sigma_next, eta)
         x = denoised + math.sqrt(sigma_next**2 - new**2) * noise
         if new > 0:
-            x = x + new * noise_like(z, rng).double()
+            x = x + new * noise_like(x, rng)
         yield Step(index, x, denoised, sigma_next, counted.calls)

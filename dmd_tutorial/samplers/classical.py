@@ -73,7 +73,7 @@ def rk45(
     low = levels[levels > 0][-1].item()
 
     def points(flat: np.ndarray) -> Tensor:
-        return torch.as_tensor(flat).reshape(x.shape).to(x.device)
+        return torch.as_tensor(flat).reshape(x.shape).to(x)
 
     def slope(time: float, flat: np.ndarray) -> np.ndarray:
         state = points(flat)

@@ -80,7 +80,7 @@ def reverse_sde(
         drift = process.f(t) * state - (1 + chance**2) / 2 * g_squared * score
         state = state - length * drift
         if chance > 0 and sigma_next > 0:
-            noise = noise_like(z, rng).double()
+            noise = noise_like(state, rng)
             state = state + chance * math.sqrt(g_squared * length) * noise
         yield Step(index, state / process.alpha(t_next), denoised, sigma_next, counted.calls)
 

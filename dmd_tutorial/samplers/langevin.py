@@ -9,7 +9,8 @@ from torch import Generator, Tensor
 
 from dmd_tutorial.checks import Condition, Samples, check_finite
 from dmd_tutorial.denoisers import Denoiser, score_from_denoised
-from dmd_tutorial.samplers.step import Counted, Step, start
+from dmd_tutorial.noise import source
+from dmd_tutorial.samplers.step import Counted, Step, exact, start
 
 
 @torch.no_grad()
@@ -26,11 +27,11 @@ def langevin(
     if sigma <= 0 or step_size <= 0:
         raise ValueError(f"sigma and step_size must be above 0, not {sigma} and {step_size}")
     counted = Counted(denoiser, label, x.dtype)
-    dtype, x = x.dtype, x.double()
+    dtype, x = x.dtype, exact(x)
     levels = torch.full((len(x),), float(sigma), dtype=x.dtype, device=x.device)
     for index in range(steps):
         denoised = counted(x, sigma)
-        noise = torch.randn(x.shape, generator=rng, dtype=dtype).to(x)
+        noise = torch.randn(x.shape, dtype=dtype, **source(rng)).to(x)
         score = score_from_denoised(x, denoised, levels)
         x = x + step_size * score + math.sqrt(2 * step_size) * noise
         yield Step(index, x, denoised, sigma, counted.calls)

@@ -1,5 +1,6 @@
 """Run a sampler, or a one-step generator, to its end."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 
 import torch
@@ -24,10 +25,10 @@ def sample(
     """
     if levels is None:
         levels = sampling_levels(steps)
-    finished = []
+    finished = [z[:0]]
     for z_part, label_part in _in_batches(z, label, batch):
-        *_, last = sampler(denoiser, z_part, levels, label_part)
-        finished.append(last.x.to(z.dtype))
+        walk = sampler(denoiser, z_part, levels, label_part)
+        finished.append(deque(walk, maxlen=1).pop().x.to(z.dtype))  # earlier states are let go
     return torch.cat(finished)
 
 
@@ -37,12 +38,14 @@ def one_step(
     batch: int = 1000,
 ) -> Float[Tensor, "count *shape"]:  # fmt: skip
     """Run a one-step generator, `batch` samples at a time, without gradient."""
-    return torch.cat([generator(*part) for part in _in_batches(z, label, batch)])
+    return torch.cat([z[:0], *(generator(*part) for part in _in_batches(z, label, batch))])
 
 
 def _in_batches(
     z: Tensor, label: Tensor | None, batch: int
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    parts = z.split(batch)
-    labels = [None] * len(parts) if label is None else label.split(batch)
-    return zip(parts, labels, strict=True)
+    if label is not None and len(label) != len(z):
+        raise ValueError(f"there are {len(label)} labels, z has {len(z)} samples")
+    for first in range(0, len(z), batch):
+        part = slice(first, first + batch)
+        yield z[part], None if label is None else label[part]

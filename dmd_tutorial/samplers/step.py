@@ -1,5 +1,6 @@
 """What all samplers share: the record of a step, a denoiser that counts its calls, the start."""
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -16,14 +17,27 @@ class Step(NamedTuple):
     """What a sampler has done so far."""
 
     index: int  # type: ignore[assignment]  # from 0; hides tuple.index, which nobody needs
-    x: Samples  # the state after the step, float64
-    denoised: Samples  # the denoiser's last answer, float64
+    x: Samples  # the state after the step, see `exact`
+    denoised: Samples  # the denoiser's last answer, in the same type
     sigma: float  # the noise level that x has now
     evaluations: int  # calls of the denoiser since the start
 
 
+def state_type(device: torch.device) -> torch.dtype:
+    """The type of a sampler's state: float64, in which many small steps add up; else float32."""
+    if device.type != "mps":
+        return torch.float64
+    warnings.warn("mps has no float64: samplers add up their steps in float32", stacklevel=3)
+    return torch.float32
+
+
+def exact(x: Samples) -> Samples:
+    """The same numbers in the type of a state."""
+    return x.to(state_type(x.device))
+
+
 class Counted:
-    """A denoiser in float64 outside and in `dtype` inside, that counts its calls."""
+    """A denoiser in a state's type outside and in `dtype` inside, that counts its calls."""
 
     def __init__(self, denoiser: Denoiser, label: Condition | None, dtype: torch.dtype) -> None:
         self.denoiser, self.label, self.dtype, self.calls = denoiser, label, dtype, 0
@@ -32,7 +46,7 @@ class Counted:
         """Denoise x, all of whose samples have the level sigma."""
         self.calls += 1
         levels = torch.full((len(x),), float(sigma), dtype=self.dtype, device=x.device)
-        return self.denoiser(x.to(self.dtype), levels, self.label).double()
+        return exact(self.denoiser(x.to(self.dtype), levels, self.label))
 
     def slope(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """The denoised estimate, and the slope dx/dsigma that it implies (the noise); sigma > 0."""
@@ -42,8 +56,8 @@ class Counted:
 
 
 def start(z: Samples, levels: Float[Tensor, " levels"]) -> Samples:
-    """Where a sampler starts: ``levels[0] * z``, in float64; levels must fall."""
+    """Where a sampler starts: ``levels[0] * z``; levels must fall."""
     check_finite(z=z)
     if len(levels) < 2 or (levels.diff() >= 0).any():
         raise ValueError(f"levels must fall from first to last, they are {levels.tolist()}")
-    return levels[0].item() * z.double()
+    return levels[0].item() * exact(z)

@@ -9,6 +9,7 @@ from torch import Generator
 
 from dmd_tutorial.checks import Condition, Samples
 from dmd_tutorial.denoisers import Denoiser
+from dmd_tutorial.noise import source
 from dmd_tutorial.samplers.classical import heun_step
 from dmd_tutorial.samplers.step import Counted, Ladder, Step, start
 
@@ -34,7 +35,7 @@ def stochastic(
         gamma = gamma_of_all if churn_min <= sigma <= churn_max else 0.0
         sigma_hat = sigma * (1 + gamma)
         if gamma > 0:
-            noise = torch.randn(x.shape, generator=rng, dtype=z.dtype).to(x)
+            noise = torch.randn(x.shape, dtype=z.dtype, **source(rng)).to(x)
             x = x + noise_scale * math.sqrt(sigma_hat**2 - sigma**2) * noise
         x, denoised = heun_step(counted, x, sigma_hat, sigma_next)
         yield Step(index, x, denoised, sigma_next, counted.calls)

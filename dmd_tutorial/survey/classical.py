@@ -1,6 +1,7 @@
 """Generators from before diffusion, on flat points: VAE, normalising flow, GAN, energy model."""
 
 import itertools
+from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -209,5 +210,5 @@ def walk(
     label: Condition | None = None, rng: Generator | None = None,
 ) -> Points:  # fmt: skip
     """Run Langevin chains from x down an energy's slope, plus noise: an evaluation a step."""
-    *_, last = langevin(energy_denoiser(energy), x, 1.0, steps, step_size, label, rng=rng)
-    return last.x.to(x)
+    chain = langevin(energy_denoiser(energy), x, 1.0, steps, step_size, label, rng=rng)
+    return deque(chain, maxlen=1).pop().x.to(x)

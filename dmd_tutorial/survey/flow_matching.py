@@ -14,9 +14,9 @@ from torch.nn import functional
 
 from dmd_tutorial.checks import Condition, PerSample, Samples, check_same_shape, check_sigma, expand
 from dmd_tutorial.denoisers import Denoiser
-from dmd_tutorial.noise import SIGMA_MAX
+from dmd_tutorial.noise import SIGMA_MAX, source
 from dmd_tutorial.samplers import Step, euler
-from dmd_tutorial.samplers.step import Ladder
+from dmd_tutorial.samplers.step import Ladder, start
 
 SMALLEST_TIME = 1e-3
 
@@ -81,7 +81,7 @@ def uniform_time(
     count: int, sigma_max: float, rng: Generator | None = None
 ) -> Float[Tensor, " count"]:
     """Times drawn evenly between (almost) 0 and that of the highest level."""
-    t = torch.rand(count, generator=rng) * sigma_max / (1 + sigma_max)
+    t = torch.rand(count, **source(rng)) * sigma_max / (1 + sigma_max)
     return t.clamp(min=SMALLEST_TIME)
 
 
@@ -97,7 +97,7 @@ def flow_path(
     label: Condition | None = None, sampler: Callable[..., Iterator[Step]] = euler,
 ) -> Path:  # fmt: skip
     """Run a sampler of the probability-flow ODE and keep its way, as a flow's, noise first."""
-    states = [levels[0] * z.double()]
+    states = [start(z, levels)]
     states += [step.x for step in sampler(denoiser, z, levels, label)]
     x = torch.stack([state / (1 + sigma) for state, sigma in zip(states, levels, strict=True)])
     return Path(time_from_sigma(levels), x)

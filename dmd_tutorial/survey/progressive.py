@@ -16,7 +16,7 @@ from torch import Generator, Tensor, nn
 
 from dmd_tutorial.checks import Condition, PerSample, Samples, check_same_shape, check_sigma, expand
 from dmd_tutorial.denoisers import Denoiser, denoised_from_noise, denoised_from_v
-from dmd_tutorial.noise import add_noise, noise_like
+from dmd_tutorial.noise import add_noise, noise_like, source
 from dmd_tutorial.samplers import euler, sample
 from dmd_tutorial.samplers.step import Ladder
 from dmd_tutorial.training import FitRun, FitSettings, Metrics, fit
@@ -121,7 +121,7 @@ def draw_double_step(
 ) -> tuple[PerSample, PerSample, PerSample]:
     """Draw some of the student's steps on its teacher's levels: start, the teacher's stop, end."""
     starts = len(halved(levels)) - 1
-    index = 2 * torch.randint(starts, (batch,), generator=rng)
+    index = 2 * torch.randint(starts, (batch,), **source(rng)).to(levels.device)
     sigma, between, after = (levels.float()[index + step] for step in range(3))
     return sigma, between, after
 

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from dmd_tutorial.checks import PerSample
+from dmd_tutorial.noise import source
 
 
 def neighbour_levels(
@@ -19,7 +20,9 @@ def neighbour_levels(
     """
     if probability is None:
         probability = torch.ones(len(grid) - 1)
-    index = 1 + torch.multinomial(probability, batch, replacement=True, generator=rng)
+    probability = probability.to(source(rng)["device"])
+    drawn = torch.multinomial(probability, batch, replacement=True, generator=rng)
+    index = 1 + drawn.to(grid.device)
     return grid.float()[index], grid.float()[(index - skip).clamp_min(0)]
 
 
