@@ -139,9 +139,9 @@ def test_a_mistake_that_raises_is_known_by_its_error():
         (lambda x: x.var(-1, keepdim=True), "the shape is (2, 1), it should be (2,)"),
         (
             lambda x: 3 * x.var(-1),
-            "yours is 21 at [1], too large; all numbers are off by the factor 3",
+            "yours is 21 at [1], too high; all numbers are off by the factor 3",
         ),
-        (lambda x: x.var(-1) - x[:, 0], "yours is 1.3333 at [0], too small; 1 of 2 numbers differ"),
+        (lambda x: x.var(-1) - x[:, 0], "yours is 1.3333 at [0], too low; 1 of 2 numbers differ"),
         (lambda x: 0 * x.var(-1), "yours is 0 everywhere"),
         (lambda x: x.var(-1) / 0, "2 of 2 numbers are infinite or not a number"),
         (lambda x: (x, x), "a tensor of shape (2,) is asked for, not a tuple of 2"),

@@ -206,11 +206,9 @@ class Exercise:
             if isinstance(error, NotImplementedError) and (not error.args or "`raise " in line):
                 raise _Open from error
             raise _Slip(f"your code raised {type(error).__name__}: {error}", line) from error
-        nothing = returned is None and not self.in_place
-        if _is_open(returned) or (nothing and _is_idle(answer)):
+        untouched = returned is None and not self.in_place and _is_idle(answer)
+        if _is_open(returned) or untouched:
             raise _Open
-        if nothing:
-            raise _Slip("your function returns nothing: is the `return` missing?")
         for i, kept in before.items():
             if not torch.equal(kept, given[i]):
                 raise _Slip(f"it changes its argument {i + 1}: leave that alone, make a new tensor")
@@ -285,6 +283,8 @@ def _difference(found: Any, expected: Any, tolerance: float) -> str | None:
         return None if same else found.error + found.line
     if isinstance(expected, Raised):
         return "your code should have raised an error"
+    if found is None and expected is not None:
+        return "your function returns nothing: is the `return` missing?"
     asked = "a word" if isinstance(expected, str) else _describe(expected)
     other = f"{asked} is asked for, not {_describe(found)}"
     if isinstance(expected, list | tuple):
@@ -335,7 +335,7 @@ def _numeric_difference(found: Tensor, expected: Tensor, tolerance: float) -> st
     if not found.any():
         return "yours is 0 everywhere"
     where = [*map(int, np.unravel_index(worst, tuple(found.shape)))]
-    sentence = f"yours is {yours:.5g} at {where}, too {'large' if yours > right else 'small'}"
+    sentence = f"yours is {yours:.5g} at {where}, too {'high' if yours > right else 'low'}"
     if right and torch.allclose(found, expected * (yours / right), **limits):
         return f"{sentence}; all numbers are off by the factor {yours / right:.5g}"
     return f"{sentence}; {int((~close).sum())} of {close.numel()} numbers differ"

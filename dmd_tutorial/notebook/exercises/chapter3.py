@@ -38,9 +38,10 @@ def _mean(x: Tensor) -> Tensor:
 
 def _images() -> list[tuple[Tensor, Tensor, Tensor]]:
     """Samples whose errors differ from one to the next, so that a batch mean is found out."""
-    size = torch.tensor([0.3, 1.0, 2.0])[:, None, None, None]
-    x = torch.randn(3, 2, 4, 4)
-    return [(x, x + size * torch.randn(x.shape), x + 0.5 * torch.randn(x.shape))]
+    sizes = torch.tensor([0.3, 1.0, 2.0])[:, None, None, None], 1e-3
+    samples = torch.randn(3, 2, 4, 4), torch.randn(1, 3, 2, 5)
+    return [(x, x + size * torch.randn(x.shape), x + 0.5 * torch.randn(x.shape))
+            for x, size in zip(samples, sizes, strict=True)]  # fmt: skip
 
 
 EXERCISES = [
@@ -55,7 +56,8 @@ EXERCISES = [
             lambda m, s, w: forward_fit(m, torch.zeros_like(s), w),
         "average the variances stds**2, not the standard deviations":
             lambda m, s, w: forward_fit(m, (w * s).sum().expand_as(s), w),
-    }, inputs=lambda: [tuple(torch.tensor([[-2.0, 2.5], [0.4, 1.1], [0.3, 0.7]]))]),
+    }, inputs=lambda: [tuple(torch.tensor([[-2.0, 2.5], [0.4, 1.1], [0.3, 0.7]])),
+                       tuple(torch.tensor([[1.0, 4.0, 0.0], [0.6, 0.1, 2.0], [0.2, 0.7, 0.1]]))]),
     Exercise("3.2", "mean of the dropped term where the support moves", -1.0, {
         "it would be 0 if the density were differentiable in theta for every x, but at x = theta "
         "it jumps: compute it from log p inside the interval": 0.0,
@@ -77,7 +79,8 @@ EXERCISES = [
         "a Gaussian's score divides by the variance, std**2": partial(kl_gradient, power=1),
         "the expectation is a mean over the samples, not a sum":
             lambda z, *a: tuple(len(z) * d for d in kl_gradient(z, *a)),
-    }, inputs=lambda: [(torch.randn(50), -1.0, 0.7, 0.5, 1.3)]),
+    }, inputs=lambda: [(torch.randn(50), -1.0, 0.7, 0.5, 1.3),
+                       (torch.randn(7), 0.4, 1.6, -0.3, 0.4)]),
     Exercise("3.4", "pixel gradient under Eq. 8", pixel_gradient, {
         "the sign is the other way round: descending it would leave the real density":
             lambda *a: -pixel_gradient(*a),
@@ -95,7 +98,7 @@ EXERCISES = [
             lambda x, real, fake: pixel_gradient(x, real, x),
     }, inputs=_images),
     Exercise("3.5", "loss with a stop-gradient", dmd.matching_loss, {
-        "without .detach() on the target, x cancels and nothing is left to learn from":
+        "no gradient is left to learn from, as x cancels: the target, and it alone, is detached":
             lambda x, gradient: 0.5 * functional.mse_loss(x, x - gradient),
         "the half is missing: the derivative of a square brings a factor 2":
             lambda x, gradient: functional.mse_loss(x, (x - gradient).detach()),
@@ -106,6 +109,6 @@ EXERCISES = [
             lambda x, gradient: 0.5 * (x - (x - gradient).detach()).square().sum(),
         "this has the right derivative, but it is not the squared form that is asked for":
             lambda x, gradient: (x * gradient.detach()).mean(),
-    }, inputs=lambda: [(torch.randn(2, 1, 3, 3), torch.randn(2, 1, 3, 3))],
+    }, inputs=lambda: [(*torch.randn(2, 2, 1, 3, 3),), (*torch.randn(2, 1, 5),)],
        probe=gradients_by({"gradient of the loss": 0})),
 ]  # fmt: skip

@@ -55,7 +55,7 @@ EXERCISES = [
             lambda distance, std: max(0.0, distance / 2 - std),
         "modes that already are one hill need no noise: 0, not the root of a negative number":
             lambda distance, std: math.sqrt(distance**2 / 4 - std**2),
-    }, inputs=lambda: [(4.0, 0.4), (3.0, 1.0), (1.0, 0.8)]),
+    }, inputs=lambda: [(4.0, 0.4), (3.0, 1.0), (1.0, 0.8), (1.2, 0.6), (2.0, 0.0)]),
     Exercise("5.2", "the pull to a lost mode", pull, {
         "the sign is the other way round: s_real - s_fake points to the lost mode":
             lambda *a: -pull(*a),
@@ -74,9 +74,11 @@ EXERCISES = [
         "this is s_real alone; subtract the score of what the generator makes":
             lambda x, m1, m2, s, t: pull(x, m1, m2, s, t) + (m1 - x) / (s**2 + t**2),
     }, inputs=lambda: [(x, torch.tensor([1.0, 0.2]), torch.tensor([-0.8, 0.5]), std, sigma)
-                       for x in [torch.randn(8, 2)] for std, sigma in [(0.4, 0.7), (0.3, 2.0)]]),
+                       for x in [torch.randn(8, 2)] for std, sigma in [(0.4, 0.7), (0.3, 2.0)]
+                       # so far from both that their densities are 0
+                       ] + [(torch.randn(1, 3).double(), *torch.eye(3).double()[:2], 0.02, 0.01)]),
     Exercise("5.3", "the generator's loss", anchored_loss, {
-        "the stop-gradient is missing: without it the gradient does not reach x":
+        "no gradient reaches x, as it cancels: the target, and it alone, is detached":
             partial(anchored_loss, detach=False),
         "take means over all values, not sums": partial(anchored_loss, reduce=torch.sum),
         "the factor one half of the matching loss is missing, so its gradient is doubled":
@@ -89,7 +91,9 @@ EXERCISES = [
         "the anchor has no factor one half": lambda *a: anchored_loss(*a[:4], a[4] / 2),
         "the anchor is the mean square, not its root":
             lambda *a: anchored_loss(*a[:4], 0.0) + a[4] * functional.mse_loss(*a[2:4]).sqrt(),
-    }, inputs=lambda: [(*(torch.randn(n, 2) for n in (6, 6, 4, 4)), 0.25)],
+        "the matching term is missing": lambda *a: a[4] * functional.mse_loss(*a[2:4]),
+    }, inputs=lambda: [(*(torch.randn(n, *shape) for n in (b, b, 4, 4)), lam)
+                       for lam, b, shape in ((0.25, 6, (2,)), (1.5, 1, (1, 2, 2)))],
        probe=gradients_by({"gradient at x": 0, "gradient at x_ref": 2})),
     Exercise("5.4", "one layer of LPIPS", lpips_layer, {
         "divide the vector of channels at each place by its length first":
@@ -107,7 +111,9 @@ EXERCISES = [
         "square the differences: without it they cancel": partial(lpips_layer, power=1),
         "one number for each image: do not average over the batch":
             lambda x, y, omega: lpips_layer(x, y, omega).mean(),
-    }, inputs=lambda: [(torch.randn(3, 5, 4, 2), torch.randn(3, 5, 4, 2), torch.rand(5) + 0.2)]),
+    }, inputs=lambda: [(*torch.randn(2, 3, 5, 4, 2), torch.rand(5) + 0.2),
+                       (*torch.randn(2, 1, 2, 3, 3), torch.rand(2) + 0.2)],
+       probe=gradients_by({"gradient at features_x": 0}, name="")),
     Exercise("5.5", "the floor under regression", l2_floor, {
         "the mean belongs to one noise: a generator may answer each noise differently":
             lambda y: ((y - y.mean(dim=(0, 1))) ** 2).mean(),
@@ -119,5 +125,6 @@ EXERCISES = [
         "with several answers to one noise no generator reaches 0": lambda y: 0.0,
         "answers to one noise are the second axis, noises the first":
             lambda y: ((y - y.mean(dim=0, keepdim=True)) ** 2).mean(),
-    }, inputs=lambda: [(torch.randn(4, 3, 2) + torch.arange(4.0)[:, None, None],)]),
+    }, inputs=lambda: [(torch.randn(n, answers, dim) + torch.arange(n)[:, None, None],)
+                       for n, answers, dim in ((4, 3, 2), (1, 5, 3))]),
 ]  # fmt: skip
