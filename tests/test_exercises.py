@@ -151,17 +151,21 @@ def test_a_mistake_that_raises_is_known_by_its_error():
         (lambda x: (v for v in x.var(-1)), "is asked for, not a generator"),
         (lambda x: np.array([None, 1]), "(2,) is asked for, not a tensor of the type object"),
         (lambda x: np.array(["a", "b"]), "(2,) is asked for, not a tensor of the type <U1"),
-        (lambda x: x.var(-1).to("meta"), "cannot be compared: NotImplementedError"),
         (lambda x: torch.zeros(()).expand(10**9, 10**9), "it should be (2,)"),
         (lambda x: x.double().mul_(10).var(-1, keepdim=True).expand(2, 10**9), "it should be (2,)"),
-        (lambda x: 10**400, "a tensor of shape (2,) is asked for, not a number"),
-        (lambda x: [1, 10**400], "a list of 2 cannot be compared: OverflowError"),
     ],
 )
 def test_an_unknown_mistake_is_described(answer, sentence):
     message = VARIANCE.check(answer).message
     assert message.startswith("0.1, variance: input 1 of 2: ")
     assert sentence in message
+
+
+@pytest.mark.parametrize(
+    "answer", [lambda x: x.var(-1).to("meta"), lambda x: [1, 10**400], lambda x: 10**400]
+)
+def test_what_cannot_be_compared_is_no_error(answer):
+    assert "your answer cannot be compared: " in VARIANCE.check(answer).message
 
 
 def slip(x):
@@ -368,7 +372,7 @@ def test_an_answer_that_changes_its_argument_is_refused():
     result = VARIANCE.check(
         lambda x: x.sub_(x.mean(-1, keepdim=True)).square().sum(-1) / (x.shape[-1] - 1)
     )
-    assert result.message.endswith("it changes its argument 1: leave that alone, make a new tensor")
+    assert result.message.endswith("it changes its argument 1: make a new tensor instead")
 
 
 STOPPED = Exercise(
@@ -417,15 +421,15 @@ def right_loss(net, x, sigma):
     [
         (
             lambda *a: right_loss(*a).detach(),
-            "no gradient arrives anywhere: is there a `.detach()`",
+            "no gradient arrives anywhere: a `.detach()`",
         ),
-        (lambda *a: right_loss(*a).item(), "no gradient arrives anywhere: is there a `.detach()`"),
-        (torch.no_grad()(right_loss), "no gradient arrives anywhere: is there a `.detach()`"),
+        (lambda *a: right_loss(*a).item(), "no gradient arrives anywhere: a `.detach()`"),
+        (torch.no_grad()(right_loss), "no gradient arrives anywhere: a `.detach()`"),
         (torch.inference_mode()(right_loss), "no gradient arrives anywhere"),
         (lambda net, x, s: right_loss(net, x.detach(), s), "gradient at x: yours is 0 everywhere"),
         (
             lambda net, x, s: right_loss(net, x, 0.5),
-            "one level for each sample, a tensor of shape (3,)",
+            "asks for one level for each sample, (3,), not a number",
         ),
         (lambda net, x, s: right_loss(net, x, s[:, None]), "not a tensor of shape (3, 1)"),
         (lambda *a: "high", "a tensor of shape () is asked for, not 'high'"),
@@ -455,9 +459,7 @@ def test_an_error_after_the_return_is_not_called_the_learners():
     after = Exercise("0.9", "a pair", lambda x: (x, x), {}, lambda: [(1.0,)],
                      probe=lambda answer, x: answer(x)[0] + 1)  # fmt: skip
     message = after.check(lambda x: {"first": x}).message
-    assert message.endswith(
-        "what your function returns, a dict with ['first'], cannot be used: KeyError: 0"
-    )
+    assert message.endswith("what your function returns is no use: KeyError: 0")
 
 
 def moved(answer, average, new):

@@ -6,18 +6,17 @@ answer does not, and tells no right number: a notebook runs through. The exercis
 `chapter1.py`, `chapter2.py`, ..., each with a list `EXERCISES`.
 """
 
-import dis
 import html
 import importlib
 import inspect
 import pkgutil
 import signal
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,19 +45,12 @@ class Result:
         return f"<p style='margin:0'>{html.escape(repr(self))}</p>"
 
 
-class Raised(NamedTuple):
-    """The outcome of an answer that raised, or whose result cannot be used."""
-
-    error: str  # a sentence; outcomes are compared by it
-    line: str = ""  # of the learner, that it came from
-
-
-class _Slip(Exception):
-    """Ends a probe with the outcome `Raised`, of the same arguments."""
+class Raised(Exception):
+    """The outcome of an answer that raised or is no use: a sentence, perhaps the learner's line."""
 
 
 class _Open(NotImplementedError):
-    """Ends a probe of an answer that is not attempted."""
+    """Raised for an answer that is not attempted."""
 
 
 class _Endless(BaseException):
@@ -76,20 +68,18 @@ class Network(nn.Module):
         """Refuse levels that are not one a sample."""
         for level in levels:
             if not isinstance(level, Tensor) or level.shape != x.shape[:1]:
-                asked = f"one level for each sample, a tensor of shape ({len(x)},)"
-                raise ValueError(f"the network asks for {asked}, not {_describe(level)}")
+                asked = f"the network asks for one level for each sample, ({len(x)},)"
+                raise ValueError(f"{asked}, not {_describe(level)}")
         return self.function(self.parameter, x, *(expand(level, x) for level in levels))
 
 
 def loss_and_gradients(
     loss: Any, leaves: Mapping[str, Tensor], name: str = "loss"
 ) -> dict[str, Any]:
-    """For a probe: a loss and its gradients by name, zeros where none arrives.
-
-    Of a result with several numbers it is the gradient of a sum that weighs each differently.
-    """
+    """For a probe: a loss (or several numbers) and its gradients, zeros where none arrives."""
     found = tuple(map(torch.zeros_like, leaves.values()))
     if isinstance(loss, Tensor) and loss.requires_grad:
+        # of several numbers: the gradient of a sum that weighs each differently
         weights = torch.linspace(1, 2, loss.numel()).reshape(loss.shape).to(loss)
         found = torch.autograd.grad(loss, [*leaves.values()], weights, materialize_grads=True)
     return {name: loss, **dict(zip(leaves, found, strict=True))}
@@ -109,8 +99,9 @@ def gradients_by(places: Mapping[str, int], name: str = "loss") -> Callable[...,
         leaves = {key: getattr(given[i], "parameter", given[i]) for key, i in places.items()}
         returned = answer(*given)
         if _is_real(returned) and not getattr(returned, "requires_grad", False):
-            which = "a `.detach()`, `.item()` or `torch.no_grad()` too many"
-            raise _Slip(f"no gradient arrives anywhere: is there {which}?")
+            raise Raised(
+                "no gradient arrives anywhere: a `.detach()`, `.item()` or `no_grad` stops it"
+            )
         return loss_and_gradients(returned, leaves, name)
 
     return probe
@@ -133,23 +124,28 @@ class Exercise:
 
     def check(self, answer: Any) -> Result:
         """Say whether an answer (open: Ellipsis or None) is right and, if not, what is wrong."""
-        answer = ... if answer is None else answer
-        if callable(self.truth) != callable(answer) and not _is_open(answer):
-            asked = "a function" if callable(self.truth) else "a value"
-            return self._wrong(f"{asked} is asked for, not {_describe(answer)}")
         try:
-            found = self.outcome(answer)
+            trouble = self._trouble(... if answer is None else answer)
         except _Open:
             return Result(None, f"{self.number} is not attempted yet")
-        if not (trouble := difference(found, self.outcome(self.truth), self.tolerance)):
-            return Result(True, f"{self.number}, {self.name}, agrees with the reference")
-        for sentence, mistake in self.mistakes.items():
-            if difference(found, self.outcome(mistake), self.tolerance) is None:
-                return self._wrong(sentence)
-        return self._wrong(trouble)
+        except _Endless:
+            trouble = f"it did not come to an end within {SECONDS:g} seconds of computing"
+        except Exception as error:  # no storage, a whole number beyond all floats, ...
+            trouble = f"your answer cannot be compared: {type(error).__name__}: {error}"
+        if trouble:
+            return Result(False, f"{self.number}, {self.name}: {trouble}")
+        return Result(True, f"{self.number}, {self.name}, agrees with the reference")
 
-    def _wrong(self, sentence: str) -> Result:
-        return Result(False, f"{self.number}, {self.name}: {sentence}")
+    def _trouble(self, answer: Any) -> str | None:
+        if callable(self.truth) != callable(answer) and not _is_open(answer):
+            asked = "a function" if callable(self.truth) else "a value"
+            return f"{asked} is asked for, not {_describe(answer)}"
+        found = self.outcome(answer)
+        if trouble := difference(found, self.outcome(self.truth), self.tolerance):
+            for sentence, mistake in self.mistakes.items():
+                if difference(found, self.outcome(mistake), self.tolerance) is None:
+                    return sentence
+        return trouble
 
     def outcome(self, answer: Any) -> Any:
         """A value as it is; of a function {"input 1 of n": what the probe saw, or `Raised`}.
@@ -160,39 +156,25 @@ class Exercise:
             raise _Open
         if not callable(answer):
             return answer
-        with _put_back():
+        with torch.random.fork_rng(devices=[]), torch.enable_grad(), ExitStack() as put_back:
+            put_back.callback(torch.set_default_dtype, torch.get_default_dtype())
             torch.manual_seed(0)
-            inputs = self.inputs()
-            name = "input {} of {}" if len(inputs) > 1 else ""
-            try:
-                return {
-                    name.format(i, len(inputs)): self._seen(answer, arguments)
-                    for i, arguments in enumerate(inputs, 1)
-                }
-            except _Endless:
-                limit = f"within {SECONDS:g} seconds of computing"
-                return Raised(f"your function did not come to an end {limit}")
-
-    def _seen(self, answer: Callable[..., Any], arguments: tuple) -> Any:
-        """What the probe sees of an answer; what is raised outside of the answer is not its own."""
-        returned = []
-
-        def watched(*given: Any, **named: Any) -> Any:
-            returned.append(self._called(answer, *given, **named))
-            return returned[-1]
-
-        try:
-            return self.probe(watched, *arguments)
-        except _Open:
-            raise
-        except _Slip as slip:
-            return Raised(*slip.args)
-        except Exception as error:
-            what = f"what your function returns, {_describe(returned[-1])}, cannot be used"
-            return Raised(f"{what}: {type(error).__name__}: {error}")
+            inputs, seen = self.inputs(), {}
+            for i, arguments in enumerate(inputs, 1):
+                name = f"input {i} of {len(inputs)}" if len(inputs) > 1 else ""
+                try:
+                    seen[name] = self.probe(partial(self._called, answer), *arguments)
+                except _Open:
+                    raise
+                except Raised as raised:
+                    seen[name] = raised
+                except Exception as error:  # in the probe, not in the answer
+                    kind = type(error).__name__
+                    seen[name] = Raised(f"what your function returns is no use: {kind}: {error}")
+            return seen
 
     def _called(self, answer: Callable[..., Any], *given: Any, **named: Any) -> Any:
-        """What an answer returns. It raises `_Open`, `_Endless` or, for all else, `_Slip`."""
+        """What an answer returns; it raises `_Open`, `_Endless` or, for all else, `Raised`."""
         fixed = list(enumerate(given))[self.in_place :]
         before = {i: a.detach().clone() for i, a in fixed if isinstance(a, Tensor)}
         try:
@@ -205,42 +187,29 @@ class Exercise:
             # torch raises this error, too, for a type that an operation lacks
             if isinstance(error, NotImplementedError) and (not error.args or "`raise " in line):
                 raise _Open from error
-            raise _Slip(f"your code raised {type(error).__name__}: {error}", line) from error
-        untouched = returned is None and not self.in_place and _is_idle(answer)
-        if _is_open(returned) or untouched:
+            raise Raised(f"your code raised {type(error).__name__}: {error}", line) from error
+        code = getattr(answer, "__code__", None)
+        idle = code and len(code.co_code) == len((lambda: None).__code__.co_code)  # no statement
+        if _is_open(returned) or (returned is None and idle and not self.in_place):
             raise _Open
         for i, kept in before.items():
             if not torch.equal(kept, given[i]):
-                raise _Slip(f"it changes its argument {i + 1}: leave that alone, make a new tensor")
+                raise Raised(f"it changes its argument {i + 1}: make a new tensor instead")
         return returned
-
-
-@contextmanager
-def _put_back() -> Iterator[None]:
-    """Put back what an answer may change in torch; gradients are made whatever holds outside."""
-    dtype = torch.get_default_dtype()
-    with (
-        torch.random.fork_rng(devices=[]),
-        torch.inference_mode(mode=False),
-        torch.enable_grad(),
-    ):
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(dtype)
 
 
 @contextmanager
 def _limited() -> Iterator[None]:
     """Raise `_Endless` in what takes more than `SECONDS`, in the one thread that gets signals."""
-    if not hasattr(signal, "setitimer") or threading.current_thread() != threading.main_thread():
-        yield
-        return
 
     def stop(*_: Any) -> None:
         raise _Endless
 
-    handler = signal.signal(signal.SIGPROF, stop)
+    try:
+        handler = signal.signal(signal.SIGPROF, stop)
+    except (AttributeError, ValueError):  # Windows, another thread
+        yield
+        return
     # again and again: a bare `except` in the answer swallows some
     timer = signal.setitimer(signal.ITIMER_PROF, SECONDS, 0.01)
     try:
@@ -271,16 +240,9 @@ def difference(found: Any, expected: Any, tolerance: float) -> str | None:
     The tolerance is relative. It is the absolute one, too, where results reach 1; where all are
     smaller that shrinks with them, down to a thousandth.
     """
-    try:
-        return _difference(found, expected, tolerance)
-    except Exception as error:  # a tensor without storage, a whole number beyond all floats, ...
-        return f"{_describe(found)} cannot be compared: {type(error).__name__}: {error}"
-
-
-def _difference(found: Any, expected: Any, tolerance: float) -> str | None:
     if isinstance(found, Raised):
-        same = isinstance(expected, Raised) and found.error == expected.error
-        return None if same else found.error + found.line
+        same = isinstance(expected, Raised) and found.args[0] == expected.args[0]
+        return None if same else "".join(found.args)
     if isinstance(expected, Raised):
         return "your code should have raised an error"
     if found is None and expected is not None:
@@ -299,16 +261,15 @@ def _difference(found: Any, expected: Any, tolerance: float) -> str | None:
         return None
     if isinstance(expected, str) and isinstance(found, str):
         same = found.strip().lower() == expected.strip().lower()
-        return None if same else f"{found!r} is not the answer"
+        return None if same else f"{_describe(found)} is not the answer"
     if not _is_real(expected):
         return None if type(found) is type(expected) and found == expected else other
     if not _is_real(found):
         return other
     shape, its_shape = (tuple(np.shape(each)) for each in (expected, found))
-    if its_shape != shape and () in (shape, its_shape):
-        return other
     if its_shape != shape:
-        return f"the shape is {its_shape}, it should be {shape}"
+        one = () in (shape, its_shape)
+        return other if one else f"the shape is {its_shape}, it should be {shape}"
     return _numeric_difference(_numbers(found), _numbers(expected), tolerance)
 
 
@@ -364,13 +325,6 @@ def _is_open(value: Any) -> bool:
     return value is Ellipsis or value is NotImplemented
 
 
-def _is_idle(answer: Callable[..., Any]) -> bool:
-    """Whether a function does nothing at all: `pass`, or a docstring alone."""
-    code = getattr(answer, "__code__", None)
-    idle = {"RESUME", "NOP", "LOAD_CONST", "RETURN_CONST", "RETURN_VALUE"}
-    return code is not None and all(step.opname in idle for step in dis.get_instructions(code))
-
-
 def _describe(value: Any) -> str:
     if isinstance(value, Tensor | np.ndarray):
         what = f"shape {tuple(value.shape)}" if _is_real(value) else f"the type {value.dtype}"
@@ -383,8 +337,6 @@ def _describe(value: Any) -> str:
         return "nothing"
     if isinstance(value, str):
         return repr(value[:40])
-    if callable(value):
-        return "a function"
     return "a number" if _is_real(value) else f"a {type(value).__name__}"
 
 

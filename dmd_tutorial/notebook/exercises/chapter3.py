@@ -38,10 +38,11 @@ def _mean(x: Tensor) -> Tensor:
 
 def _images() -> list[tuple[Tensor, Tensor, Tensor]]:
     """Samples whose errors differ from one to the next, so that a batch mean is found out."""
-    sizes = torch.tensor([0.3, 1.0, 2.0])[:, None, None, None], 1e-3
-    samples = torch.randn(3, 2, 4, 4), torch.randn(1, 3, 2, 5)
-    return [(x, x + size * torch.randn(x.shape), x + 0.5 * torch.randn(x.shape))
-            for x, size in zip(samples, sizes, strict=True)]  # fmt: skip
+    many = torch.randn(3, 2, 4, 4), torch.tensor([0.3, 1.0, 2.0])[:, None, None, None]
+    one = torch.randn(1, 3, 2, 5), torch.tensor(1e-3)
+    return [
+        (x, x + size * torch.randn(x.shape), x + torch.randn(x.shape)) for x, size in (many, one)
+    ]
 
 
 EXERCISES = [
