@@ -421,10 +421,10 @@ def right_loss(net, x, sigma):
     [
         (
             lambda *a: right_loss(*a).detach(),
-            "no gradient arrives anywhere: a `.detach()`",
+            "no gradient arrives anywhere: a .detach()",
         ),
-        (lambda *a: right_loss(*a).item(), "no gradient arrives anywhere: a `.detach()`"),
-        (torch.no_grad()(right_loss), "no gradient arrives anywhere: a `.detach()`"),
+        (lambda *a: right_loss(*a).item(), "no gradient arrives anywhere: a .detach()"),
+        (torch.no_grad()(right_loss), "no gradient arrives anywhere: a .detach()"),
         (torch.inference_mode()(right_loss), "no gradient arrives anywhere"),
         (lambda net, x, s: right_loss(net, x.detach(), s), "gradient at x: yours is 0 everywhere"),
         (

@@ -99,9 +99,7 @@ def gradients_by(places: Mapping[str, int], name: str = "loss") -> Callable[...,
         leaves = {key: getattr(given[i], "parameter", given[i]) for key, i in places.items()}
         returned = answer(*given)
         if _is_real(returned) and not getattr(returned, "requires_grad", False):
-            raise Raised(
-                "no gradient arrives anywhere: a `.detach()`, `.item()` or `no_grad` stops it"
-            )
+            raise Raised("no gradient arrives anywhere: a .detach(), .item() or no_grad stops it")
         return loss_and_gradients(returned, leaves, name)
 
     return probe
@@ -309,7 +307,7 @@ def _is_real(value: Any) -> bool:
     if isinstance(value, np.ndarray | np.generic):
         return value.dtype.kind in "biuf"
     if isinstance(value, list | tuple):
-        return all(isinstance(each, int | float | np.number | np.bool_) for each in value)
+        return all(isinstance(each, int | float | np.integer | np.floating) for each in value)
     return isinstance(value, int | float)
 
 
@@ -333,8 +331,6 @@ def _describe(value: Any) -> str:
         return f"a dict with {sorted(map(str, value))}"
     if isinstance(value, list | tuple):
         return f"a {type(value).__name__} of {len(value)}"
-    if value is None:
-        return "nothing"
     if isinstance(value, str):
         return repr(value[:40])
     return "a number" if _is_real(value) else f"a {type(value).__name__}"

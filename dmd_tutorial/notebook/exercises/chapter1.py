@@ -61,21 +61,18 @@ EXERCISES = [
             lambda x, denoised, sigma: (denoised - x) / expand(sigma, x),
         "multiply by sigma squared to go from the score to the denoiser; the way back divides":
             lambda x, denoised, sigma: (denoised - x) * expand(sigma, x) ** 2,
-        "sigma has one number for each image, and torch lined them up with the last axis, the "
-        "pixels of a row: reshape it to (batch, 1, 1, 1) first":
+        "torch lined sigma up with the last axis, a row of pixels: reshape it to (batch, 1, 1, 1)":
             lambda x, denoised, sigma: (denoised - x) / sigma**2,
         # three pixels a side: a forgotten reshape of sigma raises no error
     }, inputs=lambda: [(*torch.randn(2, 3, 1, 3, 3), torch.tensor([0.002, 0.7, 2.0])),
                        (*torch.randn(2, 1, 1, 2, 5), torch.tensor([30.0]))]),
     Exercise("1.2", "score of a mixture", mixture_score, {
-        "the sign is the other way round: each component pulls towards its mean":
-            lambda *a: -mixture_score(*a),
+        "the sign: each component pulls towards its mean": lambda *a: -mixture_score(*a),
         "each component counts by its responsibility at x, not by its weight: a far component has "
         "hardly any say": partial(mixture_score, shares=lambda *a: a[3]),
         "the responsibilities leave out the weights of the components":
             lambda x, m, s, w: mixture_score(x, m, s, torch.ones_like(w)),
-        "the responsibilities must sum to 1 at every x: divide by the density of the whole "
-        "mixture (yours is the gradient of the density, not of its logarithm)":
+        "divide by the density of the mixture: yours is its gradient, not that of its logarithm":
             partial(mixture_score, shares=_densities),
         "the components' scores are averaged, not summed: each has its responsibility as a factor":
             partial(mixture_score, shares=lambda x, m, s, w: torch.ones_like(w)),
@@ -114,8 +111,7 @@ EXERCISES = [
             lambda f, x, s, n: matching_loss(lambda y, _: f(x, s), x, s, n),
         "the weight sigma**2 is missing, so that the lowest noise level drowns the others":
             lambda f, x, s, n: _squares(f, x, s, n).mean() / 2,
-        "the weight is sigma**2; yours is sigma":
-            lambda f, x, s, n: (_squares(f, x, s, n) * s).mean() / 2,
+        "the weight is sigma squared": lambda f, x, s, n: (_squares(f, x, s, n) * s).mean() / 2,
         "the factor one half is missing": lambda *a: 2 * matching_loss(*a),
         "sum over the coordinates of a point and average over the points; yours averages over both":
             lambda f, x, s, n: matching_loss(f, x, s, n) / x.shape[1],
@@ -136,8 +132,7 @@ EXERCISES = [
             lambda x, score, h, noise: x + h * score + 2 * h * noise,
         "the score is multiplied by the step size, not by its root":
             lambda x, score, h, noise: x + (2 * h) ** 0.5 * (score + noise),
-        "this step is half as long as asked for: with step_size / 2 before the score the noise "
-        "has variance step_size, which is how Song and Ermon count":
+        "with step_size / 2 before the score, as Song and Ermon count, the step is half as long":
             partial(langevin_step, along=0.5, spread=1),
         "the factors are the wrong way round: the drift has step_size, the noise sqrt(2 step_size)":
             partial(langevin_step, along=2, spread=1),

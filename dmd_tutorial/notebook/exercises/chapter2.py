@@ -90,28 +90,22 @@ EXERCISES = [
             partial(factors, c_skip=lambda s, sd: sd / (s + sd)),
         "c_out is a standard deviation: a square root is missing in its denominator":
             partial(factors, c_out=lambda s, sd: s * sd / (s**2 + sd**2)),
-        "c_out and c_in are standard deviations: the square roots are missing":
-            partial(
-                factors, c_out=lambda s, sd: s * sd / (s**2 + sd**2),
-                c_in=lambda s, sd: 1 / (s**2 + sd**2),
-            ),
+        "c_out and c_in are standard deviations: the square roots are missing": partial(
+            factors, c_out=lambda s, d: s * d / (s**2 + d**2), c_in=lambda s, d: 1 / (s**2 + d**2)),
         "c_out is squared: what you return is the variance of the target before scaling":
             partial(factors, c_out=lambda s, sd: (s * sd) ** 2 / (s**2 + sd**2)),
         "c_out must shrink with sigma at low noise; sqrt(sigma^2 + sigma_data^2) is the standard "
         "deviation of the noisy input": partial(factors, c_out=lambda s, sd: (s**2 + sd**2).sqrt()),
         "c_in is a scale, so it is one over a standard deviation, not over a variance":
             partial(factors, c_in=lambda s, sd: 1 / (s**2 + sd**2)),
-        "variances of independent terms add, standard deviations do not: c_in is 1 / sqrt(sigma^2 "
-        "+ sigma_data^2)": partial(factors, c_in=lambda s, sd: 1 / (s + sd)),
+        "variances add, not their square roots": partial(factors, c_in=lambda s, sd: 1 / (s + sd)),
         "c_in leaves out the spread of the data: at low noise the input is not small":
             partial(factors, c_in=lambda s, sd: 1 / s),
     }, inputs=lambda: [(torch.tensor([0.0, 0.002, 0.1, 0.5, 2.0, 80.0]), 0.5),
                        (torch.tensor([3.0]), 1.4)]),
     Exercise("2.2", "denoiser for images", denoise, {
-        "the network is told c_noise = ln(sigma) / 4, not sigma itself":
-            partial(denoise, told=lambda s: s),
-        "the network is told ln(sigma) / 4: the quarter is missing":
-            partial(denoise, told=torch.log),
+        "the network is told ln(sigma) / 4, not sigma": partial(denoise, told=lambda s: s),
+        "the network is told a quarter of ln(sigma)": partial(denoise, told=torch.log),
         "a factor of shape (batch, 1) meets images at their last two axes: here each row of pixels "
         "got the factor of another image. Use c[:, None, None, None]": partial(denoise, axes=(1,)),
         "a factor of shape (batch,) meets images at their last axis: here each column of pixels "
@@ -120,10 +114,8 @@ EXERCISES = [
         "the direct path is c_skip * x, not x": partial(denoise, skipped=False),
     }, inputs=_images, probe=gradients_by({"gradient that reaches the network": 0}, name="")),
     Exercise("2.3", "Heun's step", heun_step, {
-        "this is Euler's step: the slope at its end is not used":
-            partial(heun_step, combine=lambda a, b: a),
-        "only the slope at the end is used; take the mean of both":
-            partial(heun_step, combine=lambda a, b: b),
+        "this is Euler's step: use the second slope": partial(heun_step, combine=lambda a, b: a),
+        "that is the second slope; take the mean": partial(heun_step, combine=lambda a, b: b),
         "the slopes are added; take their mean": partial(heun_step, combine=lambda a, b: a + b),
         "the second slope is taken at the old x: take it where Euler's step arrives":
             partial(heun_step, moved=False),

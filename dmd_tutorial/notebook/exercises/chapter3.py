@@ -63,14 +63,12 @@ EXERCISES = [
         "it would be 0 if the density were differentiable in theta for every x, but at x = theta "
         "it jumps: compute it from log p inside the interval": 0.0,
         "the sign is the other way round: the density inside falls as theta grows": 1.0,
-        "that is the answer for a uniform z; here the density 2x / theta^2 has the square of theta":
-            -0.5,
+        "for a uniform z that is right; here the density 2x / theta^2 has a square": -0.5,
         "that is the mean derivative of the density 2x / theta^2; the term is the derivative of "
         "its logarithm": -2 / 3,
     }),
     Exercise("3.3", "KL gradient of a Gaussian generator", kl_gradient, {
-        "the sign is the other way round: it is s_fake - s_real":
-            lambda *a: tuple(-d for d in kl_gradient(*a)),
+        "the sign: it is s_fake - s_real": lambda *a: tuple(-d for d in kl_gradient(*a)),
         "the fake score is missing: this is the gradient that collapses":
             lambda z, m, s, m_real, s_real: _means((m + s * z - m_real) / s_real**2, z),
         "dx/dstd is z, not 1: multiply by it before taking the mean":
@@ -103,8 +101,7 @@ EXERCISES = [
             lambda x, gradient: 0.5 * functional.mse_loss(x, x - gradient),
         "the half is missing: the derivative of a square brings a factor 2":
             lambda x, gradient: functional.mse_loss(x, (x - gradient).detach()),
-        "the derivative has the wrong sign: the target is x - gradient, and .detach() belongs on "
-        "the target, not on the first x":
+        "the derivative has the wrong sign: the target, which is detached, is x - gradient":
             lambda x, gradient: 0.5 * functional.mse_loss(x, (x + gradient).detach()),
         "take the mean, not the sum: lambda_reg is calibrated to it":
             lambda x, gradient: 0.5 * (x - (x - gradient).detach()).square().sum(),

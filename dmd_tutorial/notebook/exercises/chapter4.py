@@ -100,8 +100,7 @@ EXERCISES = [
         "the target is the clean sample, not the noise: the critic is a denoiser":
             partial(critic_loss, target="noise"),
         "the weight of the noise levels is missing": partial(critic_loss, weight=torch.ones_like),
-        "the weight has 1 / sigma_data**2 in it, too":
-            partial(critic_loss, weight=lambda s: 1 / s**2),
+        "the weight has 1 / sigma_data**2, too": partial(critic_loss, weight=lambda s: 1 / s**2),
         "the weight is 1 / sigma**2 + 1 / sigma_data**2, without roots":
             partial(critic_loss, weight=lambda s: 1 / s + 1 / 0.5),
         "this is the weight upside down: low noise levels must count more":
@@ -110,8 +109,7 @@ EXERCISES = [
         "take the mean over the values of a sample, too, not their sum":
             partial(critic_loss, mean=lambda e: e.sum(dim=1).mean()),
         "there is no factor 1/2 in this loss": partial(critic_loss, mean=lambda e: e.mean() / 2),
-        "the noise must be scaled by sigma before it is added":
-            partial(critic_loss, scale=torch.ones_like),
+        "scale the noise by sigma before adding it": partial(critic_loss, scale=torch.ones_like),
         "the critic is asked at the noisy samples, not at the clean ones":
             partial(critic_loss, scale=torch.zeros_like),
     }, inputs=_networks, probe=gradients_by(
@@ -130,15 +128,13 @@ EXERCISES = [
             lambda z, learnt, exact: gradient_bias(z, learnt, torch.zeros_like(exact)),
     }, inputs=lambda: [(*torch.randn(3, 6, 2),), (*torch.randn(3, 1, 3),)]),
     Exercise("4.4", "fewest critic steps without a swing", enough_critic_steps, {
-        "as fast as the generator is too slow: the border is 4 eta":
-            partial(enough_critic_steps, times=1),
+        "no faster than the generator: wanted is 4 eta": partial(enough_critic_steps, times=1),
         "k updates close 1 - (1 - kappa_1)**k of the gap, less than k * kappa_1":
             lambda eta, kappa_1: math.ceil(4 * eta / kappa_1),
         "one update can be enough: count from 1": lambda *a: max(2, enough_critic_steps(*a)),
         "the condition holds with equality, too: kappa >= 4 eta, so no further step is needed then":
             lambda eta, kappa_1: 1 + math.floor(math.log(1 - 4 * eta) / math.log(1 - kappa_1)),
-        "one step too few: round up, so that the condition holds":
-            lambda *a: enough_critic_steps(*a) - 1,
+        "one step too few: the condition must hold": lambda *a: enough_critic_steps(*a) - 1,
         "a whole number is asked for: round up":
             lambda eta, kappa_1: math.log(1 - 4 * eta) / math.log(1 - kappa_1),
         "(1 - kappa_1)**k is the gap that remains; what counts is what was closed":

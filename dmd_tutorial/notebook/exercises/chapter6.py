@@ -69,8 +69,7 @@ EXERCISES = [
     Exercise("6.3", "the whole loss of the generator", total_loss, {
         "a sum over pixels and batch where a mean belongs: lambda_reg is then far too small":
             partial(total_loss, reduction="sum"),
-        "the factor 1/2 is missing: the derivative of a square brings a 2":
-            partial(total_loss, half=1),
+        "the factor 1/2 is missing: a square brings a 2": partial(total_loss, half=1),
         "the sign is wrong: this climbs the KL divergence instead of descending it":
             lambda x, gradient, *a: total_loss(x, -gradient, *a),
         "no gradient reaches x: the matching term is missing, or x cancels in it, as its target, "
