@@ -80,6 +80,16 @@ def test_open_and_raising_answers_stop_nothing(exercise):
         assert exercise.check(0.5).passed is False
 
 
+@pytest.mark.parametrize("exercise", [e for e in ALL if callable(e.truth)], ids=title)
+def test_a_forgotten_return_is_named_in_every_exercise(exercise):
+    def forgotten(*given):
+        exercise.truth(*given)
+
+    result = exercise.check(forgotten)
+    assert result.passed is False
+    assert "is the `return` missing?" in result.message
+
+
 # The framework
 
 
@@ -459,7 +469,7 @@ def test_an_error_after_the_return_is_not_called_the_learners():
     after = Exercise("0.9", "a pair", lambda x: (x, x), {}, lambda: [(1.0,)],
                      probe=lambda answer, x: answer(x)[0] + 1)  # fmt: skip
     message = after.check(lambda x: {"first": x}).message
-    assert message.endswith("what your function returns is no use: KeyError: 0")
+    assert message.endswith("what your function returns is no use: KeyError(0)")
 
 
 def moved(answer, average, new):

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from dmd_tutorial.checks import expand
 
 SECONDS = 5.0  # of the processor's time that one call of an answer may take
+NOTHING = "your function returns nothing: is the `return` missing?"
 SIGNS = {True: "✓ right", False: "✗ not yet", None: "… open"}
 
 
@@ -73,9 +74,7 @@ class Network(nn.Module):
         return self.function(self.parameter, x, *(expand(level, x) for level in levels))
 
 
-def loss_and_gradients(
-    loss: Any, leaves: Mapping[str, Tensor], name: str = "loss"
-) -> dict[str, Any]:
+def loss_and_gradients(loss: Any, leaves: dict[str, Tensor], name: str = "loss") -> dict[str, Any]:
     """For a probe: a loss (or several numbers) and its gradients, zeros where none arrives."""
     found = tuple(map(torch.zeros_like, leaves.values()))
     if isinstance(loss, Tensor) and loss.requires_grad:
@@ -167,8 +166,7 @@ class Exercise:
                 except Raised as raised:
                     seen[name] = raised
                 except Exception as error:  # in the probe, not in the answer
-                    kind = type(error).__name__
-                    seen[name] = Raised(f"what your function returns is no use: {kind}: {error}")
+                    seen[name] = Raised(f"what your function returns is no use: {error!r}")
             return seen
 
     def _called(self, answer: Callable[..., Any], *given: Any, **named: Any) -> Any:
@@ -188,8 +186,11 @@ class Exercise:
             raise Raised(f"your code raised {type(error).__name__}: {error}", line) from error
         code = getattr(answer, "__code__", None)
         idle = code and len(code.co_code) == len((lambda: None).__code__.co_code)  # no statement
-        if _is_open(returned) or (returned is None and idle and not self.in_place):
+        nothing = returned is None and not self.in_place
+        if _is_open(returned) or (nothing and idle):
             raise _Open
+        if nothing:
+            raise Raised(NOTHING)
         for i, kept in before.items():
             if not torch.equal(kept, given[i]):
                 raise Raised(f"it changes its argument {i + 1}: make a new tensor instead")
@@ -244,7 +245,7 @@ def difference(found: Any, expected: Any, tolerance: float) -> str | None:
     if isinstance(expected, Raised):
         return "your code should have raised an error"
     if found is None and expected is not None:
-        return "your function returns nothing: is the `return` missing?"
+        return NOTHING
     asked = "a word" if isinstance(expected, str) else _describe(expected)
     other = f"{asked} is asked for, not {_describe(found)}"
     if isinstance(expected, list | tuple):
