@@ -168,7 +168,7 @@ def test_a_chapter_has_exercises_with_difficulty_time_hints_and_solution(path):
 
 @EVERY_CHAPTER
 def test_a_chapter_shows_its_picture_before_it_derives_anything(path):
-    """No section begins before the first figure but the objectives and the figure's own."""
+    """Words and the picture first: no section begins before it but its own."""
     headings = []
     for cell in book_source.read_notebook(path)["cells"]:
         source = book_source.source(cell)
@@ -176,7 +176,7 @@ def test_a_chapter_shows_its_picture_before_it_derives_anything(path):
             headings += re.findall(r"^##+ (.+)$", source, flags=re.MULTILINE)
         elif re.search(r"^(plots\.show|slider)\(", source, flags=re.MULTILINE):
             break
-    assert headings[:-1] in ([], ["Objectives"])
+    assert headings[:-1] == []
 
 
 # The three forms of a notebook beside the site: JupyterLab, GitHub and Colab show its text cells

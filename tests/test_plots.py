@@ -77,6 +77,16 @@ def test_lines_are_seen_on_white_and_yellow_would_not_be():
     assert contrast(plots.COLOURS["yellow"]) < 2
 
 
+@pytest.mark.parametrize(
+    ("columns", "title"), [(8, "T(z), an 8"), (6, "G (average)"), (8, "W" * 12)]
+)
+def test_no_title_of_a_row_is_cut_off(columns, title):
+    images = torch.zeros(4 * columns, 1, 8, 8)
+    fig = plots.image_grid(images, columns, row_titles=["z", "z", "z", title])
+    picture = np.asarray(Image.open(io.BytesIO(plots.png(fig, sharpness=2))).convert("L"))
+    assert picture[:, 0].min() == 255
+
+
 def test_tile_places_every_image():
     images = torch.tensor([-1.0, 0.0, 1.0]).reshape(3, 1, 1, 1).expand(3, 1, 2, 2)
     canvas = plots.tile(images, columns=2)

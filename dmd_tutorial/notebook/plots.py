@@ -170,7 +170,8 @@ def image_grid(
         left, top = 9 * max(map(len, row_titles)), 28 * any(column_titles)
         cell = min(CELL, (WIDTH - left - 12) / columns)
         fig_height = rows * cell * height / width + top + 12
-        _, ax = figure(width=round(columns * cell + left + 12), height=round(fig_height))
+        fig, ax = figure(width=round(columns * cell + left + 12), height=round(fig_height))
+        fig.set_layout_engine("compressed")  # the other would cut titles beside square axes
     ax.imshow(picture, interpolation="nearest")
     ax.set_xticks([(i + 0.5) * width - 1 for i in range(columns)], column_titles)
     ax.set_yticks([(i + 0.5) * height - 1 for i in range(rows)], row_titles)
