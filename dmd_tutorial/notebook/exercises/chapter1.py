@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dmd_tutorial.checks import expand
-from dmd_tutorial.notebook.exercises import Exercise
+from dmd_tutorial.notebook.exercises import Exercise, Network, gradients_by
 
 
 def score_of_denoiser(x: Tensor, denoised: Tensor, sigma: Tensor) -> Tensor:
@@ -61,27 +61,28 @@ EXERCISES = [
             lambda x, denoised, sigma: (denoised - x) / expand(sigma, x),
         "multiply by sigma squared to go from the score to the denoiser; the way back divides":
             lambda x, denoised, sigma: (denoised - x) * expand(sigma, x) ** 2,
-        "sigma has one number for each image, and torch lined them up with the last axis, the "
-        "pixels of a row: reshape it to (batch, 1, 1, 1) first":
+        "torch lined sigma up with the last axis, a row of pixels: reshape it to (batch, 1, 1, 1)":
             lambda x, denoised, sigma: (denoised - x) / sigma**2,
         # three pixels a side: a forgotten reshape of sigma raises no error
-    }, inputs=lambda: [(*torch.randn(2, 3, 1, 3, 3), torch.tensor([0.3, 0.7, 2.0]))]),
+    }, inputs=lambda: [(*torch.randn(2, 3, 1, 3, 3), torch.tensor([0.002, 0.7, 2.0])),
+                       (*torch.randn(2, 1, 1, 2, 5), torch.tensor([30.0]))]),
     Exercise("1.2", "score of a mixture", mixture_score, {
-        "the sign is the other way round: each component pulls towards its mean":
-            lambda *a: -mixture_score(*a),
+        "the sign: each component pulls towards its mean": lambda *a: -mixture_score(*a),
         "each component counts by its responsibility at x, not by its weight: a far component has "
         "hardly any say": partial(mixture_score, shares=lambda *a: a[3]),
         "the responsibilities leave out the weights of the components":
             lambda x, m, s, w: mixture_score(x, m, s, torch.ones_like(w)),
-        "the responsibilities must sum to 1 at every x: divide by the density of the whole "
-        "mixture (yours is the gradient of the density, not of its logarithm)":
+        "divide by the density of the mixture: yours is its gradient, not that of its logarithm":
             partial(mixture_score, shares=_densities),
         "the components' scores are averaged, not summed: each has its responsibility as a factor":
             partial(mixture_score, shares=lambda x, m, s, w: torch.ones_like(w)),
         "a component's score is (mean - x) divided by the variance, std**2, not by std":
             lambda x, m, s, w: mixture_score(x, m, s, w) * s,
     }, inputs=lambda: [(torch.linspace(-3, 3, 13), torch.tensor([-1.5, 0.5, 2.0]), 0.6,
-                        torch.tensor([0.5, 0.2, 0.3]))]),
+                        torch.tensor([0.5, 0.2, 0.3])),
+                       # so far from both that their densities are 0
+                       (torch.tensor([2.0]).double(), torch.tensor([-1.0, 1.0]).double(), 0.01,
+                        torch.tensor([0.9, 0.1]).double())]),
     Exercise("1.3", "best denoiser of a finite data set", best_denoiser, {
         "the squared distance is divided by 2 sigma**2: the 2 of the Gaussian is missing":
             lambda x, data, s: (-_squares_to(x, data) / s**2).softmax(1) @ data,
@@ -97,7 +98,8 @@ EXERCISES = [
             lambda x, data, s: data.mean(dim=0).expand_as(x),
         "this is the score: add x_noisy and the factor sigma**2 to have the denoised point":
             lambda x, data, s: (best_denoiser(x, data, s) - x) / s**2,
-    }, inputs=lambda: [(torch.randn(5, 2), torch.randn(7, 2), 0.6)]),
+    }, inputs=lambda: [(torch.randn(5, 2), torch.randn(7, 2), 0.6),
+                       (2 + torch.randn(1, 3).double(), torch.randn(4, 3).double(), 0.02)]),
     Exercise("1.4", "denoising score matching loss", matching_loss, {
         "the target is minus noise / sigma: the score points back to where the sample came from":
             lambda f, x, s, n: matching_loss(f, x, s, n, n / s[:, None]),
@@ -109,15 +111,16 @@ EXERCISES = [
             lambda f, x, s, n: matching_loss(lambda y, _: f(x, s), x, s, n),
         "the weight sigma**2 is missing, so that the lowest noise level drowns the others":
             lambda f, x, s, n: _squares(f, x, s, n).mean() / 2,
-        "the weight is sigma**2; yours is sigma":
-            lambda f, x, s, n: (_squares(f, x, s, n) * s).mean() / 2,
+        "the weight is sigma squared": lambda f, x, s, n: (_squares(f, x, s, n) * s).mean() / 2,
         "the factor one half is missing": lambda *a: 2 * matching_loss(*a),
         "sum over the coordinates of a point and average over the points; yours averages over both":
             lambda f, x, s, n: matching_loss(f, x, s, n) / x.shape[1],
         "the length of the error is squared: yours is missing the square, and its minimiser is no "
         "conditional mean": lambda f, x, s, n: (_squares(f, x, s, n).sqrt() * s**2).mean() / 2,
-    }, inputs=lambda: [(lambda x, s: -(x - 0.3).sin() / (1 + s[:, None] ** 2), x,
-                        torch.linspace(0.2, 1.5, 6), n) for x, n in [torch.randn(2, 6, 3)]]),
+    }, inputs=lambda: [(Network(lambda p, x, s: -p * (x - 0.3).sin() / (1 + s**2)), x, s, noise)
+                       for s, dim in ((torch.linspace(0.2, 1.5, 6), 3), (torch.tensor([2e-3]), 2))
+                       for x, noise in [torch.randn(2, len(s), dim)]],
+       probe=gradients_by({"gradient that reaches the network": 0})),
     Exercise("1.5", "Langevin step", langevin_step, {
         "the sign of the drift is the other way round: the walk climbs the score":
             partial(langevin_step, along=-1),
@@ -129,10 +132,10 @@ EXERCISES = [
             lambda x, score, h, noise: x + h * score + 2 * h * noise,
         "the score is multiplied by the step size, not by its root":
             lambda x, score, h, noise: x + (2 * h) ** 0.5 * (score + noise),
-        "this step is half as long as asked for: with step_size / 2 before the score the noise "
-        "has variance step_size, which is how Song and Ermon count":
+        "with step_size / 2 before the score, as Song and Ermon count, the step is half as long":
             partial(langevin_step, along=0.5, spread=1),
         "the factors are the wrong way round: the drift has step_size, the noise sqrt(2 step_size)":
             partial(langevin_step, along=2, spread=1),
-    }, inputs=lambda: [(*torch.randn(2, 8, 2), 0.07, torch.randn(8, 2))]),
+    }, inputs=lambda: [(*torch.randn(2, *shape), step_size, torch.randn(shape))
+                       for step_size, shape in ((0.07, (8, 2)), (0.4, (1, 3, 2, 2)))]),
 ]  # fmt: skip

@@ -7,9 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dmd_tutorial.data import two_modes
 from dmd_tutorial.denoisers import Denoiser
-from dmd_tutorial.notebook.exercises import Exercise
+from dmd_tutorial.notebook.exercises import Exercise, Network, gradients_by
 
 
 def factors(sigma: Tensor, sigma_data: float, **wrong: Callable) -> tuple[Tensor, ...]:
@@ -30,10 +29,11 @@ def denoise(
 
 
 def _images() -> list[tuple]:
-    """Eight images of 8 x 8 pixels: here a sigma with too few axes raises no error."""
+    """Eight images of 8 x 8 pixels: here a sigma with too few axes raises no error. Then one."""
     sigma = torch.tensor([0.002, 0.01, 0.1, 0.3, 1.0, 3.0, 20.0, 80.0])
     x = torch.randn(8, 1, 8, 8) * (1 + sigma[:, None, None, None])
-    return [(lambda x, c_noise: torch.tanh(x) + c_noise.reshape(-1, 1, 1, 1), x, sigma, 0.5)]
+    network = Network(lambda parameter, x, c_noise: torch.tanh(parameter * x) + c_noise)
+    return [(network, x, sigma, 0.5), (network, x[4:5], sigma[4:5], 1.4)]
 
 
 def _mean(first: Tensor, second: Tensor) -> Tensor:
@@ -77,9 +77,9 @@ def _fitted_slope(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _errors() -> list[tuple]:
-    """Errors of orders 1 and 2 at numbers of steps that do not double."""
-    steps = torch.tensor([10.0, 30.0, 90.0], dtype=torch.float64)
-    return [(steps, 3 / steps), (steps, 0.5 / steps**2)]
+    """Errors about a power law, at numbers of steps that do not double."""
+    a, b = torch.tensor([10.0, 30.0, 90.0]).double(), torch.tensor([8.0, 12.0, 50.0, 70.0]).double()
+    return [(a, 3 / a * (1 + a.cos() / 9)), (b, 0.5 / b**2.4 * (1 + b.cos() / 9))]
 
 
 EXERCISES = [
@@ -90,40 +90,32 @@ EXERCISES = [
             partial(factors, c_skip=lambda s, sd: sd / (s + sd)),
         "c_out is a standard deviation: a square root is missing in its denominator":
             partial(factors, c_out=lambda s, sd: s * sd / (s**2 + sd**2)),
-        "c_out and c_in are standard deviations: the square roots are missing":
-            partial(
-                factors, c_out=lambda s, sd: s * sd / (s**2 + sd**2),
-                c_in=lambda s, sd: 1 / (s**2 + sd**2),
-            ),
+        "c_out and c_in are standard deviations: the square roots are missing": partial(
+            factors, c_out=lambda s, d: s * d / (s**2 + d**2), c_in=lambda s, d: 1 / (s**2 + d**2)),
         "c_out is squared: what you return is the variance of the target before scaling":
             partial(factors, c_out=lambda s, sd: (s * sd) ** 2 / (s**2 + sd**2)),
         "c_out must shrink with sigma at low noise; sqrt(sigma^2 + sigma_data^2) is the standard "
         "deviation of the noisy input": partial(factors, c_out=lambda s, sd: (s**2 + sd**2).sqrt()),
         "c_in is a scale, so it is one over a standard deviation, not over a variance":
             partial(factors, c_in=lambda s, sd: 1 / (s**2 + sd**2)),
-        "variances of independent terms add, standard deviations do not: c_in is 1 / sqrt(sigma^2 "
-        "+ sigma_data^2)": partial(factors, c_in=lambda s, sd: 1 / (s + sd)),
+        "variances add, not their square roots": partial(factors, c_in=lambda s, sd: 1 / (s + sd)),
         "c_in leaves out the spread of the data: at low noise the input is not small":
             partial(factors, c_in=lambda s, sd: 1 / s),
-    }, inputs=lambda: [(torch.tensor([0.002, 0.1, 0.5, 2.0, 80.0]), 0.5),
-                       (torch.tensor([0.3, 3.0]), 1.4)]),
+    }, inputs=lambda: [(torch.tensor([0.0, 0.002, 0.1, 0.5, 2.0, 80.0]), 0.5),
+                       (torch.tensor([3.0]), 1.4)]),
     Exercise("2.2", "denoiser for images", denoise, {
-        "the network is told c_noise = ln(sigma) / 4, not sigma itself":
-            partial(denoise, told=lambda s: s),
-        "the network is told ln(sigma) / 4: the quarter is missing":
-            partial(denoise, told=torch.log),
+        "the network is told ln(sigma) / 4, not sigma": partial(denoise, told=lambda s: s),
+        "the network is told a quarter of ln(sigma)": partial(denoise, told=torch.log),
         "a factor of shape (batch, 1) meets images at their last two axes: here each row of pixels "
         "got the factor of another image. Use c[:, None, None, None]": partial(denoise, axes=(1,)),
         "a factor of shape (batch,) meets images at their last axis: here each column of pixels "
         "got the factor of another image. Use c[:, None, None, None]": partial(denoise, axes=()),
         "the network's input is not scaled by c_in": partial(denoise, scaled=False),
         "the direct path is c_skip * x, not x": partial(denoise, skipped=False),
-    }, inputs=_images),
+    }, inputs=_images, probe=gradients_by({"gradient that reaches the network": 0}, name="")),
     Exercise("2.3", "Heun's step", heun_step, {
-        "this is Euler's step: the slope at its end is not used":
-            partial(heun_step, combine=lambda a, b: a),
-        "only the slope at the end is used; take the mean of both":
-            partial(heun_step, combine=lambda a, b: b),
+        "this is Euler's step: use the second slope": partial(heun_step, combine=lambda a, b: a),
+        "that is the second slope; take the mean": partial(heun_step, combine=lambda a, b: b),
         "the slopes are added; take their mean": partial(heun_step, combine=lambda a, b: a + b),
         "the second slope is taken at the old x: take it where Euler's step arrives":
             partial(heun_step, moved=False),
@@ -135,9 +127,9 @@ EXERCISES = [
             partial(heun_step, combine=lambda a, b: a + (a + b) / 2),
         "at sigma_next = 0 the second slope is 0/0: there, stop at Euler's step":
             partial(heun_step, guarded=False),
-    }, inputs=lambda: [(two_modes(), x, *levels)
-                       for x in [2 * torch.randn(5, 2, dtype=torch.float64)]
-                       for levels in ((2.0, 1.0), (0.4, 0.0))]),
+    }, inputs=lambda: [(Network(lambda p, x, s: p * x.tanh() / (1 + s**2)), x, *levels)
+                       for x in (2 * torch.randn(5, 2).double(), torch.randn(1, 2, 3))
+                       for levels in ((2.0, 1.0), (0.4, 0.0), (0.02, 0.002), (0.3, 0.9))]),
     Exercise("2.4", "path of a Gaussian", gaussian_path, {
         "the variances have this ratio; x scales like a standard deviation, its root":
             lambda x, start, end, std: x * (std**2 + end**2) / (std**2 + start**2),
@@ -149,8 +141,9 @@ EXERCISES = [
             lambda x, start, end, std: x * (std + end) / (std + start),
         "this is the denoised point at sigma_start, one Euler step to 0; follow the path":
             lambda x, start, end, std: x * std**2 / (std**2 + start**2),
-    }, inputs=lambda: [(torch.linspace(-3, 3, 6, dtype=torch.float64), *levels)
-                       for levels in ((5.0, 0.4, 1.5), (0.1, 2.0, 0.5))]),
+    }, inputs=lambda: [(torch.randn(shape).double(), *levels)
+                       for shape in ((6,), (1, 2, 3))
+                       for levels in ((5.0, 0.4, 1.5), (0.1, 2.0, 0.5), (3.0, 0.0, 0.7))]),
     Exercise("2.5", "order of convergence", measured_order, {
         "the sign: errors fall as the steps grow, and the order is a positive number":
             lambda steps, errors: -measured_order(steps, errors),

@@ -38,9 +38,11 @@ def _mean(x: Tensor) -> Tensor:
 
 def _images() -> list[tuple[Tensor, Tensor, Tensor]]:
     """Samples whose errors differ from one to the next, so that a batch mean is found out."""
-    size = torch.tensor([0.3, 1.0, 2.0])[:, None, None, None]
-    x = torch.randn(3, 2, 4, 4)
-    return [(x, x + size * torch.randn(x.shape), x + 0.5 * torch.randn(x.shape))]
+    many = torch.randn(3, 2, 4, 4), torch.tensor([0.3, 1.0, 2.0])[:, None, None, None]
+    one = torch.randn(1, 3, 2, 5), torch.tensor(1e-3)
+    return [
+        (x, x + size * torch.randn(x.shape), x + torch.randn(x.shape)) for x, size in (many, one)
+    ]
 
 
 EXERCISES = [
@@ -55,19 +57,18 @@ EXERCISES = [
             lambda m, s, w: forward_fit(m, torch.zeros_like(s), w),
         "average the variances stds**2, not the standard deviations":
             lambda m, s, w: forward_fit(m, (w * s).sum().expand_as(s), w),
-    }, inputs=lambda: [tuple(torch.tensor([[-2.0, 2.5], [0.4, 1.1], [0.3, 0.7]]))]),
+    }, inputs=lambda: [tuple(torch.tensor([[-2.0, 2.5], [0.4, 1.1], [0.3, 0.7]])),
+                       tuple(torch.tensor([[1.0, 4.0, 0.0], [0.6, 0.1, 2.0], [0.2, 0.7, 0.1]]))]),
     Exercise("3.2", "mean of the dropped term where the support moves", -1.0, {
         "it would be 0 if the density were differentiable in theta for every x, but at x = theta "
         "it jumps: compute it from log p inside the interval": 0.0,
         "the sign is the other way round: the density inside falls as theta grows": 1.0,
-        "that is the answer for a uniform z; here the density 2x / theta^2 has the square of theta":
-            -0.5,
+        "for a uniform z that is right; here the density 2x / theta^2 has a square": -0.5,
         "that is the mean derivative of the density 2x / theta^2; the term is the derivative of "
         "its logarithm": -2 / 3,
     }),
     Exercise("3.3", "KL gradient of a Gaussian generator", kl_gradient, {
-        "the sign is the other way round: it is s_fake - s_real":
-            lambda *a: tuple(-d for d in kl_gradient(*a)),
+        "the sign: it is s_fake - s_real": lambda *a: tuple(-d for d in kl_gradient(*a)),
         "the fake score is missing: this is the gradient that collapses":
             lambda z, m, s, m_real, s_real: _means((m + s * z - m_real) / s_real**2, z),
         "dx/dstd is z, not 1: multiply by it before taking the mean":
@@ -77,7 +78,8 @@ EXERCISES = [
         "a Gaussian's score divides by the variance, std**2": partial(kl_gradient, power=1),
         "the expectation is a mean over the samples, not a sum":
             lambda z, *a: tuple(len(z) * d for d in kl_gradient(z, *a)),
-    }, inputs=lambda: [(torch.randn(50), -1.0, 0.7, 0.5, 1.3)]),
+    }, inputs=lambda: [(torch.randn(50), -1.0, 0.7, 0.5, 1.3),
+                       (torch.randn(7), 0.4, 1.6, -0.3, 0.4)]),
     Exercise("3.4", "pixel gradient under Eq. 8", pixel_gradient, {
         "the sign is the other way round: descending it would leave the real density":
             lambda *a: -pixel_gradient(*a),
@@ -95,17 +97,16 @@ EXERCISES = [
             lambda x, real, fake: pixel_gradient(x, real, x),
     }, inputs=_images),
     Exercise("3.5", "loss with a stop-gradient", dmd.matching_loss, {
-        "without .detach() on the target, x cancels and nothing is left to learn from":
+        "no gradient is left to learn from, as x cancels: the target, and it alone, is detached":
             lambda x, gradient: 0.5 * functional.mse_loss(x, x - gradient),
         "the half is missing: the derivative of a square brings a factor 2":
             lambda x, gradient: functional.mse_loss(x, (x - gradient).detach()),
-        "the derivative has the wrong sign: the target is x - gradient, and .detach() belongs on "
-        "the target, not on the first x":
+        "the derivative has the wrong sign: the target, which is detached, is x - gradient":
             lambda x, gradient: 0.5 * functional.mse_loss(x, (x + gradient).detach()),
         "take the mean, not the sum: lambda_reg is calibrated to it":
             lambda x, gradient: 0.5 * (x - (x - gradient).detach()).square().sum(),
         "this has the right derivative, but it is not the squared form that is asked for":
             lambda x, gradient: (x * gradient.detach()).mean(),
-    }, inputs=lambda: [(torch.randn(2, 1, 3, 3), torch.randn(2, 1, 3, 3))],
+    }, inputs=lambda: [(*torch.randn(2, 2, 1, 3, 3),), (*torch.randn(2, 1, 5),)],
        probe=gradients_by({"gradient of the loss": 0})),
 ]  # fmt: skip

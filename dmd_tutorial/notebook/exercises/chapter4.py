@@ -4,9 +4,9 @@ import math
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dmd_tutorial.notebook.exercises import Exercise, loss_and_gradients
+from dmd_tutorial.notebook.exercises import Exercise, Network, gradients_by
 
 
 def affine_denoiser(x: Tensor, sigma: float, A: Tensor, b: Tensor) -> Tensor:
@@ -21,16 +21,8 @@ def _shrink(sigma: float, C: Tensor) -> Tensor:
 
 def _points() -> list[tuple]:
     A, b = torch.tensor([[0.5, 0.2], [-0.3, 0.8]]), torch.tensor([0.4, -1.0])
-    return [(x, sigma, A, b) for x in [torch.randn(5, 2)] for sigma in (0.3, 2.0)]
-
-
-class _OneParameter(nn.Module):
-    def __init__(self, start, function) -> None:
-        super().__init__()
-        self.parameter, self.function = nn.Parameter(torch.tensor(start)), function
-
-    def forward(self, *given: Tensor) -> Tensor:
-        return self.function(self.parameter, *given)
+    three = torch.randn(1, 3), 0.01, torch.randn(3, 3), torch.randn(3)
+    return [(x, sigma, A, b) for x in [torch.randn(5, 2)] for sigma in (0.3, 2.0)] + [three]
 
 
 def critic_loss(
@@ -49,12 +41,12 @@ def critic_loss(
     return mean(weights[:, None] * (denoised - aim) ** 2)
 
 
-def _loss_and_gradients(answer, z: Tensor, sigma: Tensor, noise: Tensor) -> dict[str, Tensor]:
-    generator = _OneParameter([0.3, -0.2], lambda shift, z: 0.5 * z + shift)
-    critic = _OneParameter(0.8, lambda scale, x, sigma: scale * x / (1 + sigma[:, None]))
-    leaves = {"generator": generator.parameter, "critic": critic.parameter}
-    named = {f"gradient that reaches the {name}": leaf for name, leaf in leaves.items()}
-    return loss_and_gradients(answer(critic, generator, z, sigma, noise), named)
+def _networks() -> list[tuple]:
+    """Batches of six and of one, at other levels of noise."""
+    critic = Network(lambda scale, x, sigma: scale * x / (1 + sigma), 0.8)
+    generator = Network(lambda shift, z: 0.5 * z + shift, [0.3, -0.2])
+    return [(critic, generator, torch.randn(n, 2), torch.rand(n) + low, torch.randn(n, 2))
+            for n, low in ((6, 0.3), (1, 2.0))]  # fmt: skip
 
 
 def gradient_bias(z: Tensor, learnt: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
@@ -108,8 +100,7 @@ EXERCISES = [
         "the target is the clean sample, not the noise: the critic is a denoiser":
             partial(critic_loss, target="noise"),
         "the weight of the noise levels is missing": partial(critic_loss, weight=torch.ones_like),
-        "the weight has 1 / sigma_data**2 in it, too":
-            partial(critic_loss, weight=lambda s: 1 / s**2),
+        "the weight has 1 / sigma_data**2, too": partial(critic_loss, weight=lambda s: 1 / s**2),
         "the weight is 1 / sigma**2 + 1 / sigma_data**2, without roots":
             partial(critic_loss, weight=lambda s: 1 / s + 1 / 0.5),
         "this is the weight upside down: low noise levels must count more":
@@ -118,12 +109,12 @@ EXERCISES = [
         "take the mean over the values of a sample, too, not their sum":
             partial(critic_loss, mean=lambda e: e.sum(dim=1).mean()),
         "there is no factor 1/2 in this loss": partial(critic_loss, mean=lambda e: e.mean() / 2),
-        "the noise must be scaled by sigma before it is added":
-            partial(critic_loss, scale=torch.ones_like),
+        "scale the noise by sigma before adding it": partial(critic_loss, scale=torch.ones_like),
         "the critic is asked at the noisy samples, not at the clean ones":
             partial(critic_loss, scale=torch.zeros_like),
-    }, inputs=lambda: [(torch.randn(6, 2), torch.rand(6) + 0.3, torch.randn(6, 2))],
-       probe=_loss_and_gradients),
+    }, inputs=_networks, probe=gradients_by(
+        {"gradient that reaches the generator": 1, "gradient that reaches the critic": 0}
+    )),
     Exercise("4.3", "bias of the gradient", gradient_bias, {
         "the sign is the other way round: the bias is learnt minus exact":
             lambda z, learnt, exact: gradient_bias(z, exact, learnt),
@@ -135,19 +126,21 @@ EXERCISES = [
         "of the means": lambda z, u, v: (torch.outer((u - v).mean(0), z.mean(0)), (u - v).mean(0)),
         "this is the whole gradient of a critic; its bias takes the exact answer off":
             lambda z, learnt, exact: gradient_bias(z, learnt, torch.zeros_like(exact)),
-    }, inputs=lambda: [(torch.randn(6, 2), torch.randn(6, 2), torch.randn(6, 2))]),
+    }, inputs=lambda: [(*torch.randn(3, 6, 2),), (*torch.randn(3, 1, 3),)]),
     Exercise("4.4", "fewest critic steps without a swing", enough_critic_steps, {
-        "as fast as the generator is too slow: the border is 4 eta":
-            partial(enough_critic_steps, times=1),
+        "no faster than the generator: wanted is 4 eta": partial(enough_critic_steps, times=1),
         "k updates close 1 - (1 - kappa_1)**k of the gap, less than k * kappa_1":
             lambda eta, kappa_1: math.ceil(4 * eta / kappa_1),
-        "one step too few: round up, so that the condition holds":
-            lambda *a: enough_critic_steps(*a) - 1,
+        "one update can be enough: count from 1": lambda *a: max(2, enough_critic_steps(*a)),
+        "the condition holds with equality, too: kappa >= 4 eta, so no further step is needed then":
+            lambda eta, kappa_1: 1 + math.floor(math.log(1 - 4 * eta) / math.log(1 - kappa_1)),
+        "one step too few: the condition must hold": lambda *a: enough_critic_steps(*a) - 1,
         "a whole number is asked for: round up":
             lambda eta, kappa_1: math.log(1 - 4 * eta) / math.log(1 - kappa_1),
         "(1 - kappa_1)**k is the gap that remains; what counts is what was closed":
             lambda eta, kappa_1: math.ceil(math.log(4 * eta) / math.log(1 - kappa_1)),
-    }, inputs=lambda: [(0.05, 0.03), (0.1, 0.05), (0.2, 0.12), (0.02, 0.03)]),
+    }, inputs=lambda: [(0.05, 0.03), (0.1, 0.05), (0.2, 0.12), (0.02, 0.03), (0.24, 0.003),
+                       (0.2, 0.9), (0.1875, 0.5)]),  # the last is equality, in all digits
     Exercise("4.5", "slowest factor of the swing with a spring", slowest_factor, {
         "the spring is missing: it takes rho * m off the generator's step":
             lambda eta, kappa, rho: slowest_factor(eta, kappa, 0.0),

@@ -49,16 +49,13 @@ EXERCISES = [
             lambda distance, std: math.sqrt(max(0.0, distance**2 - std**2)),
         "the modes' own variance helps to fill the valley: subtract it":
             lambda distance, std: math.sqrt(distance**2 / 4 + std**2),
-        "the modes have a width of their own: less noise is needed":
-            lambda distance, std: distance / 2,
-        "variances add, standard deviations do not":
-            lambda distance, std: max(0.0, distance / 2 - std),
+        "the modes have a width, too: less noise is needed": lambda distance, std: distance / 2,
+        "variances add, not their square roots": lambda distance, std: max(0.0, distance / 2 - std),
         "modes that already are one hill need no noise: 0, not the root of a negative number":
             lambda distance, std: math.sqrt(distance**2 / 4 - std**2),
-    }, inputs=lambda: [(4.0, 0.4), (3.0, 1.0), (1.0, 0.8)]),
+    }, inputs=lambda: [(4.0, 0.4), (3.0, 1.0), (1.0, 0.8), (1.2, 0.6), (2.0, 0.0)]),
     Exercise("5.2", "the pull to a lost mode", pull, {
-        "the sign is the other way round: s_real - s_fake points to the lost mode":
-            lambda *a: -pull(*a),
+        "the sign: s_real - s_fake points to the lost mode": lambda *a: -pull(*a),
         "this is the responsibility of the mode that the generator has; the lost one counts":
             lambda x, m1, m2, std, sigma: -pull(x, m2, m1, std, sigma),
         "noise adds its variance to the modes': v = std**2 + sigma**2":
@@ -69,14 +66,15 @@ EXERCISES = [
             lambda x, m1, m2, s, t: pull(x, m1, m2, s, t) * math.sqrt(s**2 + t**2),
         "the responsibility is missing: the teacher cannot be sure of the lost mode":
             lambda x, m1, m2, std, sigma: ((m2 - m1) / (std**2 + sigma**2)).expand_as(x),
-        "the exponent of a Gaussian is the squared distance over 2 v, not over v":
-            partial(pull, odds=1),
+        "a Gaussian has the squared distance over 2 v, not over v": partial(pull, odds=1),
         "this is s_real alone; subtract the score of what the generator makes":
             lambda x, m1, m2, s, t: pull(x, m1, m2, s, t) + (m1 - x) / (s**2 + t**2),
     }, inputs=lambda: [(x, torch.tensor([1.0, 0.2]), torch.tensor([-0.8, 0.5]), std, sigma)
-                       for x in [torch.randn(8, 2)] for std, sigma in [(0.4, 0.7), (0.3, 2.0)]]),
+                       for x in [torch.randn(8, 2)] for std, sigma in [(0.4, 0.7), (0.3, 2.0)]
+                       # so far from both that their densities are 0
+                       ] + [(torch.randn(1, 3).double(), *torch.eye(3).double()[:2], 0.02, 0.01)]),
     Exercise("5.3", "the generator's loss", anchored_loss, {
-        "the stop-gradient is missing: without it the gradient does not reach x":
+        "no gradient reaches x, as it cancels: the target, and it alone, is detached":
             partial(anchored_loss, detach=False),
         "take means over all values, not sums": partial(anchored_loss, reduce=torch.sum),
         "the factor one half of the matching loss is missing, so its gradient is doubled":
@@ -84,40 +82,39 @@ EXERCISES = [
         "the sign is the other way round: the target is x - gradient":
             lambda x, gradient, *rest: anchored_loss(x, -gradient, *rest),
         "the anchor is missing": lambda *a: anchored_loss(*a[:4], 0.0),
-        "lambda_reg weighs the anchor, not the matching loss":
-            lambda *a: a[4] * anchored_loss(*a[:4], 1 / a[4]),
+        "lambda_reg weighs the anchor alone": lambda *a: a[4] * anchored_loss(*a[:4], 1 / a[4]),
         "the anchor has no factor one half": lambda *a: anchored_loss(*a[:4], a[4] / 2),
         "the anchor is the mean square, not its root":
             lambda *a: anchored_loss(*a[:4], 0.0) + a[4] * functional.mse_loss(*a[2:4]).sqrt(),
-    }, inputs=lambda: [(*(torch.randn(n, 2) for n in (6, 6, 4, 4)), 0.25)],
+        "the matching term is missing": lambda *a: a[4] * functional.mse_loss(*a[2:4]),
+    }, inputs=lambda: [(*(torch.randn(n, *shape) for n in (b, b, 4, 4)), lam)
+                       for lam, b, shape in ((0.25, 6, (2,)), (1.5, 1, (1, 2, 2)))],
        probe=gradients_by({"gradient at x": 0, "gradient at x_ref": 2})),
     Exercise("5.4", "one layer of LPIPS", lpips_layer, {
-        "divide the vector of channels at each place by its length first":
-            partial(lpips_layer, dim=()),
+        "divide the channels at each place by their length first": partial(lpips_layer, dim=()),
         "normalise over the channels, not over the places": partial(lpips_layer, dim=(2, 3)),
-        "normalise each place by itself, not the image as a whole":
-            partial(lpips_layer, dim=(1, 2, 3)),
+        "normalise each place by itself, not the image": partial(lpips_layer, dim=(1, 2, 3)),
         "the weights of the channels are missing":
             lambda x, y, omega: lpips_layer(x, y, torch.ones_like(omega)),
         "the weights stand outside of the square": lambda x, y, omega: lpips_layer(x, y, omega**2),
-        "sum over the channels, not the mean":
-            lambda x, y, omega: lpips_layer(x, y, omega) / x.shape[1],
+        "sum over the channels: no mean": lambda x, y, omega: lpips_layer(x, y, omega) / x.shape[1],
         "the mean over the places, not the sum":
             lambda x, y, omega: lpips_layer(x, y, omega) * x[0, 0].numel(),
         "square the differences: without it they cancel": partial(lpips_layer, power=1),
         "one number for each image: do not average over the batch":
             lambda x, y, omega: lpips_layer(x, y, omega).mean(),
-    }, inputs=lambda: [(torch.randn(3, 5, 4, 2), torch.randn(3, 5, 4, 2), torch.rand(5) + 0.2)]),
+    }, inputs=lambda: [(*torch.randn(2, 3, 5, 4, 2), torch.rand(5) + 0.2),
+                       (*torch.randn(2, 1, 2, 3, 3), torch.rand(2) + 0.2)],
+       probe=gradients_by({"gradient at features_x": 0}, name="")),
     Exercise("5.5", "the floor under regression", l2_floor, {
         "the mean belongs to one noise: a generator may answer each noise differently":
             lambda y: ((y - y.mean(dim=(0, 1))) ** 2).mean(),
-        "no correction for small samples: these answers are all there is":
-            lambda y: y.var(dim=1).mean(),
+        "no correction: these answers are all there is": lambda y: y.var(dim=1).mean(),
         "the loss is the mean square, not its root": lambda y: l2_floor(y).sqrt(),
-        "the loss is a mean over values, not a sum over the dimensions":
-            lambda y: l2_floor(y) * y.shape[2],
+        "the loss is a mean, not a sum, over the dimensions": lambda y: l2_floor(y) * y.shape[2],
         "with several answers to one noise no generator reaches 0": lambda y: 0.0,
         "answers to one noise are the second axis, noises the first":
             lambda y: ((y - y.mean(dim=0, keepdim=True)) ** 2).mean(),
-    }, inputs=lambda: [(torch.randn(4, 3, 2) + torch.arange(4.0)[:, None, None],)]),
+    }, inputs=lambda: [(torch.randn(n, answers, dim) + torch.arange(n)[:, None, None],)
+                       for n, answers, dim in ((4, 3, 2), (1, 5, 3))]),
 ]  # fmt: skip

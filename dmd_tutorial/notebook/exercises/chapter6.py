@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dmd_tutorial.data import two_modes
 from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.noise import karras_grid
-from dmd_tutorial.notebook.exercises import Exercise, gradients_by
+from dmd_tutorial.notebook.exercises import Exercise, Network, gradients_by
 
 
 def generate(denoiser: Denoiser, z: Tensor, sigma_max: float) -> Tensor:
@@ -35,9 +34,9 @@ def total_loss(
 
 
 def _slopes(*given) -> dict[str, Tensor]:
-    """What training sees of a loss: its derivatives, not its value."""
-    found = gradients_by({"derivative by x": 0, "derivative by x_ref": 2})(*given)
-    return {name: value for name, value in found.items() if name != "loss"}
+    """What training sees of a loss, a number: its derivatives, not its value."""
+    found = gradients_by({"gradient at x": 0, "gradient at x_ref": 2})(*given)
+    return found | {"loss": 0 * found["loss"]}
 
 
 def forward_equivalents(critic_steps: int, generator: int = 2 * (1 + 2), scores: int = 2) -> int:
@@ -55,28 +54,31 @@ EXERCISES = [
             lambda denoiser, z, sigma_max: _ask(denoiser, sigma_max * z, 1.0),
         "the answer is an image already: do not divide it by sigma_max":
             lambda denoiser, z, sigma_max: generate(denoiser, z, sigma_max) / sigma_max,
-    }, inputs=lambda: [(two_modes(), z, sigma_max)
-                       for z in [torch.randn(6, 2, dtype=torch.float64)]
-                       for sigma_max in (5.0, 2.0)]),
+    }, inputs=lambda: [(Network(lambda p, x, s: (p * x / s).tanh() + s.cos()), z, sigma_max)
+                       for z in (torch.randn(6, 2).double(), torch.randn(1, 3, 2, 2))
+                       for sigma_max in (5.0, 80.0)],
+       probe=gradients_by({"gradient that reaches the network": 0}, name="")),
     Exercise("6.2", "one step of the average", ema, {
         "the wrong way round: a decay near 1 keeps almost all of the *average*":
             lambda average, new, decay: (1 - decay) * average + decay * new,
         "the new weights must count 1 - decay, or the average grows without bound":
             lambda average, new, decay: decay * average + new,
         "this is the new value alone: nothing is averaged": lambda average, new, decay: new,
-    }, inputs=lambda: [(torch.tensor([1.0, 2.0]), torch.tensor([3.0, -1.0]), 0.9)]),
+    }, inputs=lambda: [(*torch.randn(2, *shape), decay)
+                       for decay, shape in ((0.9, (2,)), (0.5, (1, 3, 2)))], in_place=True),
     Exercise("6.3", "the whole loss of the generator", total_loss, {
         "a sum over pixels and batch where a mean belongs: lambda_reg is then far too small":
             partial(total_loss, reduction="sum"),
-        "the factor 1/2 is missing: the derivative of a square brings a 2":
-            partial(total_loss, half=1),
+        "the factor 1/2 is missing: a square brings a 2": partial(total_loss, half=1),
         "the sign is wrong: this climbs the KL divergence instead of descending it":
             lambda x, gradient, *a: total_loss(x, -gradient, *a),
-        "the stop-gradient is missing: x cancels, and no gradient is left":
+        "no gradient reaches x: the matching term is missing, or x cancels in it, as its target, "
+        "and it alone, must be detached":
             partial(total_loss, stop=torch.clone),
         "lambda_reg multiplies the wrong term: it belongs to the anchor":
             lambda *a: a[4] * total_loss(*a[:4], 1 / a[4]),
-    }, inputs=lambda: [(*torch.randn(4, 5, 1, 4, 4, dtype=torch.float64), 0.25)], probe=_slopes),
+    }, inputs=lambda: [(*(torch.randn(n, *shape).double() for n in (b, b, 3, 3)), lam)
+                       for lam, b, shape in ((0.25, 5, (1, 4, 4)), (1.5, 1, (2,)))], probe=_slopes),
     Exercise("6.4", "what an iteration costs", forward_equivalents, {
         "the anchor is missing: the generator also runs, forward and backward, on z_ref":
             partial(forward_equivalents, generator=3),

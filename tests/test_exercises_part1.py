@@ -1,0 +1,540 @@
+"""Answers to the exercises of chapters 1 to 6 that a student gives, wrong ones and right ones."""
+
+import cmath
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dmd_tutorial.notebook.exercises import chapters, check
+
+EXERCISES = {e.number: e for chapter in "123456" for e in chapters()[chapter]}
+FUNCTIONS = [number for number, exercise in EXERCISES.items() if callable(exercise.truth)]
+TRAINED = ["1.4", "2.2", "3.5", "4.2", "5.3", "5.4", "6.1", "6.3"]
+
+
+def truth(number):
+    return EXERCISES[number].truth
+
+
+def levels(x, sigma):
+    return torch.full((len(x),), sigma, dtype=x.dtype)
+
+
+# What holds for every exercise
+
+
+CONSTANTS = [  # each number among the arguments, as it is in the first input
+    (number, place, value)
+    for number in FUNCTIONS
+    for place, value in enumerate(EXERCISES[number].inputs()[0])
+    if isinstance(value, int | float)
+]
+
+
+@pytest.mark.parametrize(("number", "place", "value"), CONSTANTS)
+def test_a_constant_cannot_stand_for_an_argument(number, place, value):
+    def answer(*given):
+        return truth(number)(*given[:place], value, *given[place + 1 :])
+
+    assert check(number, answer).passed is False
+
+
+@pytest.mark.parametrize("number", FUNCTIONS)
+def test_inputs_differ_in_batch_and_shape(number):
+    shapes = [
+        [argument.shape for argument in given if isinstance(argument, Tensor)]
+        for given in EXERCISES[number].inputs()
+    ]
+    for several in zip(*shapes, strict=True):
+        assert len(set(several)) > 1
+    if shapes[0] and number not in ("1.2", "2.1", "2.5", "3.1", "3.3"):  # these have no batch
+        assert 1 in {several[0][0] for several in shapes}
+
+
+@pytest.mark.parametrize("number", FUNCTIONS)
+def test_what_was_right_once_is_not_right(number):
+    kept = {}
+
+    def answer(*given):
+        return kept.setdefault("first", truth(number)(*given))
+
+    assert check(number, answer).passed is False
+
+
+def change(result, how):
+    return tuple(map(how, result)) if isinstance(result, tuple) else how(result)
+
+
+@pytest.mark.parametrize("number", FUNCTIONS)
+@pytest.mark.parametrize(
+    "how",
+    [lambda r: r + 0j, lambda r: torch.as_tensor(r).double().mul(0.7).round(), lambda r: [r], str],
+    ids=["complex", "rounded", "list", "text"],
+)
+def test_other_kinds_of_results_are_refused(number, how):
+    assert check(number, lambda *a: change(truth(number)(*a), how)).passed is False
+
+
+@pytest.mark.parametrize("number", FUNCTIONS)
+def test_arguments_are_left_alone(number):
+    def answer(*given):
+        result = truth(number)(*given)
+        with torch.no_grad():
+            tensors = [a for a in given if isinstance(a, Tensor) and not a.requires_grad]
+            tensors[-1].mul_(2)
+        return result
+
+    if any(isinstance(a, Tensor) for a in EXERCISES[number].inputs()[0]):
+        assert "changes its argument" in check(number, answer).message
+
+
+@pytest.mark.parametrize("number", TRAINED)
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        lambda f: lambda *a: f(*a).detach(),
+        lambda f: lambda *a: f(*a).detach().numpy(),
+        lambda f: torch.no_grad()(f),
+    ],
+    ids=["detach", "numpy", "no_grad"],
+)
+def test_what_is_trained_gets_its_gradient(number, spoilt):
+    assert "no gradient arrives anywhere" in check(number, spoilt(truth(number))).message
+
+
+# Wrong answers
+
+
+def score_1_1(x, denoised, sigma, axes=(1, 1, 1)):
+    return (denoised - x) / sigma.reshape(-1, *axes) ** 2
+
+
+def naive_mixture(x, means, std, weights):
+    densities = weights * torch.exp(-((x[:, None] - means) ** 2) / (2 * std**2))
+    share = densities / densities.sum(1, keepdim=True)
+    return (share * (means - x[:, None])).sum(1) / std**2
+
+
+def naive_denoiser(x_noisy, data, sigma):
+    share = torch.exp(-(torch.cdist(x_noisy, data) ** 2) / (2 * sigma**2))
+    return share @ data / share.sum(1, keepdim=True)
+
+
+def loss_1_4(score, x, sigma, noise):
+    error = sigma[:, None] * score(x + sigma[:, None] * noise, sigma) + noise
+    return error.square().sum(1).mean() / 2
+
+
+def denoise(network, x, sigma, sigma_data, say=torch.Tensor.flatten, part=1):
+    s = sigma.reshape(-1, 1, 1, 1)
+    total = s**2 + sigma_data**2
+    raw = network(x / total.sqrt(), say(sigma.log() / 4))
+    return (sigma_data**2 * x + part * s * sigma_data * total.sqrt() * raw) / total
+
+
+def heun(denoiser, x, sigma, sigma_next, stop=lambda s: s == 0, level=levels):
+    first = (x - denoiser(x, level(x, sigma))) / sigma
+    euler = x + (sigma_next - sigma) * first
+    if stop(sigma_next):
+        return euler
+    second = (euler - denoiser(euler, level(euler, sigma_next))) / sigma_next
+    return x + (sigma_next - sigma) / 2 * (first + second)
+
+
+def order_of_two(steps, errors, one=-2, other=-1):
+    return -(errors[one] / errors[other]).log() / (steps[one] / steps[other]).log()
+
+
+def eq_8(x, real, fake, error=lambda e: e.abs().mean((1, 2, 3), keepdim=True)):
+    return (fake - real) / error(x - real)
+
+
+def affine(x, sigma, A, b, d=None):
+    C = A @ A.T
+    noised = C + sigma**2 * torch.eye(d or len(b), dtype=A.dtype)
+    return b + torch.linalg.solve(noised, C @ (x - b).T).T
+
+
+def enough(eta, kappa_1, start=1, stop=lambda closed, wanted: closed >= wanted, last=10**6):
+    for k in range(start, last):
+        if stop(1 - (1 - kappa_1) ** k, 4 * eta):
+            return k
+    return last
+
+
+def pull(x, m1, m2, std, sigma):
+    v = std**2 + sigma**2
+    p1, p2 = (torch.exp(-((x - m) ** 2).sum(1) / (2 * v)) for m in (m1, m2))
+    return (p2 / (p1 + p2))[:, None] * (m2 - m1) / v
+
+
+def both(x, gradient, x_ref, y, lam):
+    return ((x - (x - gradient).detach()) ** 2).mean() / 2 + lam * ((x_ref - y) ** 2).mean()
+
+
+def lpips(x, y, omega, size=5, eps=0.0):
+    x, y = (f / (f.norm(dim=1, keepdim=True) + eps) for f in (x, y))
+    return torch.einsum("c,bchw->b", omega, (x - y) ** 2) / (x.shape[2] * x.shape[3])
+
+
+def one_step(denoiser, z, sigma_max, level=levels):
+    return denoiser(sigma_max * z, level(z, sigma_max))
+
+
+def bare(x, sigma):
+    return sigma
+
+
+def forgotten_return(average, new, decay):
+    average.lerp_(new, 1 - decay)
+
+
+NO_GRADIENT = "no gradient arrives anywhere"
+ONE_LEVEL_EACH = "the network asks for one level for each sample"
+
+WRONG = [
+    # (exercise, what is wrong, answer, a part of the sentence)
+    ("1.1", "hard-wired batch", lambda x, D, s: (D - x) / s.reshape(3, 1, 1, 1) ** 2, "reshape(3"),
+    ("1.1", "a level for all", lambda x, D, s: (D - x) / s.mean() ** 2, "differ"),
+    ("1.1", "for points", partial(score_1_1, axes=(1,)), "differ"),
+    ("1.1", "clamped", lambda x, D, s: score_1_1(x, D, s.clamp_min(0.01)), "differ"),
+    ("1.1", "kept from 0", lambda x, D, s: score_1_1(x, D, (s**2 + 1e-6).sqrt()), "differ"),
+    ("1.2", "naive", naive_mixture, "input 2 of 2: 1 of 1 numbers are infinite"),
+    ("1.2", "three components", lambda x, m, s, w: truth("1.2")(x, m, s, w) * len(m) / 3,
+        "input 2"),
+    ("1.2", "squeezed", lambda *a: truth("1.2")(*a).squeeze(), "input 2"),
+    ("1.2", "nearest", lambda x, m, s, w: (m - x[:, None])[
+        torch.arange(len(x)), (m - x[:, None]).abs().argmin(1)] / s**2, "differ"),
+    ("1.3", "naive", naive_denoiser, "infinite or not a number"),
+    ("1.3", "over the batch", lambda x, d, s:
+        (-(torch.cdist(x, d) ** 2) / (2 * s**2)).softmax(0) @ d, "differ"),
+    ("1.3", "two axes", lambda x, d, s: truth("1.3")(x[:, :2], d[:, :2], s), "the shape is (1, 2)"),
+    ("1.4", "no mean", lambda *a: loss_1_4(*a) * len(a[1]), "loss: yours is"),
+    ("1.4", "mean level", lambda f, x, s, n: truth("1.4")(f, x, s.mean().expand_as(s), n), "loss"),
+    ("1.4", "one level", lambda f, x, s, n: truth("1.4")(f, x, s[0], n), ""),
+    ("1.4", "column of levels", lambda f, x, s, n: truth("1.4")(
+        lambda y, _: f(y, s[:, None]), x, s, n), ONE_LEVEL_EACH),
+    ("1.4", "value held", lambda f, x, s, n: truth("1.4")(lambda *a: f(*a).detach(), x, s, n),
+        NO_GRADIENT),
+    ("1.4", "half of the gradient", lambda *a: (loss_1_4(*a) + loss_1_4(*a).detach()) / 2,
+        "gradient that reaches the network"),
+    ("1.5", "half batch", lambda x, f, h, n: x + h * f + (2 * h) ** 0.5 * n.mean(0), "differ"),
+    ("1.5", "own noise", lambda x, f, h, n: x + h * f + (2 * h) ** 0.5 * torch.randn_like(x),
+        "differ"),
+    ("1.5", "in place", lambda x, f, h, n: x.add_(h * f).add_((2 * h) ** 0.5 * n),
+        "changes its argument 1"),
+    ("2.1", "order", lambda s, d: (truth("2.1")(s, d)[0], *truth("2.1")(s, d)[:0:-1]), "result 2"),
+    ("2.1", "no limit at 0", lambda s, d: (
+        truth("2.1")(s, d)[0], (s**-2 + d**-2).rsqrt(), s.log().exp() / (s * (s**2 + d**2).sqrt())
+    ), "infinite or not a number"),
+    ("2.2", "hard-wired batch", lambda f, x, s, d: truth("2.2")(f, x[:8], s.reshape(8), d), "8"),
+    ("2.2", "levels as images", partial(denoise, say=lambda c: c[:, None, None, None]),
+        ONE_LEVEL_EACH),
+    ("2.2", "network left out", partial(denoise, part=0), "numbers differ"),
+    ("2.2", "raw held", lambda f, *a: denoise(lambda x, c: f(x, c).detach(), *a), NO_GRADIENT),
+    ("2.3", "float level", partial(heun, level=bare), ONE_LEVEL_EACH),
+    ("2.3", "level, no axis", partial(heun, level=lambda x, s: torch.tensor(s)), ONE_LEVEL_EACH),
+    ("2.3", "column of levels", partial(heun, level=lambda x, s: levels(x, s)[:, None]),
+        ONE_LEVEL_EACH),
+    ("2.3", "hard-wired batch", partial(heun, level=lambda x, s: torch.full((5,), s)),
+        ONE_LEVEL_EACH),
+    ("2.3", "guard 0.5", partial(heun, stop=lambda s: s < 0.5), "numbers differ"),
+    ("2.3", "guard 0.01", partial(heun, stop=lambda s: s < 0.01), "numbers differ"),
+    ("2.3", "guard 0.002", partial(heun, stop=lambda s: s <= 0.002), "numbers differ"),
+    ("2.3", "kept from 0", lambda D, x, s, t: heun(D, x, s, max(t, 1e-3)), "numbers differ"),
+    ("2.3", "in place", lambda D, x, s, t: x.copy_(heun(D, x.clone(), s, t)), "argument 2"),
+    ("2.4", "kept from 0", lambda x, s, t, d: truth("2.4")(x, s, max(t, 0.1), d), "too high"),
+    ("2.4", "division by 0", lambda x, s, t, d:
+        x * t / s * math.sqrt((1 + d**2 / t**2) / (1 + d**2 / s**2)), "ZeroDivisionError"),
+    ("2.4", "Euler's many steps", lambda x, s, t, d: x * math.prod(
+        1 + (t - s) / 99 * u / (d**2 + u**2) for u in np.linspace(s, t, 100)[:-1]), "numbers"),
+    ("2.5", "rounded", lambda *a: truth("2.5")(*a).round(), "which is not right"),
+    ("2.5", "last two", order_of_two, "which is not right"),
+    ("2.5", "first two", partial(order_of_two, one=0, other=1), "which is not right"),
+    ("2.5", "ends", partial(order_of_two, one=0, other=-1), "which is not right"),
+    ("2.5", "absolute", lambda *a: abs(truth("2.5")(*a)) + 1e-3, "which is not right"),
+    ("3.1", "two components", lambda m, s, w: ((w * m).sum(), (
+        (w * s**2).sum() + w[0] * w[1] * (m[0] - m[1]) ** 2).sqrt()), "result 2"),
+    ("3.1", "swapped", lambda *a: truth("3.1")(*a)[::-1], "result 1"),
+    ("3.2", "complex", -1 + 2j, "a number is asked for"),
+    ("3.2", "complex tensor", torch.tensor(-1 + 0j), "a number is asked for"),
+    ("3.2", "text", "-1", "a number is asked for"),
+    ("3.2", "nan", math.nan, "not a number"),
+    ("3.2", "several", [-1.0, -1.0], "a number is asked for"),
+    ("3.2", "near", -1.01, "which is not right"),
+    ("3.3", "hard-wired batch", lambda z, *a: tuple(
+        d * len(z) / 50 for d in truth("3.3")(z, *a)), "input 2 of 2"),
+    ("3.3", "closed form", lambda z, m, s, mr, sr: (
+        torch.tensor((m - mr) / sr**2), torch.tensor(s / sr**2 - 1 / s)), "result 1"),
+    ("3.3", "one result", lambda *a: truth("3.3")(*a)[0], "is asked for, not"),
+    ("3.4", "clamped", partial(eq_8, error=lambda e: e.abs().mean((1, 2, 3), keepdim=True)
+        .clamp_min(0.01)), "too low"),
+    ("3.4", "kept from 0", partial(eq_8, error=lambda e: 1e-5 + e.abs()
+        .mean((1, 2, 3), keepdim=True)), "too low"),
+    ("3.4", "each channel", partial(eq_8, error=lambda e: e.abs().mean((2, 3), keepdim=True)),
+        "differ"),
+    ("3.4", "hard-wired size", partial(eq_8, error=lambda e: e.abs().sum((1, 2, 3), keepdim=True)
+        / 32), "input 2 of 2"),
+    ("3.5", "hard-wired size", lambda x, g: (x - (x - g).detach()).square().sum() / 36, "loss"),
+    ("3.5", "x held, too", lambda x, g: (x.detach() - (x - g).detach()).square().mean() / 2
+        + 0 * x.sum(), "the target, and it alone, is detached"),
+    ("3.5", "of each image", lambda x, g: (x - (x - g).detach()).square().flatten(1).mean(1) / 2,
+        "a tensor of shape () is asked for"),
+    ("4.1", "two axes", partial(affine, d=2), "your code raised"),
+    ("4.1", "no matrix", lambda x, s, A, b: b + (x - b) * (A @ A.T).diag()
+        / ((A @ A.T).diag() + s**2), "differ"),
+    ("4.2", "no critic", lambda c, *a: truth("4.2")(lambda x, s: c(x, s).detach(), *a),
+        NO_GRADIENT),
+    ("4.2", "float level", lambda c, g, z, s, n: truth("4.2")(
+        lambda x, _: c(x, s.mean().item()), g, z, s, n), ONE_LEVEL_EACH),
+    ("4.2", "hard-wired batch", lambda c, g, z, s, n: truth("4.2")(c, g, z, s, n) * len(z) / 6,
+        "input 2 of 2"),
+    ("4.2", "weight not beside its sample", lambda c, g, z, s, n: (
+        (1 / s**2 + 4).mean() * (c(g(z).detach() + s[:, None] * n, s) - g(z).detach()) ** 2).mean(),
+        "loss"),
+    ("4.3", "hard-wired batch", lambda z, u, v: ((u - v).T @ z / 6, (u - v).sum(0) / 6),
+        "input 2 of 2: result 1"),
+    ("4.3", "one number", lambda z, u, v: (truth("4.3")(z, u, v)[0], (u - v).mean()), "result 2"),
+    ("4.4", "not at equality", partial(enough, stop=lambda c, w: c > w), "with equality, too"),
+    ("4.4", "floor + 1", lambda eta, k: int(math.log(1 - 4 * eta) / math.log(1 - k)) + 1,
+        "with equality, too"),
+    ("4.4", "from 2", partial(enough, start=2), "count from 1"),
+    ("4.4", "rounded", lambda eta, k: round(math.log(1 - 4 * eta) / math.log(1 - k)), "not right"),
+    ("4.4", "gives up", partial(enough, last=200), "not right"),
+    ("4.4", "first order", lambda eta, k: math.ceil(-math.log(1 - 4 * eta) / k), "not right"),
+    ("4.5", "complex", lambda e, k, r: torch.linalg.eigvals(
+        torch.tensor([[1 - r, -e], [k, 1 - k]])).abs().max() + 0j, "a number is asked for"),
+    ("4.5", "real roots", lambda e, k, r: (2 - r - k + math.sqrt(
+        abs((r - k) ** 2 - 4 * e * k))) / 2, "not right"),
+    ("4.5", "both", lambda e, k, r: torch.linalg.eigvals(
+        torch.tensor([[1 - r, -e], [k, 1 - k]])).abs(), "a number is asked for"),
+    ("5.1", "complex", lambda d, s: cmath.sqrt(d**2 / 4 - s**2), "a number is asked for"),
+    ("5.1", "size", lambda d, s: math.sqrt(abs(d**2 / 4 - s**2)), "not right"),
+    ("5.1", "root of 0 refused", lambda d, s: 0.0 if d <= 3 * s else math.sqrt(d**2 / 4 - s**2),
+        "not right"),
+    ("5.2", "naive", pull, "infinite or not a number"),
+    ("5.2", "hard-wired axes", lambda x, m1, m2, s, t: truth("5.2")(x[:, :2], m1[:2], m2[:2], s, t),
+        "the shape is (1, 2), it should be (1, 3)"),
+    ("5.2", "mode half", lambda x, m1, m2, s, t: ((m2 - m1) / (s**2 + t**2) / 2).expand_as(x),
+        "differ"),
+    ("5.3", "no matching", lambda x, g, r, y, lam: lam * F.mse_loss(r, y), "term is missing"),
+    ("5.3", "x held, too", lambda x, g, *a: truth("5.3")(x.detach(), g, *a) + 0 * x.sum(),
+        "the target, and it alone, is detached"),
+    ("5.3", "anchor held", lambda x, g, r, y, lam: truth("5.3")(x, g, r.detach(), y, lam),
+        "gradient at x_ref: yours is 0 everywhere"),
+    ("5.3", "hard-wired size", lambda x, g, r, y, lam: g.square().sum() / 24
+        + (x * g).sum() / 12 - (x * g).detach().sum() / 12 + lam * F.mse_loss(r, y), "input 2"),
+    ("5.4", "length held", lambda x, y, w: (w[:, None, None] * (
+        x / x.norm(dim=1, keepdim=True).detach() - F.normalize(y, dim=1)
+        ) ** 2).sum(1).mean((1, 2)), "gradient at features_x"),
+    ("5.4", "hard-wired places", lambda x, y, w: lpips(x, y, w) * x[0, 0].numel() / 8, "input 2"),
+    ("5.4", "kept from 0", partial(lpips, eps=0.1), "differ"),
+    ("5.5", "hard-wired", lambda y: ((y - y.mean(1, keepdim=True)) ** 2).sum() / 24, "input 2"),
+    ("5.5", "in place", lambda y: y.sub_(y.mean(1, keepdim=True)).square().mean(), "argument 1"),
+    ("6.1", "float level", partial(one_step, level=bare), ONE_LEVEL_EACH),
+    ("6.1", "hard-wired batch", partial(one_step, level=lambda z, s: torch.full((6,), s)),
+        ONE_LEVEL_EACH),
+    ("6.1", "level as z", partial(one_step, level=lambda z, s: torch.full_like(z, s)),
+        ONE_LEVEL_EACH),
+    ("6.1", "80", lambda D, z, top: one_step(D, z, 80.0), "differ"),
+    ("6.2", "new changed", lambda average, new, d: new.mul_(1 - d).add_(d * average), "argument 2"),
+    ("6.2", "nothing returned", forgotten_return, "is the `return` missing?"),
+    ("6.3", "no matching", lambda x, g, r, y, lam: lam * F.mse_loss(r, y), "term is missing, or"),
+    ("6.3", "x held, too", lambda x, g, *a: both(x.detach(), g, *a) + 0 * x.sum(),
+        "it alone, must be detached"),
+    ("6.3", "no anchor", lambda x, g, *a: ((x - (x - g).detach()) ** 2).mean() / 2,
+        "gradient at x_ref: yours is 0 everywhere"),
+    ("6.3", "of each sample", lambda x, g, r, y, lam: truth("6.3")(x, g, r, y, lam).expand(3),
+        "not a tensor of shape (3,)"),
+    ("6.3", "of one number", lambda *a: both(*a)[None], "not a tensor of shape (1,)"),
+    ("6.4", "one step", lambda k: 11, "input 2 of 3"),
+    ("6.4", "pairs left out of the cost", lambda k: 4 * k + 4, "the anchor is missing"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("number", "answer", "sentence"),
+    [pytest.param(n, answer, said, id=f"{n} {what}") for n, what, answer, said in WRONG],
+)
+def test_wrong_answers_are_refused_with_a_sentence_that_helps(number, answer, sentence):
+    result = check(number, answer)
+    assert result.passed is False
+    assert sentence in result.message
+    assert "factor -0" not in result.message
+
+
+# Right answers
+
+
+def autograd_score(x, means, std, weights):
+    x = x.clone().requires_grad_()
+    log_density = (weights.log() - (x[:, None] - means) ** 2 / (2 * std**2)).logsumexp(1)
+    return torch.autograd.grad(log_density.sum(), x)[0]
+
+
+def in_place_1_4(score, x, sigma, noise):
+    target = -noise / sigma[:, None]
+    error = score(torch.addcmul(x, sigma[:, None], noise), sigma) - target
+    return 0.5 * torch.einsum("b,bd,bd->b", sigma**2, error, error).mean()
+
+
+def in_place_heun(denoiser, x, sigma, sigma_next):
+    x = x.clone()
+    d1 = (x - denoiser(x, sigma * torch.ones(len(x)))) / sigma
+    x_next = x + (sigma_next - sigma) * d1
+    if sigma_next > 0:
+        d2 = (x_next - denoiser(x_next, sigma_next * torch.ones(len(x)))) / sigma_next
+        x += (sigma_next - sigma) * (d1 + d2) / 2
+        return x
+    return x_next
+
+
+def critic_loss(critic, generator, z, sigma, noise):
+    with torch.no_grad():
+        x = generator(z)
+        x_noisy = x + torch.einsum("b,bd->bd", sigma, noise)
+    weight = (sigma**2 + 0.25) / (0.5 * sigma) ** 2
+    return torch.mean(weight.unsqueeze(1) * F.mse_loss(critic(x_noisy, sigma), x, reduction="none"))
+
+
+def spectral(eta, kappa, rho):
+    middle, root = 2 - rho - kappa, cmath.sqrt((kappa - rho) ** 2 - 4 * eta * kappa)
+    return max(abs(middle + root), abs(middle - root)) / 2
+
+
+def autograd_pull(x, m1, m2, std, sigma):
+    v = std**2 + sigma**2
+    x = x.clone().requires_grad_()
+    logs = torch.stack([-((x - m) ** 2).sum(1) / (2 * v) for m in (m1, m2)])
+    (real,) = torch.autograd.grad(logs.logsumexp(0).sum(), x)
+    return real - (m1 - x.detach()) / v
+
+
+def softmax_pull(x, m1, m2, std, sigma):
+    v = std**2 + sigma**2
+    means = torch.stack([m1, m2])
+    share = (-(torch.cdist(x, means) ** 2) / (2 * v)).softmax(1)
+    return share @ means / v - m1 / v
+
+
+def ema_in_place(average, new, decay):
+    average.mul_(decay).add_(new, alpha=1 - decay)
+    return average
+
+
+def polyfit(steps, errors):
+    return -np.polyfit(np.log(steps.numpy()), np.log(errors.numpy()), 1)[0]
+
+
+def lstsq(steps, errors):
+    design = torch.stack([steps.log2(), torch.ones_like(steps)], 1)
+    return -torch.linalg.lstsq(design, errors.log2()[:, None]).solution[0, 0]
+
+
+RIGHT = [
+    ("1.1", lambda x, D, s: (D - x) / s.view(-1, 1, 1, 1).square()),
+    ("1.1", lambda x, D, s: torch.einsum("bchw,b->bchw", D - x, s**-2)),
+    ("1.1", lambda x, D, s: ((D.numpy() - x.numpy()).T / s.numpy() ** 2).T),
+    ("1.2", autograd_score),
+    ("1.2", lambda x, m, s, w: (torch.softmax(torch.log(w) - 0.5 * ((x[:, None] - m) / s) ** 2, 1)
+                                @ m - x) / s**2),
+    ("1.2", lambda x, *a: truth("1.2")(x.double(), *a)),
+    ("1.3", lambda x, d, s: torch.einsum(
+        "bn,nd->bd", (-torch.cdist(x, d).square() / 2 / s**2).softmax(-1), d)),
+    ("1.3", lambda x, d, s: torch.stack([(-((p - d) ** 2).sum(1) / (2 * s**2)).softmax(0) @ d
+                                         for p in x])),
+    ("1.3", lambda x, d, s: truth("1.3")(x.float(), d.float(), s)),
+    ("1.4", loss_1_4),
+    ("1.4", in_place_1_4),
+    ("1.4", lambda *a: truth("1.4")(a[0], *(each.double() for each in a[1:]))),
+    ("1.5", lambda x, f, h, n: torch.add(x, f, alpha=h) + math.sqrt(2 * h) * n),
+    ("1.5", lambda x, f, h, n: x.clone().add_(f, alpha=h).add_(n, alpha=(2 * h) ** 0.5)),
+    ("2.1", lambda s, d: (1 / (1 + (s / d) ** 2), s / (1 + (s / d) ** 2).sqrt(), torch.hypot(
+        s, torch.tensor(d)) ** -1)),
+    ("2.1", lambda s, d: [d**2 / (s**2 + d**2), s * d * (s**2 + d**2) ** -0.5,
+                          (s**2 + d**2).rsqrt()]),
+    ("2.2", denoise),
+    ("2.2", lambda f, x, s, d: denoise(f, x.double(), s.double(), d)),
+    ("2.3", heun),
+    ("2.3", in_place_heun),
+    ("2.3", torch.no_grad()(heun)),
+    ("2.4", lambda x, s, t, d: x * (d * d + t * t) ** 0.5 / (d * d + s * s) ** 0.5),
+    ("2.4", lambda x, s, t, d: x.float() * math.hypot(d, t) / math.hypot(d, s)),
+    ("2.5", polyfit),
+    ("2.5", lstsq),
+    ("2.5", lambda n, e: -torch.stack([n.log10(), e.log10()]).cov()[0, 1] / n.log10().var()),
+    ("3.1", lambda m, s, w: (w @ m, (w @ (s**2 + m**2) - (w @ m) ** 2) ** 0.5)),
+    ("3.1", lambda m, s, w: (float(w @ m), math.sqrt(w @ (s**2 + (m - w @ m) ** 2)))),
+    ("3.2", -1), ("3.2", np.float32(-1)), ("3.2", torch.tensor(-1.0)), ("3.2", -2 / 2.0),
+    ("3.3", lambda z, m, s, mr, sr: (((m + s * z - mr) / sr**2 - z / s).mean(),
+                                     torch.dot((m + s * z - mr) / sr**2 - z / s, z) / len(z))),
+    ("3.3", lambda z, m, s, mr, sr: [d.item() for d in truth("3.3")(z.double(), m, s, mr, sr)]),
+    ("3.4", eq_8),
+    ("3.4", partial(eq_8, error=lambda e: F.l1_loss(e, 0 * e, reduction="none").flatten(1).mean(1)
+                    [:, None, None, None])),
+    ("3.4", lambda x, r, f: ((f - r).flatten(1) / (x - r).flatten(1).abs().mean(1, True))
+        .reshape(x.shape)),
+    ("3.5", lambda x, g: 0.5 * F.mse_loss(x, (x - g).detach())),
+    ("3.5", lambda x, g: ((x - x.detach() + g) ** 2).sum() / (2 * x.numel())),
+    ("3.5", lambda x, g: torch.linalg.vector_norm(x - (x - g).data) ** 2 / x.numel() / 2),
+    ("4.1", affine),
+    ("4.1", lambda x, s, A, b: x - s**2 * torch.linalg.solve(
+        A @ A.T + s**2 * torch.eye(len(b), dtype=A.dtype), (x - b).T).T),
+    ("4.1", lambda x, s, A, b: truth("4.1")(x.double(), s, A.double(), b.double())),
+    ("4.2", critic_loss),
+    ("4.2", lambda c, g, z, s, n: (
+        (1 / s[:, None] ** 2 + 4) * (c(g(z).data + s[:, None] * n, s) - g(z).data) ** 2).mean()),
+    ("4.3", lambda z, u, v: (torch.einsum("bi,bj->ij", u - v, z) / len(z), (u - v).mean(0))),
+    ("4.3", lambda z, u, v: [((u - v)[:, :, None] * z[:, None]).mean(0), u.mean(0) - v.mean(0)]),
+    ("4.4", enough),
+    ("4.4", lambda eta, k: math.ceil(math.log(1 - 4 * eta) / math.log(1 - k))),
+    ("4.4", lambda eta, k: math.ceil(math.log1p(-4 * eta) / math.log1p(-k))),
+    ("4.4", lambda eta, k: int(np.ceil(np.log2(1 - 4 * eta) / np.log2(1 - k)))),
+    ("4.4", lambda eta, k: torch.ceil(torch.tensor(1 - 4 * eta).log() / torch.tensor(1 - k).log())),
+    ("4.5", spectral),
+    ("4.5", lambda e, k, r: np.abs(np.linalg.eigvals([[1 - r, -e], [k, 1 - k]])).max()),
+    ("4.5", lambda e, k, r: torch.linalg.eigvals(
+        torch.tensor([[1 - r, -e], [k, 1 - k]])).abs().max()),
+    ("5.1", lambda d, s: max(0.0, (d / 2 - s) * (d / 2 + s)) ** 0.5),
+    ("5.1", lambda d, s: 0 if d <= 2 * s else math.sqrt((d / 2) ** 2 - s**2)),
+    ("5.1", lambda d, s: torch.tensor(d**2 / 4 - s**2).clamp_min(0).sqrt()),
+    ("5.2", softmax_pull),
+    ("5.2", autograd_pull),
+    ("5.2", lambda x, m1, m2, s, t: torch.outer(torch.sigmoid(
+        (2 * x - m1 - m2) @ (m2 - m1) / 2 / (s * s + t * t)), m2 - m1) / (s * s + t * t)),
+    ("5.3", both),
+    ("5.3", lambda x, g, r, y, lam: F.mse_loss(x, (x - g).detach()) / 2 + lam * F.mse_loss(r, y)),
+    ("5.4", lpips),
+    ("5.4", partial(lpips, eps=1e-10)),
+    ("5.4", lambda x, y, w: torch.stack([((F.normalize(a, dim=0) - F.normalize(b, dim=0)) ** 2)
+                                         .mean((1, 2)) @ w for a, b in zip(x, y, strict=True)])),
+    ("5.5", lambda y: y.var(1, correction=0).mean()),
+    ("5.5", lambda y: float(np.mean(y.numpy().var(1)))),
+    ("5.5", lambda y: (y**2).mean() - (y.mean(1) ** 2).mean()),
+    ("6.1", one_step),
+    ("6.1", partial(one_step, level=lambda z, s: s * torch.ones(len(z)))),
+    ("6.1", partial(one_step, level=lambda z, s: z.new_full(z.shape[:1], s))),
+    ("6.2", ema_in_place),
+    ("6.2", lambda average, new, d: average.lerp(new, 1 - d)),
+    ("6.2", lambda average, new, d: average + (1 - d) * (new - average)),
+    ("6.3", both),
+    ("6.3", lambda x, g, r, y, lam: (x * g).mean() + lam * (r - y).square().mean()),
+    ("6.3", lambda x, g, r, y, lam: (x - x.detach() + g).square().mean() / 2
+        + lam * F.mse_loss(y, r)),
+    ("6.4", lambda k: 7 + 4 * k),
+    ("6.4", lambda k: 3 + 3 + 2 + 3 + 4 * (k - 1)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("number", "answer"),
+    [pytest.param(*each, id=f"{each[0]} #{i}") for i, each in enumerate(RIGHT)],
+)
+def test_right_answers_pass_in_whatever_form(number, answer):
+    result = check(number, answer)
+    assert result.passed is True, result
