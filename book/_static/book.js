@@ -21,12 +21,15 @@ if (window.MathJax) MathJax.startup.promise.then(breakable);
 let screenTheme = null;
 
 addEventListener("beforeprint", () => {
-  for (const formula of document.querySelectorAll("div.math mjx-container")) {
-    const size = getComputedStyle(formula).fontSize;
-    const width = formula.querySelector("mjx-math").offsetWidth / parseFloat(size);
-    formula.style.setProperty("--ems", parseFloat(formula.style.minWidth) || width);
+  const formulas = [...document.querySelectorAll("div.math mjx-container")];
+  const widths = formulas.map((formula) => {
+    const size = parseFloat(getComputedStyle(formula).fontSize);
+    return parseFloat(formula.style.minWidth) || formula.firstChild.offsetWidth / size;
+  });
+  formulas.forEach((formula, i) => { // after all were measured, or each would be laid out anew
+    formula.style.setProperty("--ems", widths[i]);
     formula.style.setProperty("--size", formula.style.fontSize);
-  }
+  });
   screenTheme ??= document.documentElement.dataset.theme;
   document.documentElement.dataset.theme = "light";
 });
@@ -36,17 +39,19 @@ addEventListener("afterprint", () => {
 });
 
 /* On the search page. */
-const FURNITURE = '.headerlink, script, style, p:has(> a[href^="https://colab."])';
-const DRESS = /\\(?:text|math[a-z]+|left|right|[bB]igg?[lr]?|quad|qquad)(?![a-z])|\\[^a-z]|[{}]/g;
+const FURNITURE = ".headerlink, script, style, h1, details.hide > summary";
+const HEAD = /^(Time|Builds on): |^Open in Colab$/; // of a chapter: says little about a word
+const DRESS = /\\(?:text|math[a-z]+|hat|tilde|bar|left|right|[bB]igg?[lr]?|q?quad)(?![a-z])|\\[^a-z]|[{}]/gi;
 
 /** What a formula says in one line of text: most of TeX's names are HTML's, too. */
 function spoken(tex) {
+  if (/frac|sqrt|begin/.test(tex)) return "…";
   const box = document.createElement("textarea");
-  box.innerHTML = tex.replace(DRESS, "").replace(/\\([a-z]+)/gi, "&$1;");
+  box.innerHTML = tex.replace(DRESS, "").replace(/\\cdot/g, "·").replace(/\\([a-z]+)/gi, "&$1;");
   return box.value.replace(/&(\w+);/g, "$1");
 }
 
-/** The text of a page, or of a part of it, from which an excerpt is cut: its prose, then code. */
+/** The text of a page, or of a part of it, from which an excerpt is cut: prose before all else. */
 function searched(source, anchor) {
   const page = new DOMParser().parseFromString(source, "text/html");
   const article = page.querySelector(".bd-article");
@@ -54,9 +59,11 @@ function searched(source, anchor) {
   for (const each of part.querySelectorAll(FURNITURE)) each.remove();
   for (const formula of part.querySelectorAll("div.math")) formula.replaceWith(" … ");
   for (const formula of part.querySelectorAll("span.math")) {
-    formula.replaceWith(spoken(formula.textContent));
+    formula.replaceWith(spoken(formula.textContent.trim().slice(2, -2)));
   }
-  part.append(...part.querySelectorAll("div.cell_input"));
+  const head = [...part.querySelectorAll("p")].filter((each) => HEAD.test(each.textContent));
+  const last = [...head, ...part.querySelectorAll("div.cell_input")];
+  part.append(...last.flatMap((each) => [" ", each]));
   return part.textContent.replace(/\s+/g, " ");
 }
 
