@@ -449,6 +449,15 @@ def test_every_state_of_every_slider_is_stored_as_it_was_drawn(name):
             assert hashlib.sha256(picture).hexdigest() == state["digest"]
 
 
+@pytest.mark.parametrize("name", PAGES)
+def test_nothing_is_cut_off_at_the_edge_of_a_picture(name):
+    stored = re.findall(r"data:image/png;base64,([^\"]+)", (SITE / name).read_text("utf8"))
+    frames = [frame["png"] for data in stored_sliders(name) for frame in data["frames"]]
+    for picture in {*stored, *frames}:
+        grey = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))).convert("L"))
+        assert min(edge.min() for edge in (grey[0], grey[-1], grey[:, 0], grey[:, -1])) >= 250
+
+
 @pytest.mark.parametrize("name", [name for name in PAGES if stored_sliders(name)])
 def test_each_state_shows_and_says_what_is_stored_for_it(open_page, address, name):
     shown = open_page(address + name).evaluate(SHOW_EVERY_STATE)
