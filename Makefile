@@ -17,7 +17,6 @@ SUITABLE := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 VENV := .venv
 BIN := $(VENV)/bin
 SITE := _build/html
-NOTEBOOKS := $(sort $(wildcard book/*.ipynb))
 JOBS := 2
 
 # The environment is made anew when what it is made from changes, and only then.
@@ -65,9 +64,11 @@ serve: $(SITE)/index.html
 	@$(BIN)/python -m http.server 8000 --bind 127.0.0.1 --directory $(SITE) >/dev/null 2>&1
 
 # One thread in each of the processes: two would fight over the same cores.
+# Notebooks are executed by nbval, once: those that `make book` has just executed are not again.
 test: lint
-	OMP_NUM_THREADS=1 DMD_TUTORIAL_STATIC=1 $(BIN)/python -m pytest tests $(NOTEBOOKS) \
-	  --nbval-lax --nbval-current-env -n $(JOBS) --dist loadfile
+	$(BIN)/python book/tools/execute.py
+	OMP_NUM_THREADS=1 DMD_TUTORIAL_STATIC=1 $(BIN)/python -m pytest tests \
+	  -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 # Status 3: out of time, stages are left.
 results: $(INSTALLED)

@@ -25,7 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Keep only the tests that --equation asks for."""
+    """Long files first: no process is left alone with one. Only what --equation asks for."""
+    long = {
+        item.path for item in items for mark in ("slow", "browser") if item.get_closest_marker(mark)
+    }
+    items.sort(key=lambda item: item.path not in long)
     wanted = config.getoption("--equation")
     if wanted is None:
         return

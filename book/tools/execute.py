@@ -1,16 +1,14 @@
-"""Execute the book's notebooks, as many at once as there are cores, into the cache of the site.
+"""Execute the book's notebooks with nbval, as many at once as there are cores.
 
-The site build would execute them too, one after the other. Notebooks whose code and package
-sources did not change are served from the cache. With --one-at-a-time each notebook has the whole
-machine to itself: slower, and the way to measure how long a chapter takes.
+A cell that raises is a failed test. Outputs go into the cache of the site; a notebook whose code
+and package sources did not change since it passed is not executed again. With --one-at-a-time each
+notebook has the whole machine to itself: slower, and the way to measure how long a chapter takes.
 """
 
 import argparse
 import os
-import re
+import subprocess
 import sys
-import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import book_site
@@ -18,10 +16,8 @@ import book_source
 import nbformat
 from book_source import ROOT
 from jupyter_cache import get_cache
-from jupyter_cache.base import CacheBundleIn, JupyterCacheAbstract
-from jupyter_cache.executors.utils import single_nb_execution
+from jupyter_cache.base import JupyterCacheAbstract
 
-COLOURS = re.compile(r"\x1b\[[\d;]*m")  # of a traceback, for terminals
 SECONDS_PER_CELL = 900  # far above any budget: a cell that hangs must end some time
 
 
@@ -32,41 +28,25 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def is_cached(cache: JupyterCacheAbstract, path: Path) -> bool:
-    """Return whether the cache holds the outputs of the notebook as it stands."""
+def seconds(cache: JupyterCacheAbstract, path: Path) -> float | None:
+    """Return how long the notebook took as it stands, None if its outputs are not there."""
     try:
-        cache.match_cache_notebook(nbformat.read(path, as_version=4))
+        record = cache.match_cache_notebook(nbformat.read(path, as_version=4))
     except KeyError:
-        return False
-    return True
+        return None
+    return record.data["execution_seconds"]
 
 
-def execute(path: Path) -> str:
-    """Execute one notebook and store its outputs; return the traceback, empty if all went well."""
-    start = time.monotonic()
-    notebook = nbformat.read(path, as_version=4)
-    result = single_nb_execution(
-        notebook, cwd=str(path.parent), timeout=SECONDS_PER_CELL, allow_errors=False
-    )
-    print(f"{path.name}: {time.monotonic() - start:.0f} s", flush=True)
-    if result.err is not None:
-        return f"{path.name} failed:\n{COLOURS.sub('', result.exc_string)}"
-    bundle = CacheBundleIn(notebook, str(path), data={"execution_seconds": result.time})
-    cache = get_cache(book_site.cache_folder())
-    cache.cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
-    return ""
-
-
-def quiet_kernels() -> None:
-    """Give the kernels settings of their own: no advice in the log, nobody's start-up files."""
+def quiet_kernels() -> Path:
+    """Make settings for the kernels: no advice in the log, nobody's start-up files."""
     profile = ROOT / "_build" / "ipython" / "profile_default"
     profile.mkdir(parents=True, exist_ok=True)
     (profile / "ipython_kernel_config.py").write_text("get_config().IPKernelApp.log_level = 40\n")
-    os.environ["IPYTHONDIR"] = str(profile.parent)
+    return profile.parent
 
 
 def main() -> int:
-    """Execute what is not cached; return 1 if a notebook failed."""
+    """Execute what is not in the cache; the status is pytest's."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument(
         "--one-at-a-time", action="store_true", help="to measure how long each takes"
@@ -74,19 +54,30 @@ def main() -> int:
     alone = parser.parse_args().one_at_a_time
     cache = get_cache(book_site.cache_folder())
     # The last chapter is the longest: begin with it.
-    missing = [path for path in reversed(book_source.notebooks()) if not is_cached(cache, path)]
+    missing = [path for path in reversed(book_source.notebooks()) if seconds(cache, path) is None]
     if not missing:
         print("every notebook is in the cache")
         return 0
     workers = 1 if alone else min(cores(), len(missing))
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores() // workers)))
-    os.environ["DMD_TUTORIAL_STATIC"] = "1"
-    quiet_kernels()
     print(f"executing {len(missing)} notebook(s), {workers} at a time", flush=True)
-    with ProcessPoolExecutor(workers) as pool:
-        failures = [text for text in pool.map(execute, missing) if text]
-    print("\n".join(failures), end="")
-    return 1 if failures else 0
+    pytest = [
+        sys.executable, "-m", "pytest", *map(str, missing), "-q", "-p", "keep_outputs",
+        "--nbval-lax", "--nbval-current-env", f"--nbval-cell-timeout={SECONDS_PER_CELL}",
+        "-n", str(workers), "--dist", "loadfile", "--no-loadscope-reorder",
+    ]  # fmt: skip
+    settings = {
+        "PYTHONPATH": os.pathsep.join(
+            [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
+        ),
+        "IPYTHONDIR": str(quiet_kernels()),
+        "DMD_TUTORIAL_STATIC": "1",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores() // workers))),
+    }
+    status = subprocess.run(pytest, cwd=ROOT, env=os.environ | settings).returncode
+    for path in missing:
+        if (took := seconds(cache, path)) is not None:
+            print(f"{path.name}: {took:.0f} s")
+    return status
 
 
 if __name__ == "__main__":
