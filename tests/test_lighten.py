@@ -37,6 +37,16 @@ def test_scripts_follow_the_text_in_their_order_and_colours_are_chosen_before_it
     assert lighten.light(page) == page
 
 
+def test_the_search_and_its_index_stay_on_the_search_page():
+    scripts = (
+        '<script src="../_static/searchtools.js"></script><script src="searchindex.js"></script>'
+    )
+    page = PAGE.replace("</head>", f"{scripts}</head>")
+    assert lighten.light(page) == lighten.light(PAGE)
+    of_search = page.replace("<body>", '<body><div id="search-results"></div>')
+    assert scripts in lighten.light(of_search)
+
+
 def test_a_picture_gets_its_size(tmp_path):
     Image.new("L", (30, 20)).save(tmp_path / "a.png")
     page = (

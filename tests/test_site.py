@@ -64,6 +64,47 @@ CUT_OFF = """() => {
   for (const part of folded) part.open = false;
   return lines;
 }"""
+# Text and formulas that lie outside the part of the page in which they could be seen. What scrolls
+# can be seen, but not on paper.
+CLIPPED = """(paper) => {
+  const seen = new Map();
+  const bounds = (element) => {
+    if (element === document.documentElement) return [0, innerWidth];
+    if (seen.has(element)) return seen.get(element);
+    const [left, right] = bounds(element.parentElement);
+    const box = element.getBoundingClientRect(), overflow = getComputedStyle(element).overflowX;
+    const own = overflow === "visible" ? [left, right]
+      : !paper && ["auto", "scroll"].includes(overflow) ? [-Infinity, Infinity]
+      : [Math.max(left, box.left), Math.min(right, box.right)];
+    seen.set(element, own);
+    return own;
+  };
+  const unseen = "mjx-container mjx-assistive-mml, script, style, [role=status]";
+  const found = [];
+  const check = (element, boxes) => {
+    const [left, right] = bounds(element);
+    if ([...boxes].some((box) => box.width && (box.right > right + 2 || box.left < left - 2))) {
+      found.push(element.closest("td, th, p, li, pre, .math").textContent.trim().slice(0, 80));
+    }
+  };
+  const folded = [...document.querySelectorAll("details:not([open])")];
+  for (const part of folded) part.open = true;
+  const article = document.querySelector(".bd-article");
+  const texts = document.createTreeWalker(article, NodeFilter.SHOW_TEXT);
+  const range = document.createRange();
+  while (texts.nextNode()) {
+    const element = texts.currentNode.parentElement;
+    if (!texts.currentNode.data.trim() || element.closest(unseen)) continue;
+    range.selectNodeContents(texts.currentNode);
+    check(element, range.getClientRects());
+  }
+  for (const formula of article.querySelectorAll("mjx-math, mjx-itable, mjx-labels")) {
+    check(formula.parentElement, formula.getClientRects());
+  }
+  for (const part of folded) part.open = false;
+  return found;
+}"""
+PAPER = {"width": 718, "height": 1000}  # of A4 between the margins of a browser, in CSS pixels
 UNTYPESET = """() => [...document.querySelectorAll("div.math, span.math")].filter(
   (element) => !element.querySelector("mjx-container") || element.querySelector("mjx-merror")
 ).map((element) => element.textContent.slice(0, 80))"""
@@ -242,12 +283,13 @@ def test_folded_parts_open_and_close(visit):
 
 
 def test_no_line_of_code_is_cut_off(visit):
-    """Folded cells, too; on a phone code scrolls in its own box, and on paper it breaks."""
+    """Folded cells, too; on a phone code scrolls in its own box."""
     if visit.page.viewport_size["width"] > 1000:
         assert visit.page.evaluate(CUT_OFF) == []
-    visit.page.emulate_media(media="print")
-    assert visit.page.evaluate(CUT_OFF) == []
-    visit.page.emulate_media(media="screen")
+
+
+def test_no_text_is_cut_off(visit):
+    assert visit.page.evaluate(CLIPPED, False) == []
 
 
 def test_a_page_does_not_scroll_sideways(visit):
@@ -341,6 +383,19 @@ def state_of(figure, control):
     }
 
 
+def test_on_paper_no_text_is_cut_off(visit):
+    """Neither equations nor their numbers, cells of tables, lines of code.
+
+    The last test of a visit: the page stays paper.
+    """
+    if visit.page.viewport_size["width"] > 1000:
+        return  # all screens print alike
+    visit.page.emulate_media(media="print")
+    visit.page.set_viewport_size(PAPER)
+    visit.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert visit.page.evaluate(CLIPPED, True) == []
+
+
 # The second half of a chain whose first is in test_book_sliders.py: the browser shows, says and
 # reads out for state k of a slider what the page stores for it.
 
@@ -392,6 +447,15 @@ def test_every_state_of_every_slider_is_stored_as_it_was_drawn(name):
         for state in states:
             picture = base64.b64decode(state["png"])
             assert hashlib.sha256(picture).hexdigest() == state["digest"]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_nothing_is_cut_off_at_the_edge_of_a_picture(name):
+    stored = re.findall(r"data:image/png;base64,([^\"]+)", (SITE / name).read_text("utf8"))
+    frames = [frame["png"] for data in stored_sliders(name) for frame in data["frames"]]
+    for picture in {*stored, *frames}:
+        grey = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))).convert("L"))
+        assert min(edge.min() for edge in (grey[0], grey[-1], grey[:, 0], grey[:, -1])) >= 250
 
 
 @pytest.mark.parametrize("name", [name for name in PAGES if stored_sliders(name)])
@@ -522,10 +586,55 @@ def test_a_defined_word_is_explained_to_the_keyboard(open_page, address):
     assert page.evaluate(after).strip('"') == definition
 
 
-def test_search_finds_a_name(open_page, address):
+def search(open_page, address, words):
+    """Open the search page, and wait for the excerpts of what it found."""
+    page = open_page(f"{address}search.html?q={words}")
+    page.wait_for_function(
+        "document.querySelectorAll('ul.search li').length > 0 && "
+        "[...document.querySelectorAll('ul.search li')].every((each) => each.children.length > 1)"
+    )
+    return page
+
+
+def test_search_shows_readable_excerpts_and_marks_the_word_where_it_leads(open_page, address):
+    page = search(open_page, address, "Tweedie")
+    excerpts = page.locator("ul.search p.context").all_inner_texts()
+    assert len(excerpts) > 5
+    for excerpt in excerpts:
+        assert "tweedie" in excerpt.lower()
+        assert not re.search(r"\\|Contents|Ctrl|\.ipynb", excerpt), excerpt
+    page.locator('ul.search a[href*="1-score-functions"]').first.click()
+    page.wait_for_selector(".bd-article .highlighted")
+    marked = page.locator(".bd-article .highlighted").all_text_contents()
+    assert len(marked) > 10
+    assert {word.lower() for word in marked} == {"tweedie"}
+
+
+def test_search_reads_formulas_out(open_page, address):
+    page = search(open_page, address, "known score")
+    found = page.locator("ul.search").inner_text()
+    assert "\\" not in found
+    assert "σ_min = 0.002" in found
+
+
+def test_the_magnifier_does_not_lie_on_what_is_typed(open_page, address):
     page = open_page(address + "search.html?q=Tweedie")
-    page.wait_for_selector("ul.search li a")
-    assert "1-score-functions.html" in page.locator("ul.search").inner_html()
+    icon = page.locator(".bd-article-container .bd-search .fa-magnifying-glass").bounding_box()
+    field = page.locator(".bd-article-container .bd-search input")
+    padding = field.evaluate("(field) => parseFloat(getComputedStyle(field).paddingLeft)")
+    assert icon["x"] + icon["width"] <= field.bounding_box()["x"] + padding
+
+
+def test_every_slider_works_where_a_word_is_marked(open_page, address):
+    """Marking goes through the stored texts of a slider, too."""
+    page = search(open_page, address, "critic")
+    page.locator('ul.search a[href*="4-fake-critic.html"]').first.click()
+    page.wait_for_selector(".bd-article .highlighted")
+    control = page.locator("figure.dmd-slider input").first
+    control.press("End")
+    state = state_of(page.locator("figure.dmd-slider").first, control)
+    assert state["picture"] == state["digest"]
+    assert state["said"] == state["text"]
 
 
 def test_the_button_changes_the_colours_and_they_stay(open_page, address):
@@ -585,3 +694,33 @@ def test_on_paper_a_slider_is_a_picture_with_its_value(open_page, address):
     assert solution.locator("> summary").is_visible()
     solution.evaluate("(details) => { details.open = true; }")
     assert solution.locator("div.highlight").first.is_visible()
+
+
+@pytest.mark.parametrize("chapter", ["3-kl-gradient", "6-full-distillation"])
+def test_a_print_from_the_dark_is_dark_on_white_and_whole(open_page, address, chapter):
+    pypdf = pytest.importorskip("pypdf")
+    page = open_page(f"{address}book/{chapter}.html", color_scheme="dark")
+    page.evaluate("MathJax.startup.promise")
+    reader = pypdf.PdfReader(io.BytesIO(page.pdf(format="A4", margin={"right": "10mm"})))
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"  # and again after it
+    pen, colours, places = {}, set(), []
+
+    def write(operator, values, to_paper, to_page):
+        if operator == b"rg":
+            pen["colour"] = tuple(map(float, values))
+        elif operator in (b"Tj", b"TJ"):
+            colours.add(pen["colour"])
+            places.append(to_paper[0] * to_page[4] + to_paper[4])  # points from the left
+
+    text = "".join(sheet.extract_text(visitor_operand_before=write) for sheet in reader.pages)
+    for colour in colours:
+        assert 1.05 / (brightness(colour) + 0.05) >= CONTRAST, colour
+    assert max(places) <= float(reader.pages[0].mediabox.width) - 28  # 10 mm
+    numbers = re.findall(r"\\tag\{([\d.]+)\}", (SITE / f"book/{chapter}.html").read_text("utf8"))
+    assert len(numbers) > 3
+    assert [number for number in numbers if f"({number})" not in text] == []
+
+
+def brightness(colour):
+    """Relative luminance of a colour, its parts from 0 to 1, by the WCAG."""
+    return np.dot([0.2126, 0.7152, 0.0722], [luminance(255 * part) for part in colour])

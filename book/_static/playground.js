@@ -723,14 +723,14 @@ globalThis.dmdPlayground = (() => {
     watch() {
       const dye = () => {
         this.colour = colours(this.root);
-        this.stale = true;
+        draw(this.canvas, this.sim, this.colour); // at once: paper does not wait for a next frame
       };
+      this.resize();
       dye();
       new MutationObserver(dye).observe(document.documentElement, { attributeFilter: ["data-theme"] });
       matchMedia("(prefers-color-scheme: dark)").addEventListener("change", dye);
       new ResizeObserver(() => this.resize()).observe(this.board);
       new IntersectionObserver(([entry]) => (this.seen = entry.isIntersecting)).observe(this.board);
-      this.resize();
     }
 
     resize() {

@@ -37,9 +37,6 @@ MATHJAX = [
     "sre/mathmaps/en.json",
     "sre/mathmaps/nemeth.json",
 ]
-# A browser reads no file from another file's script: there the search gives titles alone.
-NO_EXCERPTS = """\
-if (location.protocol === "file:") DOCUMENTATION_OPTIONS.SHOW_SEARCH_SUMMARY = false;"""
 
 
 class BookError(SphinxError):
@@ -143,7 +140,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("build-finished", copy_mathjax)
     app.connect("build-finished", lighten_pages)
     app.connect("build-finished", check_pictures)
-    app.add_js_file(None, body=NO_EXCERPTS, priority=900)
+    app.add_js_file("book.js", priority=900, defer="defer")  # after MathJax, and the search's own
     app.add_transform(KeepTags)
     app.add_transform(hover.Definitions)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

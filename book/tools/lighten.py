@@ -1,9 +1,10 @@
 """Make the pages of the built site light: text first, nothing that no page shows, no jumps.
 
 The theme loads two fonts and a script with two thousand icons, 0.8 MB compressed, for a dozen
-icons. Here those dozen become a small style sheet, drawn from the theme's own script. Scripts move
-behind the text, so that a reader on a slow line reads while they load. Pictures and formulas
-have their room before they are there.
+icons. Here those dozen become a small style sheet, drawn from the theme's own script. The search
+and its index stay on the search page; where Sphinx finds them on another, it does not mark there
+what was searched. Scripts move behind the text, so that a reader on a slow line reads while they
+load. Pictures and formulas have their room before they are there.
 
 python book/tools/lighten.py _build/html
 """
@@ -22,6 +23,9 @@ from PIL import Image
 SCRIPT = Path("_static/scripts/fontawesome.js")
 SHEET = Path("_static/icons.css")
 TAG = re.compile(r'<script defer src="([^"]*)_static/scripts/fontawesome\.js[^"]*"></script>')
+SEARCH = re.compile(
+    r'\s*<script src="[^"]*\b(?:searchtools|language_data|searchindex)\.js[^"]*"></script>'
+)
 ICON = re.compile(
     r'<(?:i|span) class="([^"]*\b(?:fa-solid|fa-brands|fa-regular|fas|fab|far)\b[^"]*)"'
 )
@@ -154,6 +158,8 @@ def width(tex: str) -> float | None:
 
 def light(page: str) -> str:
     """Return a page that asks for the small sheet, and for scripts behind its text."""
+    if 'id="search-results"' not in page:
+        page = SEARCH.sub("", page)
     page = TAG.sub(rf'<link rel="stylesheet" href="\1{SHEET.as_posix()}" />', page)
     head = HEAD.search(page)
     if head is None:

@@ -36,18 +36,6 @@ FOOTER = (
     '<div style="width:100%;font-size:8px;text-align:center;font-family:sans-serif">'
     'TITLE, page <span class="pageNumber"></span> of <span class="totalPages"></span></div>'
 )
-# Only the text, in the colours of paper; a print has no room beside it and no links between files.
-STYLE = """
-.bd-sidebar-primary, .bd-sidebar-secondary, .bd-header, .bd-header-article, .bd-footer,
-.bd-footer-article, .bd-footer-content, .prev-next-footer, #jb-print-docs-body, .copybtn,
-#pst-skip-link, .skip-link { display: none !important; }
-.bd-container, .bd-main, .bd-content, .bd-article-container { display: block !important;
-  max-width: none !important; width: auto !important; margin: 0 !important; }
-.bd-article h1 { display: block !important; }
-pre { white-space: pre-wrap !important; }
-pre, .highlight, .cell_input, .cell { break-inside: auto !important; }
-h1, h2, h3, summary { break-after: avoid; }
-"""
 # Cuts the solutions out of a page and returns them; what was folded otherwise is opened.
 CUT = """() => {
   const solutions = [];
@@ -110,7 +98,6 @@ def settle(page: Page, address: str) -> str:
     """Open a page, wait for its equations, and return its title."""
     page.goto(address, wait_until="load")
     page.evaluate("async () => { if (window.MathJax) await MathJax.startup.promise; }")
-    page.add_style_tag(content=STYLE)
     title: str = page.evaluate("document.querySelector('.bd-article h1').firstChild.textContent")
     return title.strip()
 
