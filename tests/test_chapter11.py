@@ -143,7 +143,7 @@ def cross_entropy(logit: Tensor, sigma: float) -> Tensor:
 
 @pytest.mark.equation("11.5")
 def test_the_best_head_knows_the_log_ratio_of_the_densities():
-    """The logit log p_real - log p_fake minimises the head's loss, point by point."""
+    """The logit log p_data - log p_fake minimises the head's loss, point by point."""
     logit = REAL.log_prob(LINE[:, None], 0.6) - FAKE.log_prob(LINE[:, None], 0.6)
     slope = gradient(lambda logit: cross_entropy(logit, 0.6), logit)
     assert slope.abs().max() < 1e-12
@@ -159,7 +159,7 @@ def test_the_best_head_knows_the_log_ratio_of_the_densities():
 
 @pytest.mark.equation("11.6")
 def test_fooling_the_best_head_is_a_weighted_difference_of_scores():
-    """The fooling loss's gradient is p_fake / (p_real + p_fake) times s_fake - s_real."""
+    """The fooling loss's gradient is p_fake / (p_data + p_fake) times s_fake - s_data."""
     x = torch.linspace(-3, 3, 25, dtype=DOUBLE)[:, None]
 
     def loss(x: Tensor) -> Tensor:

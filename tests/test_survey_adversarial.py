@@ -285,7 +285,7 @@ def trained(objective: room.Objective, steps: int = 250) -> Affine:
 
 @pytest.mark.equation("10.16")
 def test_the_teacher_alone_collapses_and_both_terms_hold_the_width():
-    """The sum of both terms: the teacher finds the place, the discriminator holds the width."""
+    """For one Gaussian the sum of both terms keeps a width that the teacher's term alone loses."""
     alone = trained(room.Objective(adversarial=0))
     assert alone.mean.norm() < 0.1
     assert alone.factor.norm() < 0.1
