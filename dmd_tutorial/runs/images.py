@@ -55,6 +55,14 @@ class Read(NamedTuple):
     names: list[str]  # the file of each
     left_alone: int  # how many files were no images
 
+    def __str__(self) -> str:
+        counts = torch.bincount(self.label).tolist()
+        each = [f"{name} {count}" for name, count in zip(self.class_names, counts, strict=False)]
+        listed = ", ".join(each[:10] + ["..."] * (len(each) > 10))
+        classes = f"{self.classes:,} classes ({listed})" if each else "no classes"
+        others = f", {self.left_alone:,} other files left alone" if self.left_alone else ""
+        return f"{len(self.names):,} images, {classes}{others}"
+
 
 def read_images(path: str | Path, size: int, channels: int | None = None) -> Read:
     """Read all images of a folder or zip, `size` pixels high and wide, ordered by name.
@@ -77,7 +85,7 @@ def read_images(path: str | Path, size: int, channels: int | None = None) -> Rea
     label = torch.tensor([number[name] for name in of_each] or [0] * len(images))
     x = torch.from_numpy(_levels(images, where, size, channels))
     left_alone = len(others) - (LABELS in files)
-    return Read(x, label, len(names), [str(name) for name in names], list(images), left_alone)
+    return Read(x, label, len(names), [*map(str, names)], list(images), left_alone)
 
 
 def _files(path: Path) -> Files:
@@ -162,10 +170,8 @@ def _classes(images: Files, files: Files, where: str) -> list[Any]:
         raise ValueError(f"{where}: {[*parts.values()]} are parts of a data set, give one of them")
     if empty := set(folders) - set(tops):
         raise ValueError(f"{where}: {min(empty)} would be a class, but holds no images")
-    same = {name.casefold(): name for name in folders}
-    if twice := set(folders) - set(same.values()):
-        one = min(twice)
-        raise ValueError(f"{where}: {one} and {same[one.casefold()]} differ in their case only")
+    if twice := set(folders) - set({name.casefold(): name for name in folders}.values()):
+        raise ValueError(f"{where}: another class differs from {min(twice)} in its case only")
     return tops
 
 
@@ -285,18 +291,8 @@ def load_images(
     read = read_images(name_or_path, size or 32, channels)
     if Processes().first:
         known = sys.stdout.encoding or "utf-8"  # which may lack a class's letters
-        line = f"{name_or_path}: {_summary(read)}"
-        print(line.encode(known, "backslashreplace").decode(known))
+        print(f"{name_or_path}: {read}".encode(known, "backslashreplace").decode(known))
     return Images(read.x, read.label, read.classes)
-
-
-def _summary(read: Read) -> str:
-    counts = torch.bincount(read.label).tolist()
-    each = [f"{name} {count}" for name, count in zip(read.class_names, counts, strict=False)]
-    listed = ", ".join(each[:10] + ["..."] * (len(each) > 10))
-    classes = f"{read.classes:,} classes ({listed})" if each else "no classes"
-    others = f", {read.left_alone:,} other files left alone" if read.left_alone else ""
-    return f"{len(read.names):,} images, {classes}{others}"
 
 
 def _torchvision(
