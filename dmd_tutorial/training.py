@@ -58,9 +58,8 @@ class DistillSettings(Checked):
     batch: checks.Count = 64  # Samples per iteration for the matching loss.
     batch_pairs: checks.Count = 64  # Pairs per iteration for the anchor.
     learning_rate: checks.NotNegative = 5e-5  # The generator's (AdamW).
-    critic_learning_rate: checks.NotNegative = (
-        4e-4  # The critic's; faster, so that it follows the generator.
-    )
+    # The critic's; faster, so that it follows the generator.
+    critic_learning_rate: checks.NotNegative = 4e-4
     warm_up: checks.CountOrNone = 100  # Steps over which both rates rise from 0.
     decay: checks.Share = 0.5  # Fraction of the run, at its end, over which both rates fall to 0.
     weight_decay: checks.NotNegative = 0.01  # AdamW's.
@@ -70,18 +69,20 @@ class DistillSettings(Checked):
     lambda_reg: checks.NotNegative = dmd.Objective.lambda_reg  # Weight of the anchor; 0 for none.
     # The anchor's distance: l2, or lpips (the paper's, on images of 32 pixels and up).
     distance: Literal["l2", "lpips"] = "l2"
-    critic_steps: checks.CountOrNone = (
-        2  # Critic updates per generator update; 0 freezes the critic.
-    )
+    # Critic updates per generator update; 0 freezes the critic.
+    critic_steps: checks.CountOrNone = 2
     clip: checks.Positive = 10.0  # Largest L2 norm of each network's gradient.
     # Highest level of the grid on which scores are compared, in the units of x.
     sigma_max: checks.Positive = SIGMA_MAX
     seed: int = 0  # Seed of everything drawn.
 
-    def objective(self, device: torch.device | str = "cpu") -> dmd.Objective:
-        """The settings in the terms of `dmd.iteration`; the device is that of LPIPS."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.matching and not self.lambda_reg:
             raise ValueError("lambda_reg must be above 0 without matching: nothing else is learnt")
+
+    def objective(self, device: torch.device | str = "cpu") -> dmd.Objective:
+        """The settings in the terms of `dmd.iteration`; the device is that of LPIPS."""
         perceptual = self.distance == "lpips" and self.lambda_reg  # it needs VGG's weights
         return dmd.Objective(
             weighting=dmd.Weighting(self.weighting),
