@@ -177,11 +177,9 @@ class _Run:
         gpus = [self.device] if self.device.type == "cuda" else []
         number = random.Random(f"{self.settings.seed} {self.step} {self.rank}").getrandbits(32)
         with torch.random.fork_rng(gpus):
-            for source in (
-                torch.default_generator,
-                *(torch.cuda.default_generators[g.index] for g in gpus),
-            ):
-                source.manual_seed(number)
+            torch.default_generator.manual_seed(number)
+            for gpu in gpus:
+                torch.cuda.default_generators[gpu.index].manual_seed(number)
             try:
                 yield
             except NotFiniteError as error:
