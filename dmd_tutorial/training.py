@@ -120,12 +120,12 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
     It starts as a copy of the network. Early steps keep less of it, so that it forgets its start.
     """
     if not 0 <= decay < 1:
-        raise ValueError(f"the decay of an average is in [0, 1), not {decay}")
+        raise ValueError(f"ema, the decay of an average, must be in [0, 1), not {decay}")
 
     def follow(averages: Any, values: Any, count: Tensor | int) -> None:
         steps = int(count) - 1
         keep = min(decay, (1 + steps) / (10 + steps))
-        if averages[0].is_floating_point():
+        if averages[0].is_floating_point() or averages[0].is_complex():
             torch._foreach_lerp_(list(averages), list(values), 1 - keep)
         else:  # such as a BatchNorm's number of batches
             torch._foreach_copy_(list(averages), list(values))
