@@ -91,7 +91,7 @@ def main() -> None:
                 report["rows"].append(row)
                 report |= {"steps": options.steps, "samples": options.count, **provenance()}
                 out.parent.mkdir(parents=True, exist_ok=True)
-                out.write_text(json.dumps(report, indent=1) + "\n")
+                out.write_text(pretrained.plain_json(report, indent=1) + "\n")
                 print(count, seed, variant, round(row["frechet"], 3), round(row["recall"], 3),
                       flush=True)  # fmt: skip
 

@@ -91,7 +91,7 @@ def main() -> None:
     report["student_images_per_second"] = speed(
         lambda count: one_step(student, *pipeline.noise(student, count, "evaluation"))
     )
-    text = json.dumps(report, indent=1)
+    text = pretrained.plain_json(report, indent=1)
     if options.out:
         Path(options.out).write_text(text + "\n")
     print(json.dumps({k: report[k] for k in ("student_mean", "ratio_frechet", "ratio_recall",

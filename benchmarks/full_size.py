@@ -287,7 +287,7 @@ class Results:
             "data": str(self.options.data), "note": self.options.note,
             "reduced": self.options.reduced, **values,
         }  # fmt: skip
-        text = json.dumps(self.report, indent=1) + "\n"
+        text = pretrained.plain_json(self.report, indent=1) + "\n"
         replace_file(self.file, lambda file: file.write(text.encode()))
 
     def row(self, name: str, seed: int) -> dict | None:
@@ -310,7 +310,7 @@ class Results:
         return pretrained.load(self.work / f"{name}.safetensors").to(self.options.device)
 
     def minutes_left(self) -> float:
-        return (self.deadline - time.monotonic()) / 60
+        return max(0.0, self.deadline - time.monotonic()) / 60
 
     def peak(self) -> int | None:
         gpu = torch.device(self.options.device).type == "cuda"

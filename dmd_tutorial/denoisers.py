@@ -150,10 +150,9 @@ def denoised_from_noise(x: Samples, noise: Samples, sigma: PerSample) -> Samples
 
 
 def v_from_denoised(x: Samples, denoised: Samples, sigma: PerSample) -> Samples:
-    """The v of Salimans and Ho 2022 (appendix D) for a variance-exploding x, levels above 0.
+    """``v = alpha noise - s clean`` (Salimans and Ho 2022, appendix D), for levels above 0.
 
-    With ``alpha = 1 / sqrt(1 + sigma^2)`` the sample ``alpha x`` is variance-preserving with noise
-    level ``s = alpha sigma``, and ``v = alpha noise - s clean``.
+    With ``alpha = 1 / sqrt(1 + sigma^2)``, ``s = alpha sigma``, alpha x is variance-preserving.
     """
     noise = noise_from_denoised(x, denoised, sigma)
     level = expand(sigma, x)
@@ -169,10 +168,7 @@ def denoised_from_v(x: Samples, v: Samples, sigma: PerSample) -> Samples:
 
 
 def denoising_weight(sigma: PerSample, sigma_data: float = SIGMA_DATA) -> PerSample:
-    """EDM's weight of the denoising loss, ``1 / c_out^2 = 1 / sigma^2 + 1 / sigma_data^2``.
-
-    It makes the loss of an untrained network about 1 at every level (EDM, Table 1, lambda).
-    """
+    """EDM's ``1 / c_out^2`` (Table 1): an untrained network's loss is about 1 at every level."""
     return 1 / sigma**2 + 1 / sigma_data**2
 
 

@@ -81,11 +81,9 @@ def matching_gradient(
 
 
 def matching_loss(x: Samples, gradient: Samples) -> Float[Tensor, ""]:
-    """A loss whose derivative by x is the given gradient over the number of values in it.
-
-    Its value says nothing. It is a mean because lambda_reg is calibrated to that (DMD, appendix).
-    """
+    """A loss whose value says nothing and whose derivative by x is the gradient over its size."""
     check_same_shape(x=x, gradient=gradient)
+    # a mean, for lambda_reg is calibrated to that (DMD, appendix)
     return 0.5 * functional.mse_loss(x, (x - gradient).detach())
 
 

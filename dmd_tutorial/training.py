@@ -58,9 +58,8 @@ class DistillSettings(Checked):
     batch: checks.Count = 64  # Samples per iteration for the matching loss.
     batch_pairs: checks.Count = 64  # Pairs per iteration for the anchor.
     learning_rate: checks.NotNegative = 5e-5  # The generator's (AdamW).
-    critic_learning_rate: checks.NotNegative = (
-        4e-4  # The critic's; faster, so that it follows the generator.
-    )
+    # The critic's; faster, so that it follows the generator.
+    critic_learning_rate: checks.NotNegative = 4e-4
     warm_up: checks.CountOrNone = 100  # Steps over which both rates rise from 0.
     decay: checks.Share = 0.5  # Fraction of the run, at its end, over which both rates fall to 0.
     weight_decay: checks.NotNegative = 0.01  # AdamW's.
@@ -70,18 +69,20 @@ class DistillSettings(Checked):
     lambda_reg: checks.NotNegative = dmd.Objective.lambda_reg  # Weight of the anchor; 0 for none.
     # The anchor's distance: l2, or lpips (the paper's, on images of 32 pixels and up).
     distance: Literal["l2", "lpips"] = "l2"
-    critic_steps: checks.CountOrNone = (
-        2  # Critic updates per generator update; 0 freezes the critic.
-    )
+    # Critic updates per generator update; 0 freezes the critic.
+    critic_steps: checks.CountOrNone = 2
     clip: checks.Positive = 10.0  # Largest L2 norm of each network's gradient.
     # Highest level of the grid on which scores are compared, in the units of x.
     sigma_max: checks.Positive = SIGMA_MAX
     seed: int = 0  # Seed of everything drawn.
 
-    def objective(self, device: torch.device | str = "cpu") -> dmd.Objective:
-        """The settings in the terms of `dmd.iteration`; the device is that of LPIPS."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.matching and not self.lambda_reg:
             raise ValueError("lambda_reg must be above 0 without matching: nothing else is learnt")
+
+    def objective(self, device: torch.device | str = "cpu") -> dmd.Objective:
+        """The settings in the terms of `dmd.iteration`; the device is that of LPIPS."""
         perceptual = self.distance == "lpips" and self.lambda_reg  # it needs VGG's weights
         return dmd.Objective(
             weighting=dmd.Weighting(self.weighting),
@@ -119,12 +120,12 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
     It starts as a copy of the network. Early steps keep less of it, so that it forgets its start.
     """
     if not 0 <= decay < 1:
-        raise ValueError(f"the decay of an average is in [0, 1), not {decay}")
+        raise ValueError(f"ema, the decay of an average, must be in [0, 1), not {decay}")
 
     def follow(averages: Any, values: Any, count: Tensor | int) -> None:
         steps = int(count) - 1
         keep = min(decay, (1 + steps) / (10 + steps))
-        if averages[0].is_floating_point():
+        if averages[0].is_floating_point() or averages[0].is_complex():
             torch._foreach_lerp_(list(averages), list(values), 1 - keep)
         else:  # such as a BatchNorm's number of batches
             torch._foreach_copy_(list(averages), list(values))
@@ -176,11 +177,9 @@ class _Run:
         gpus = [self.device] if self.device.type == "cuda" else []
         number = random.Random(f"{self.settings.seed} {self.step} {self.rank}").getrandbits(32)
         with torch.random.fork_rng(gpus):
-            for source in (
-                torch.default_generator,
-                *(torch.cuda.default_generators[g.index] for g in gpus),
-            ):
-                source.manual_seed(number)
+            torch.default_generator.manual_seed(number)
+            for gpu in gpus:
+                torch.cuda.default_generators[gpu.index].manual_seed(number)
             try:
                 yield
             except NotFiniteError as error:

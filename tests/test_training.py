@@ -40,6 +40,9 @@ DISTILL = DistillSettings(
 )
 
 
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
 def small_teacher(seed: int = 0) -> EDMDenoiser:
     torch.manual_seed(seed)
     return EDMDenoiser(UNet(width=8, embedding=16))
@@ -89,9 +92,9 @@ class Plain(nn.Module):
         return self.layers(x)
 
 
-def dropping_run(seed: int = 0):
+def dropping_run(seed: int = 0, device: str = "cpu"):
     torch.manual_seed(0)
-    network = EDMDenoiser(Plain(nn.Dropout(0.5), nn.AlphaDropout(0.3)))
+    network = EDMDenoiser(Plain(nn.Dropout(0.5), nn.AlphaDropout(0.3))).to(device)
     run = FitRun(network, replace(TEACHER, seed=seed))
     images = Images(torch.arange(40.0).reshape(20, 2) / 40, torch.zeros(20, dtype=torch.int64), 0)
     return run, train_teacher(run, images)
@@ -120,14 +123,15 @@ def test_another_seed_is_another_run(make):
     assert not same(finish(run, loop), first)
 
 
-def test_dropouts_masks_belong_to_the_run_and_the_callers_numbers_to_the_caller():
-    run, loop = dropping_run()
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=NEEDS_GPU)])
+def test_dropouts_masks_belong_to_the_run_and_the_callers_numbers_to_the_caller(device):
+    run, loop = dropping_run(device=device)
     straight = finish(run, loop)
-    run, loop = dropping_run()
+    run, loop = dropping_run(device=device)
     torch.manual_seed(99)
-    expected = torch.rand(3 * TEACHER.steps)
+    expected = torch.cat([torch.rand(3, device=device) for _ in range(TEACHER.steps)])
     torch.manual_seed(99)
-    found = [torch.rand(3) for _ in loop]
+    found = [torch.rand(3, device=device) for _ in loop]
     assert torch.equal(torch.cat(found), expected)
     assert same(run.state_dict(), straight)
 
@@ -267,6 +271,12 @@ def test_points_without_classes_go_through_the_same_loop():
     assert metric.record.x.shape == (4, 2)
     images = Images(torch.randn(20, 2), torch.zeros(20, dtype=torch.int64), classes=0)
     assert math.isfinite(next(train_teacher(FitRun(EDMDenoiser(MLP()), TEACHER), images)).loss)
+
+
+def test_the_perceptual_distance_is_not_loaded_where_no_anchor_counts(monkeypatch):
+    monkeypatch.setattr("dmd_tutorial.training.LPIPS", None)
+    objective = replace(DISTILL, distance="lpips", lambda_reg=0.0).objective()
+    assert objective.lambda_reg == 0
 
 
 # --- rates and averages -----------------------------------------------------------------------

@@ -21,6 +21,7 @@ from benchmarks.survey import (
 )
 from benchmarks.survey.task import Budget, Method, Task
 from dmd_tutorial.data import balanced_labels
+from dmd_tutorial.pretrained import plain_json
 from dmd_tutorial.runs.checkpoints import replace_file
 from dmd_tutorial.runs.provenance import provenance
 
@@ -124,7 +125,8 @@ def _chosen(only: Sequence[str] | None) -> list[Method]:
 
 
 def _write(path: Path, report: dict) -> None:
-    replace_file(path, lambda file: file.write(f"{json.dumps(report, indent=1)}\n".encode()))
+    text = plain_json(report, indent=1) + "\n"
+    replace_file(path, lambda file: file.write(text.encode()))
 
 
 def table(rows: Iterable[dict], on: str) -> str:

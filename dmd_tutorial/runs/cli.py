@@ -178,7 +178,7 @@ class Distill(Placed):
         anchored = settings.lambda_reg or warm is not None
         pairs = load_pairs(self.pairs, teacher, self.count) if anchored else None
         batches = settings.batch, settings.batch_pairs if settings.lambda_reg else 0
-        lpips = settings.distance == "lpips"
+        lpips = settings.distance == "lpips" and settings.lambda_reg > 0
         needs = partial(memory.distillation_memory, teacher, *batches, lpips=lpips)
         memory.say(needs, self.compute, self.place)
         notes = {"command": command, "preset": self.preset, "pairs": len(pairs.z) if pairs else 0}

@@ -199,12 +199,13 @@ class Updater:
         not finite. What overflows without a scale is refused, as in `dmd.update`.
         """
         scaler, parameters = self.scalers[optimizer], _parameters(optimizer)
-        parts, records, mean = self.compute.accumulation, [], torch.zeros(())
+        parts, records = self.compute.accumulation, []
+        mean: Any = 0.0
         optimizer.zero_grad()
         for part in split(batch, parts, self.processes):
             value, record = loss(part)
             scaler.scale(value / parts).backward()
-            mean = mean.to(value) + value.detach() / parts
+            mean = mean + value.detach() / parts
             records.append(record)
         # with the loss, so that every process refuses what one cannot go on with
         self.processes.mean_([mean, *(p.grad for p in parameters if p.grad is not None)])

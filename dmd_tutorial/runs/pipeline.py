@@ -38,9 +38,8 @@ class Control(Checked):
     """How a training is watched, kept and stopped."""
 
     fresh: bool = False  # Start over instead of continuing.
-    checkpoint_minutes: NotNegative = (
-        2.0  # Minutes between two checkpoints; 0 for one at each step.
-    )
+    # Minutes between two checkpoints; 0 for one at each step.
+    checkpoint_minutes: NotNegative = 2.0
     minutes: NotNegative = math.inf  # Stop after so many minutes, saved; the same command goes on.
     # Steps between two pictures of G, D_real and D_fake; 0 for none.
     picture_steps: CountOrNone = 500
