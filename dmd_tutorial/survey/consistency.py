@@ -54,12 +54,12 @@ def guided_denoised(
 
 
 class Pair(NamedTuple):
-    """Two points of one path, or nearly: x (batch, *shape) at sigma (batch,), and one below it."""
+    """Two points of one path, or nearly: x at sigma, and one below it."""
 
-    x: Tensor
-    sigma: Tensor
-    x_next: Tensor
-    sigma_next: Tensor
+    x: Samples
+    sigma: PerSample
+    x_next: Samples
+    sigma_next: PerSample
 
 
 def distillation_pair(

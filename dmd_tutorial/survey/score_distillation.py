@@ -27,6 +27,8 @@ from dmd_tutorial.networks import MLP, UNet
 from dmd_tutorial.noise import BINS, add_noise, dmd_sigma, karras_grid, linear_schedule, noise_like
 from dmd_tutorial.survey import classical
 
+Step = Callable[..., Record]  # the arguments of `dmd.iteration`, to rng
+
 
 def known_noise(noise: Samples) -> Denoiser:
     """The critic of SDS: told the noise in the samples, it answers with the clean samples."""
@@ -74,9 +76,6 @@ class Judge(nn.Module):
             features = features.mean(dim=(2, 3))
         blocks = features.reshape(len(self.weight), -1, features.shape[-1])
         return torch.baddbmm(self.bias, blocks, self.weight).flatten()
-
-
-Step = Callable[..., Record]  # the arguments of `dmd.iteration`, to rng
 
 
 def point_step(
