@@ -27,8 +27,8 @@ def sample(
         levels = sampling_levels(steps)
     finished = [z[:0]]
     for z_part, label_part in _in_batches(z, label, batch):
-        steps = sampler(denoiser, z_part, levels, label_part)
-        finished.append(deque(steps, maxlen=1).pop().x.to(z.dtype))  # earlier states are let go
+        walk = sampler(denoiser, z_part, levels, label_part)
+        finished.append(deque(walk, maxlen=1).pop().x.to(z.dtype))  # earlier states are let go
     return torch.cat(finished)
 
 
