@@ -40,7 +40,7 @@ class Preset:
         """An untrained teacher; its weights depend on the teacher's seed alone."""
         channels, size, _ = self.shape
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.teacher.seed)
+            torch.manual_seed(self.teacher.seed)
             if self.network == "UNet":
                 network = UNet(size, channels, self.classes, **self.network_options)
                 denoiser = EDMDenoiser(network)
