@@ -156,12 +156,13 @@ PAIRS = Pairs(torch.zeros(5, 2), torch.ones(5, 2), torch.arange(5))
 def test_numbers_are_drawn_where_their_source_lives(draw, monkeypatch):
     """A source on another device than the tensors: what torch is asked for is written down."""
     rng, asked = SimpleNamespace(device=torch.device("cpu", 7)), []
+    multinomial = torch.multinomial
 
     def instead(drawn):
         def recorded(*args, generator, device=None, **more):
             assert generator is rng
-            if drawn is not torch.multinomial:  # it draws where its weights are
-                asked.append(torch.device(device))
+            if drawn is not multinomial:  # it draws where its weights are
+                asked.append(torch.device(device or "meta"))
             return drawn(*args, **more)
 
         return recorded

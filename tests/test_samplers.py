@@ -178,7 +178,7 @@ def test_sample_does_not_depend_on_its_batches():
     [
         (lambda: last(euler(ring(), torch.zeros(1, 2), torch.tensor([1.0, 2.0]))), "must fall"),
         (lambda: last(heun(ring(), torch.full((1, 2), math.nan), sampling_levels(2))), "z is not"),
-        (lambda: sample(ring(), torch.zeros(4, 2), torch.arange(5), batch=2), "5 labels, z 4"),
+        (lambda: sample(ring(), torch.zeros(4, 2), torch.arange(5), batch=2), "5 labels, z has 4"),
         (lambda: last(langevin(ring(), torch.zeros(1, 2), 0.0, 5, 0.1)), "not 0.0 and 0.1"),
         (
             lambda: last(stochastic(ring(), torch.zeros(1, 2), sampling_levels(2), churn=-1.0)),
