@@ -11,8 +11,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "book" / "tools"))
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:
-    """Let each test draw the same numbers wherever and whenever it runs."""
+    """Let each test draw the same numbers wherever and whenever it runs, the smallest included."""
     torch.manual_seed(0)
+    torch.set_flush_denormal(False)  # the command line sets it, for its whole process
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
