@@ -139,6 +139,9 @@ def test_a_model_is_measured_against_images_of_its_own_size_and_channels(
                "--out", str(photos / "report.json")]  # fmt: skip
     assert main(command) == 0
     report = json.loads((photos / "report.json").read_text())
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == report
+    assert "20 images, no classes" in printed.err
     assert (report["data"], report["shape"]) == (str(photos), [1, 8, 8])
     assert report["result"]["reference_count"] == 20
     assert main([*command, "--size", "8"]) == 0

@@ -11,6 +11,7 @@ import shlex
 import subprocess
 import sys
 import time
+from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -255,7 +256,8 @@ class Evaluate(Drawing):
         x, seconds = self.drawn(model, z, label)
         if not Processes().first:
             return
-        images = _images(replace(self.table, data=self.data, shape=shape), self.data, shape[1])
+        with redirect_stdout(sys.stderr):  # what is printed is the report alone
+            images = _images(replace(self.table, data=self.data, shape=shape), self.data, shape[1])
         speed = round(len(x) / seconds, 1)
         drawn = {"seed": self.seed, "data": self.data, "images_per_second": speed}
         measured = pipeline.measure(model, x, label, images, self.features, self.steps)
