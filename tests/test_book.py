@@ -40,7 +40,9 @@ if (
     %pip install --quiet "dmd-tutorial @ git+{repository}"
 """
 EXERCISE = re.compile(r"^### Exercise (\d+\.\d+): \S", flags=re.MULTILINE)
-DIFFICULTY = re.compile(r"^\*Difficulty: (easy|medium|hard) · \d+ minutes\*$", flags=re.MULTILINE)
+DIFFICULTY = re.compile(
+    r"^\*Difficulty: (?:easy|medium|hard) · (\d+) minutes\*$", flags=re.MULTILINE
+)
 HINT = re.compile(r"<details><summary>Hint \d</summary>\n\n.+?\n\n</details>", flags=re.DOTALL)
 # What other readers than the site would show as rubbish: directives, roles, targets.
 RAW = re.compile(r"^(`{3,}|:{3,})\{|\{[a-z:-]+\}`|^\([\w-]+\)=$", flags=re.MULTILINE)
@@ -164,6 +166,10 @@ def test_a_chapter_has_exercises_with_difficulty_time_hints_and_solution(path):
         assert solution.startswith(f"# @title Solution {name}")
         assert f'check("{name}"' in solution
         assert "assert " in solution, f"the solution of exercise {name} is not held to be right"
+    minutes = sum(int(DIFFICULTY.search(text)[1]) for _, text, _ in found)
+    assert f"{minutes} more for the exercises" in book_source.markdown(
+        book_source.read_notebook(path)
+    )
 
 
 @EVERY_CHAPTER
