@@ -274,6 +274,9 @@ WRONG = [
     ("10.2", "hard-wired size", lambda D, y, s: loss_on_v(D, y, s) * y.numel() / 12, "input 2"),
     ("10.3", "float level", partial(teacher_term, told=lambda s: s.mean().item()), ONE_LEVEL_EACH),
     ("10.3", "column of levels", partial(teacher_term, told=lambda s: s[:, None]), ONE_LEVEL_EACH),
+    ("10.3", "only the teacher's input held", lambda D, x, s, n: (
+        (x - D(x.detach() + s[:, None] * n, s)) ** 2 / (1 + s**2).sqrt()[:, None]).mean(),
+        "gradient that reaches the teacher"),
     ("10.3", "hard-wired size", lambda D, x, s, n: teacher_term(D, x, s, n) * x.numel() / 8,
         "input 2"),
     ("10.4", "both clamped", partial(hinge, relu=lambda a: a.clamp(0, 2)), "discriminator"),

@@ -101,7 +101,7 @@ EXERCISES = [
         (Network(lambda p, x, s: 0.3 + p * (x - 0.3) / (1 + s**2)), x, torch.tensor(s), noise)
         for s, (x, noise) in (([0.2, 0.7, 1.5, 4.0], torch.randn(2, 4, 2)),
                               ([0.02], torch.randn(2, 1, 3)))
-    ], probe=gradients_by({"gradient at x": 1})),
+    ], probe=gradients_by({"gradient at x": 1, "gradient that reaches the teacher": 0})),
     Exercise("10.4", "hinge losses", hinge, {
         "the roles are exchanged: the discriminator wants high logits for data":
             lambda real, fake: (hinge(fake, real)[0], -fake.mean()),
