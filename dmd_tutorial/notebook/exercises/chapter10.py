@@ -1,11 +1,12 @@
 """Exercises of chapter 10, progressive and adversarial distillation."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from dmd_tutorial.notebook.exercises import Exercise, gradients_by
+from dmd_tutorial.notebook.exercises import Exercise, Network, Raised, gradients_by
 
 
 def target(x: Tensor, x_next: Tensor, sigma: float, sigma_next: float) -> Tensor:
@@ -32,14 +33,25 @@ def _c(sigma: Tensor) -> Tensor:
     return (1 + sigma**2).rsqrt()
 
 
-def _shrink(x: Tensor, sigma: Tensor) -> Tensor:
-    """A teacher for the check: the denoiser of a Gaussian off the middle."""
-    return 0.3 + 1 / (1 + sigma[:, None] ** 2) * (x - 0.3)
-
-
 def hinge(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
     """Losses of the discriminator and of the student: the answer to 10.4."""
     return torch.relu(1 - real).mean() + torch.relu(1 + fake).mean(), -fake.mean()
+
+
+def _each_loss(answer: Callable, *logits: Tensor) -> dict[str, dict]:
+    by_logits = gradients_by({"gradient at logits of data": 0, "gradient at logits of samples": 1})
+    return {
+        name: by_logits(lambda *given, i=i: _part(answer(*given), i), *logits)
+        for i, name in enumerate(("discriminator", "student"))
+    }
+
+
+def _part(losses: Any, i: int) -> Tensor:
+    try:
+        first, second = losses
+    except (TypeError, ValueError):
+        raise Raised("two losses are asked for, the discriminator's and the student's") from None
+    return (first, second)[i]
 
 
 EXERCISES = [
@@ -49,12 +61,13 @@ EXERCISES = [
         "that is a DDIM step from x towards x_next; solve the step for the estimate":
             lambda x, x_next, s, t: x_next + t / s * (x - x_next),
         "the ratio is the other way round: r = sigma_next / sigma is below 1":
-            lambda x, x_next, s, t: (t * x_next - s * x) / (t - s),
+            lambda x, x_next, s, t: (x_next - s / t * x) / (1 - s / t),
         "divide by 1 - r: the estimate has the weight 1 - r in the step":
             lambda x, x_next, s, t: x_next - t / s * x,
         "the sign of r x is the other way round":
             lambda x, x_next, s, t: (x_next + t / s * x) / (1 - t / s),
-    }, inputs=lambda: [(torch.randn(5, 2), torch.randn(5, 2), 2.0, 0.6)]),
+    }, inputs=lambda: [(*torch.randn(2, *shape), *levels) for shape in ((5, 2), (1, 3))
+                       for levels in ((2.0, 0.6), (0.02, 0.002), (0.5, 0.0))]),
     Exercise("10.2", "loss on v", loss_on_v, {
         "that is the error on x, with weight 1":
             lambda denoised, target, s: ((denoised - target) ** 2).mean(),
@@ -68,7 +81,9 @@ EXERCISES = [
             lambda denoised, target, s: _weighted((1 / s**2 + 1).sqrt(), denoised, target),
         "take the mean over samples and values, not the sum over values":
             lambda denoised, target, s: ((1 / s**2 + 1) * ((denoised - target) ** 2).sum(1)).mean(),
-    }, inputs=lambda: [(torch.randn(4, 3), torch.randn(4, 3), torch.tensor([0.3, 0.9, 2.0, 7.0]))]),
+    }, inputs=lambda: [(*torch.randn(2, 4, 3), torch.tensor([0.3, 0.9, 2.0, 7.0])),
+                       (*torch.randn(2, 1, 2), torch.tensor([0.002]))],
+       probe=gradients_by({"gradient at denoised": 0})),
     Exercise("10.3", "the teacher's term", teacher_term, {
         "the value is right, but a gradient runs through the teacher: its answer is a constant":
             lambda D, x, s, noise: _weighted(_c(s), x, D(x + s[:, None] * noise, s)),
@@ -82,9 +97,11 @@ EXERCISES = [
             lambda D, x, s, noise: _weighted(_c(s), x.detach(), D(x + s[:, None] * noise, s)),
         "take the mean over all values, not the sum":
             lambda D, x, s, noise: x.numel() * teacher_term(D, x, s, noise),
-    }, inputs=lambda: [
-        (_shrink, torch.randn(4, 2), torch.tensor([0.2, 0.7, 1.5, 4.0]), torch.randn(4, 2))
-    ], probe=gradients_by({"gradient of the loss": 1})),
+    }, inputs=lambda: [  # the teacher of a Gaussian off the middle
+        (Network(lambda p, x, s: 0.3 + p * (x - 0.3) / (1 + s**2)), x, torch.tensor(s), noise)
+        for s, (x, noise) in (([0.2, 0.7, 1.5, 4.0], torch.randn(2, 4, 2)),
+                              ([0.02], torch.randn(2, 1, 3)))
+    ], probe=gradients_by({"gradient at x": 1, "gradient that reaches the teacher": 0})),
     Exercise("10.4", "hinge losses", hinge, {
         "the roles are exchanged: the discriminator wants high logits for data":
             lambda real, fake: (hinge(fake, real)[0], -fake.mean()),
@@ -98,5 +115,7 @@ EXERCISES = [
             lambda real, fake: (torch.relu(-real).mean() + torch.relu(fake).mean(), -fake.mean()),
         "take the maximum for each logit, before the mean":
             lambda real, fake: hinge(real.mean(), fake.mean()),
-    }, inputs=lambda: [(torch.tensor([2.5, 0.4, -1.0, 3.0]), torch.tensor([-2.0, 0.7, -0.3]))]),
+    }, inputs=lambda: [(torch.tensor([2.5, 0.4, -1.5, 3.0]), torch.tensor([-2.0, 0.7, -0.3])),
+                       (torch.tensor([[0.2, 1.4]]), torch.tensor([[0.6, -3.0]] * 3))],
+       probe=_each_loss),
 ]  # fmt: skip

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dmd_tutorial.notebook.exercises import Exercise, gradients_by
-
-Denoiser = Callable[[Tensor, float], Tensor]
+from dmd_tutorial.denoisers import Denoiser
+from dmd_tutorial.notebook.exercises import Exercise, Network, gradients_by
 
 
 def sds_gradient(x: Tensor, noise: Tensor, sigma: float, predicted_noise: Tensor) -> Tensor:
@@ -22,10 +21,10 @@ def head_gradient(log_real: Tensor, log_fake: Tensor, s_real: Tensor, s_fake: Te
 
 
 def _densities() -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Near the data, and far from them, where the densities themselves are 0 in float32."""
+    """Near the data; far from them, where densities are 0 in float32; where their ratio is not."""
     return [
-        (torch.randn(5) + at, torch.randn(5) + at, torch.randn(5, 2), torch.randn(5, 2))
-        for at in (0.0, -200.0)
+        (torch.randn(b) + real, torch.randn(b) + fake, *torch.randn(2, b, dim))
+        for b, dim, real, fake in ((5, 2, 0, 0), (5, 2, -200, -200), (1, 3, -150, 50))
     ]
 
 
@@ -43,22 +42,18 @@ def _probe(answer: Callable, x: Tensor, real: float, fake: float, alpha: float) 
 
 def backward_simulation(D: Denoiser, z: Tensor, levels: list[float], noise: Tensor) -> Tensor:
     """The generator's own first answer, noised to the second level: the answer to 11.4."""
-    with torch.no_grad():
-        return D(levels[0] * z, levels[0]) + levels[1] * noise
+    return _first(D, levels[0] * z, levels).detach() + levels[1] * noise
 
 
-def _shrink(x: Tensor, sigma: float) -> Tensor:
-    return torch.tanh(x / (1 + sigma**2)) + 0.3
+def _first(D: Denoiser, x: Tensor, levels: list[float]) -> Tensor:
+    return D(x, torch.full((len(x),), levels[0]))
 
 
 def _simulated(answer: Callable[..., Tensor], *arguments: object) -> dict[str, object]:
-    weight = torch.ones(1, requires_grad=True)
-    found = answer(lambda x, sigma: weight * _shrink(x, sigma), *arguments)
-    if not isinstance(found, Tensor):
-        return {"input of the second step": found}
+    found = answer(*arguments)
     return {
-        "input of the second step": found.detach(),
-        "whether a gradient runs through the first step": float(found.requires_grad),
+        "input of the second step": found,
+        "whether a gradient runs through the first step": getattr(found, "requires_grad", False),
     }
 
 
@@ -77,7 +72,8 @@ EXERCISES = [
         "the weight is missing": lambda x, noise, sigma, predicted: predicted - noise,
         "compare the teacher's noise with the noise, not with the sample":
             lambda x, noise, sigma, predicted: sigma**2 / (1 + sigma**2) * (predicted - x),
-    }, inputs=lambda: [(torch.randn(4, 2), torch.randn(4, 2), 0.7, torch.randn(4, 2))]),
+    }, inputs=lambda: [(*torch.randn(2, *shape), sigma, torch.randn(shape))
+                       for shape in ((4, 2), (1, 3, 2)) for sigma in (0.7, 0.02, 5.0)]),
     Exercise("11.2", "what a perfect head tells the generator", head_gradient, {
         "the sign is the other way round: this would lead away from the data":
             lambda *a: -head_gradient(*a),
@@ -107,19 +103,23 @@ EXERCISES = [
             lambda x, real, fake, alpha: sid(x, real.detach(), fake.detach(), alpha),
         "take the mean, not the sum":
             lambda x, real, fake, alpha: x.numel() * sid(x, real, fake, alpha),
-    }, inputs=lambda: [(torch.randn(6, 2), 0.7, 0.4, 1.2)], probe=_probe),
+    }, inputs=lambda: [(torch.randn(6, 2), 0.7, 0.4, 1.2), (torch.randn(1, 3, 2), 0.5, 0.8, 0.5)],
+       probe=_probe),
     Exercise("11.4", "backward simulation", backward_simulation, {
         "only the last step is differentiated: make the input under torch.no_grad()":
-            lambda D, z, levels, noise: D(levels[0] * z, levels[0]) + levels[1] * noise,
+            lambda D, z, levels, noise: _first(D, levels[0] * z, levels) + levels[1] * noise,
         "the answer of the first step has to be noised again, to the second level":
-            lambda D, z, levels, noise: D(levels[0] * z, levels[0]).detach(),
+            lambda D, z, levels, noise: backward_simulation(D, z, levels, 0 * noise),
         "the fresh noise has the second level, not the first":
-            lambda D, z, levels, noise: D(levels[0] * z, levels[0]).detach() + levels[0] * noise,
+            lambda D, z, s, noise: backward_simulation(D, z, s, s[0] / s[1] * noise),
         "the first input is z times the first level":
-            lambda D, z, levels, noise: D(z, levels[0]).detach() + levels[1] * noise,
+            lambda D, z, levels, noise: _first(D, z, levels).detach() + levels[1] * noise,
         "use the fresh noise, not the old: reusing z would be a step of a deterministic sampler":
-            lambda D, z, levels, noise: D(levels[0] * z, levels[0]).detach() + levels[1] * z,
+            lambda D, z, levels, noise: backward_simulation(D, z, levels, z),
         "this stops one step too late: give what the second step starts from, not its answer":
-            lambda D, z, s, noise: D(backward_simulation(D, z, s, noise), s[1]).detach(),
-    }, inputs=lambda: [(torch.randn(5, 2), [10.0, 2.0], torch.randn(5, 2))], probe=_simulated),
+            lambda D, z, s, noise: _first(D, backward_simulation(D, z, s, noise), s[1:]).detach(),
+    }, inputs=lambda: [(Network(lambda p, x, s: (p * x / (1 + s**2)).tanh() + 0.3), z, levels, n)
+                       for levels, (z, n) in (([10.0, 2.0], torch.randn(2, 5, 2)),
+                                             ([0.5, 0.02], torch.randn(2, 1, 3)))],
+       probe=_simulated),
 ]  # fmt: skip

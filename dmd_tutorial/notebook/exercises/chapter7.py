@@ -14,9 +14,8 @@ Levels = tuple[float, float, float]
 
 def score_of_energy_model(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Score of the density exp(f) / Z: the answer to 7.1."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        return torch.autograd.grad(f(x).sum(), x)[0]
+    x = x.detach().requires_grad_()
+    return torch.autograd.grad(f(x).sum(), x)[0]
 
 
 def posterior(x: Tensor, clean: Tensor, sigma: float, sigma_next: float) -> tuple[Tensor, float]:
@@ -58,8 +57,10 @@ EXERCISES = [
             lambda f, x: score_of_energy_model(lambda y: f(y).exp(), x),
         "the sign is the other way round: here f is high where the density is high":
             lambda *a: -score_of_energy_model(*a),
-    }, inputs=lambda: [(
-        lambda x: 3 + (x**2).sum(1) ** 0.5 - 0.4 * (x**2).sum(1) + x[:, 0], torch.randn(6, 2))]),
+    }, inputs=lambda: [
+        (lambda x: 3 + (x**2).sum(1) ** 0.5 - 0.4 * (x**2).sum(1) + x[:, 0], torch.randn(6, 2)),
+        (lambda x: -200 + x[:, 0] ** 3 * x[:, 1], torch.randn(1, 2)),  # exp(f) is 0 in float32
+    ]),
     Exercise("7.2", "posterior of the less noisy sample", posterior, {
         "x counts by the ratio of the variances, (sigma_next / sigma)**2, not of the standard "
         "deviations": lambda x, y, s, t: (t / s * x + (1 - t / s) * y, _posterior_std(s, t)),
@@ -70,7 +71,7 @@ EXERCISES = [
             lambda x, y, s, t: (posterior(x, y, s, t)[0], math.sqrt(s**2 - t**2)),
         "x and the clean sample have changed places: for sigma_next near sigma the mean is x":
             lambda x, y, *levels: posterior(y, x, *levels),
-    }, inputs=lambda: [(torch.randn(4, 2), torch.randn(4, 2), 1.7, 0.6)]),
+    }, inputs=lambda: [(*torch.randn(2, 4, 2), 1.7, 0.6), (*torch.randn(2, 1, 3), 0.02, 0.002)]),
     Exercise("7.3", "a step of DDIM", ddim_step, {
         "eta multiplies the standard deviation of DDPM's step, the root of its variance":
             lambda x, D, s, t, eta, new: ddim_step(x, D, s, t, eta * _posterior_std(s, t), new),
@@ -80,8 +81,9 @@ EXERCISES = [
         "the new noise is missing": lambda x, D, s, t, eta, new: ddim_step(x, D, s, t, 0.0, new),
         "eta scales the standard deviation itself, not the variance":
             lambda x, D, s, t, eta, new: ddim_step(x, D, s, t, math.sqrt(eta), new),
-    }, inputs=lambda: [(torch.randn(4, 2), torch.randn(4, 2), 1.7, 0.6, eta, torch.randn(4, 2))
-                       for eta in (0.3, 1.0)]),
+    }, inputs=lambda: [(*torch.randn(2, *shape), *levels, eta, torch.randn(shape))
+                       for shape in ((4, 2), (1, 3, 2)) for eta in (0.3, 1.0)
+                       for levels in ((1.7, 0.6), (0.02, 0.002), (0.5, 0.0))]),
     Exercise("7.4", "drift backwards in time", reverse_drift, {
         "the score's sign is the other way round: with time running down, minus the score times a "
         "negative dt moves up the density":
@@ -94,8 +96,9 @@ EXERCISES = [
             lambda x, score, f, g, chance: f * x - (1 + chance) / 2 * g**2 * score,
         "g counts squared: it is a standard deviation":
             lambda x, score, f, g, chance: f * x - (1 + chance**2) / 2 * g * score,
-    }, inputs=lambda: [(torch.randn(4, 2), torch.randn(4, 2), -0.7, 1.6, chance)
-                       for chance in (0.0, 0.5, 1.0)]),
+    }, inputs=lambda: [(*torch.randn(2, *shape), f, g, chance)
+                       for shape, f, g in (((4, 2), -0.7, 1.6), ((1, 3, 2), 0.3, 0.02))
+                       for chance in (0.0, 0.5, 1.0, 2.0)]),
     Exercise("7.5", "a step of DPM-Solver++(2M)", dpm_step, {
         "distances are measured in the logarithm of the level, not in the level":
             partial(dpm_step, ratio=lambda s: (s[1] - s[2]) / (s[0] - s[1])),
@@ -109,5 +112,7 @@ EXERCISES = [
             partial(dpm_step, ratio=lambda s: -_ratio(s)),
         "that is Euler's step: the older estimate is not used":
             partial(dpm_step, ratio=lambda s: 0.0),
-    }, inputs=lambda: [(torch.randn(4, 2), torch.randn(4, 2), torch.randn(4, 2), (3.0, 1.5, 0.4))]),
+    }, inputs=lambda: [(*torch.randn(3, *shape), levels)
+                       for shape, levels in (((4, 2), (3.0, 1.5, 0.4)), ((4, 2), (80.0, 5.0, 3.0)),
+                                             ((1, 3, 2), (0.03, 0.02, 0.002)))]),
 ]  # fmt: skip

@@ -5,8 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dmd_tutorial.data import two_modes
-from dmd_tutorial.notebook.exercises import Exercise
+from dmd_tutorial.notebook.exercises import Exercise, Network, gradients_by
 
 Field = Callable[[Tensor, Tensor], Tensor]  # a denoiser of (x, sigma), or a velocity of (x_t, t)
 
@@ -52,7 +51,9 @@ EXERCISES = [
         "one number for each row: sum over dim=1 only": lambda *a: code_price(*a).sum(),
         "the -1 is missing: a code equal to the prior costs nothing":
             lambda mean, std: code_price(mean, std) + mean.shape[1] / 2,
-    }, inputs=lambda: [(torch.randn(5, 3), 0.2 + torch.rand(5, 3))]),
+    }, inputs=lambda: [(torch.randn(5, 3), 0.2 + torch.rand(5, 3)),
+                       (torch.randn(1, 4), torch.tensor([[0.002, 1.0, 0.05, 30.0]]))],
+       probe=gradients_by({"gradient at mean": 0, "gradient at std": 1}, name="")),
     Exercise("8.2", "a coupling undone", undo, {
         "the shift came last, so it is undone first":
             lambda z, log_s, shift: (z * (-log_s).exp() - shift, -log_s.sum(1)),
@@ -65,7 +66,8 @@ EXERCISES = [
             lambda z, log_s, shift: (undo(z, log_s, shift)[0], -log_s.mean(1)),
         "one log-determinant for each row: sum over dim=1 only":
             lambda z, log_s, shift: (undo(z, log_s, shift)[0], -log_s.sum()),
-    }, inputs=lambda: [(torch.randn(4, 3), 0.3 + torch.rand(4, 3), torch.randn(4, 3))]),
+    }, inputs=lambda: [(*torch.randn(3, 4, 3),),  # then a product of scales beyond float32
+                       (torch.randn(1, 70), 1.5 + torch.rand(1, 70), torch.randn(1, 70))]),
     Exercise("8.3", "velocity from a denoiser", velocity_of, {
         "the denoiser wants x + sigma z: divide x_t by 1 - t before asking it":
             lambda D, x_t, t: (x_t - D(x_t, t / (1 - t))) / t[:, None],
@@ -77,7 +79,9 @@ EXERCISES = [
             lambda D, x_t, t: _slope(D, x_t / (1 - t[:, None]), t / (1 - t)),
         "divide by t: the whole way back to the data takes the time t":
             lambda D, x_t, t: t[:, None] * velocity_of(D, x_t, t),
-    }, inputs=lambda: [(two_modes(), torch.randn(6, 2), 0.1 + 0.8 * torch.rand(6))]),
+    }, inputs=lambda: [(Network(lambda p, x, s: (p * x).tanh() + s / (3 + s)),
+                        torch.randn(len(t), 2).double(), torch.tensor(t).double())
+                       for t in ([0.002, 0.1, 0.5, 0.8, 0.95, 0.998], [0.3])]),
     Exercise("8.4", "conditional flow matching", cfm_loss, {
         "here time rises with the noise: the data are at t = 0":
             lambda v, x, z, t: cfm_loss(v, z, x, t),
@@ -91,6 +95,8 @@ EXERCISES = [
             lambda v, x, z, t: x.numel() * cfm_loss(v, x, z, t),
         "the sum over coordinates is a mean here, too":
             lambda v, x, z, t: x.shape[1] * cfm_loss(v, x, z, t),
-    }, inputs=lambda: [(lambda x_t, t: torch.sin(x_t) + t[:, None] * x_t.flip(1),
-                        2 + torch.randn(8, 2), torch.randn(8, 2), torch.rand(8))]),
+    }, inputs=lambda: [(Network(lambda p, x, t: (p * x).sin() + t * x.flip(1)),
+                        2 + torch.randn(len(t), 2), torch.randn(len(t), 2), t)
+                       for t in (torch.linspace(0, 1, 8), torch.tensor([0.3]))],
+       probe=gradients_by({"gradient that reaches the network": 0})),
 ]  # fmt: skip

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dmd_tutorial.notebook.exercises import Exercise, loss_and_gradients
+from dmd_tutorial.notebook.exercises import Exercise, Network, gradients_by
 
 
 def training_pair(x: Tensor, noise: Tensor, s: Tensor, s_next: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,12 +31,6 @@ def consistency_loss(f: Callable, x: Tensor, s: Tensor, x_next: Tensor, s_next: 
     return (f(x, s) - f(x_next, s_next).detach()).square().mean()
 
 
-def _probe(answer: Callable[..., Tensor], *points: Tensor) -> dict[str, Tensor]:
-    weight = torch.tensor(1.3, requires_grad=True)
-    loss = answer(lambda x, sigma: weight * x / (1 + sigma[:, None]), *points)
-    return loss_and_gradients(loss, {"gradient of the loss": weight})
-
-
 def renoise(x: Tensor, noise: Tensor, tau: float, sigma_min: float) -> Tensor:
     """A sample at level sigma_min, taken up to level tau: the answer to 9.5."""
     return x + math.sqrt(tau**2 - sigma_min**2) * noise
@@ -52,8 +46,9 @@ EXERCISES = [
             lambda x, n, s, t: (x + s[:, None] * n, x + s[:, None] * n + t[:, None] * n),
         "the order is the other way round: the higher level comes first":
             lambda x, noise, s, t: training_pair(x, noise, t, s),
-    }, inputs=lambda: [(torch.randn(3, 2), torch.randn(3, 2),
-                        *torch.tensor([[0.5, 1.0, 2.0], [0.3, 0.8, 1.5]]))]),
+    }, inputs=lambda: [(*torch.randn(2, len(s), dim), torch.tensor(s), torch.tensor(s_next))
+                       for dim, s, s_next in ((2, [0.5, 1.0, 2.0], [0.3, 0.8, 1.5]),
+                                              (4, [0.01], [0.002]))]),
     Exercise("9.2", "factors with a boundary condition", factors, {
         "these are EDM's factors: at sigma_min they leave a part of the network; put sigma - "
         "sigma_min where they have sigma": lambda s, d, low: factors(s, d, 0.0),
@@ -66,7 +61,8 @@ EXERCISES = [
         "c_out has the factor sigma_data: the network's output has unit variance":
             lambda s, d, low: (factors(s, d, low)[0], factors(s, d, low)[1] / d),
         "the order is c_skip, c_out": lambda s, d, low: factors(s, d, low)[::-1],
-    }, inputs=lambda: [(torch.tensor([0.1, 0.4, 1.5, 20.0]), 0.7, 0.1)]),
+    }, inputs=lambda: [(torch.tensor([0.1, 0.4, 1.5, 20.0]), 0.7, 0.1),
+                       (torch.tensor([0.0025]), 0.5, 0.002), (torch.tensor([3.0]), 0.5, 0.002)]),
     Exercise("9.3", "spread that the grid costs", spread, {
         "the losses multiply along the grid: take the product of the cosines, not the sum":
             lambda levels, std: torch.atan(levels / std).diff().cos().sum(),
@@ -77,7 +73,8 @@ EXERCISES = [
             lambda levels, std: torch.atan(levels / std).diff().sin().prod(),
         "the student goes from level to level: one angle for each pair of neighbours, not one "
         "from the first to the last": lambda levels, std: spread(levels[[0, -1]], std),
-    }, inputs=lambda: [(torch.tensor([0.01, 0.2, 0.9, 2.5, 9.0]), 0.6)]),
+    }, inputs=lambda: [(torch.tensor([0.01, 0.2, 0.9, 2.5, 9.0]), 0.6),
+                       (torch.tensor([0.3, 0.6, 1.0, 2.0, 4.0, 8.0, 9.0]).double(), 1.5)]),
     Exercise("9.4", "consistency loss", consistency_loss, {
         "without .detach() on the lower point both answers move, and may meet anywhere":
             lambda f, x, s, y, t: (f(x, s) - f(y, t)).square().mean(),
@@ -90,8 +87,11 @@ EXERCISES = [
             lambda f, x, s, y, t: (f(x, s) - y).square().mean(),
         "each point is asked at its own level: f(x_next, sigma_next)":
             lambda f, x, s, y, t: (f(x, s) - f(y, s).detach()).square().mean(),
-    }, inputs=lambda: [(torch.randn(4, 2), sigma, torch.randn(4, 2), 0.7 * sigma)
-                       for sigma in [torch.tensor([0.5, 1.0, 3.0, 8.0])]], probe=_probe),
+    }, inputs=lambda: [(Network(lambda weight, x, sigma: weight * x / (1 + sigma), 1.3),
+                        torch.randn(shape), sigma, torch.randn(shape), ratio * sigma)
+                       for shape, ratio, sigma in (((4, 2), 0.7, torch.tensor([0.5, 1, 3, 8])),
+                                                   ((1, 3, 2), 0.1, torch.tensor([0.02])))],
+       probe=gradients_by({"gradient that reaches the network": 0})),
     Exercise("9.5", "noise for the next evaluation", renoise, {
         "variances add, and the sample has sigma_min already: the new noise has the variance "
         "tau^2 - sigma_min^2": lambda x, noise, tau, low: x + tau * noise,
@@ -101,5 +101,7 @@ EXERCISES = [
             lambda x, noise, tau, low: x + (tau**2 - low**2) * noise,
         "the new noise is added to the sample; without it the step starts anywhere":
             lambda x, noise, tau, low: math.sqrt(tau**2 - low**2) * noise,
-    }, inputs=lambda: [(torch.randn(5, 2), torch.randn(5, 2), 0.8, 0.5)]),
+    }, inputs=lambda: [(*torch.randn(2, *shape), *levels)
+                       for shape in ((5, 2), (1, 3, 2))
+                       for levels in ((0.8, 0.5), (0.01, 0.002), (0.3, 0.3), (2.0, 0.0))]),
 ]  # fmt: skip

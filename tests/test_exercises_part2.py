@@ -1,0 +1,459 @@
+"""Answers to the exercises of chapters 7 to 11 that a student gives, wrong ones and right ones."""
+
+import copy
+import itertools
+import math
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+from torch.nn import functional as F
+
+from dmd_tutorial.notebook.exercises import chapters, check
+
+EXERCISES = {e.number: e for chapter in range(7, 12) for e in chapters()[str(chapter)]}
+TRAINED = ["8.1", "8.4", "9.4", "10.2", "10.3", "10.4", "11.3"]
+
+
+def truth(number):
+    return EXERCISES[number].truth
+
+
+# What holds for every exercise
+
+
+def arguments(number):
+    """What an answer is called with: one tuple for each input."""
+    seen = []
+
+    def answer(*given):
+        seen.append(given)
+        return truth(number)(*given)
+
+    EXERCISES[number].outcome(answer)
+    return seen
+
+
+CONSTANTS = [  # each number among the arguments, as it is in the first input
+    (number, place, value)
+    for number in EXERCISES
+    for place, value in enumerate(arguments(number)[0])
+    if isinstance(value, int | float | tuple | list)
+]
+
+
+@pytest.mark.parametrize(("number", "place", "value"), CONSTANTS)
+def test_a_constant_cannot_stand_for_an_argument(number, place, value):
+    def answer(*given):
+        return truth(number)(*given[:place], value, *given[place + 1 :])
+
+    assert check(number, answer).passed is False
+
+
+@pytest.mark.parametrize("number", EXERCISES)
+def test_inputs_differ_in_batch_and_shape(number):
+    shapes = [[a.shape for a in given if isinstance(a, Tensor)] for given in arguments(number)]
+    for several in zip(*shapes, strict=True):
+        assert len(set(several)) > 1
+    if number != "9.3":  # a grid is no batch
+        assert {1} < {several[0][0] for several in shapes}
+
+
+@pytest.mark.parametrize("number", EXERCISES)
+def test_what_was_right_once_is_not_right(number):
+    kept = {}
+
+    def answer(*given):
+        return kept.setdefault("first", truth(number)(*given))
+
+    assert check(number, answer).passed is False
+
+
+def change(result, how):
+    return tuple(map(how, result)) if isinstance(result, tuple) else how(result)
+
+
+@pytest.mark.parametrize("number", EXERCISES)
+@pytest.mark.parametrize(
+    "how",
+    [lambda r: r + 0j, lambda r: torch.as_tensor(r).double().mul(0.7).round(), lambda r: [r], str],
+    ids=["complex", "rounded", "list", "text"],
+)
+def test_other_kinds_of_results_are_refused(number, how):
+    assert check(number, lambda *a: change(truth(number)(*a), how)).passed is False
+
+
+@pytest.mark.parametrize("number", EXERCISES)
+def test_arguments_are_left_alone(number):
+    def answer(*given):
+        result = truth(number)(*given)
+        with torch.no_grad():
+            [a for a in given if isinstance(a, Tensor)][-1].mul_(2).add_(1)
+        return result
+
+    assert "changes its argument" in check(number, answer).message
+
+
+@pytest.mark.parametrize("number", TRAINED)
+@pytest.mark.parametrize(
+    "how", [Tensor.detach, lambda r: r.detach().numpy(), Tensor.tolist], ids=["held", "numpy", "to"]
+)
+def test_what_is_trained_gets_its_gradient(number, how):
+    answer = check(number, lambda *a: change(truth(number)(*a), how))
+    assert "no gradient arrives anywhere" in answer.message
+    assert "no gradient arrives anywhere" in check(number, torch.no_grad()(truth(number))).message
+
+
+# Wrong answers
+
+
+def energy_score(f, x, of=lambda f: f.sum()):
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(of(f(x)), x)[0]
+
+
+def posterior(x, clean, s, t, std=lambda s, t: t * math.sqrt(s**2 - t**2) / s):
+    return (t**2 * x + (s**2 - t**2) * clean) / s**2, std(s, t)
+
+
+def ddim(x, D, s, t, eta, fresh, low=0.0):
+    new = eta * t * math.sqrt(s**2 - t**2) / s
+    return D + max(low, t**2 - new**2) ** 0.5 * (x - D) / s + new * fresh
+
+
+def dpm(x, new, old, s, log=math.log):
+    h, h1 = log(s[1]) - log(s[2]), log(s[0]) - log(s[1])
+    return new + s[2] / s[1] * (x - new) + (1 - s[2] / s[1]) * h * (new - old) / h1 / 2
+
+
+def price(mean, std, log=torch.log):
+    return ((mean.square() + std.square() - 1) / 2 - log(std)).sum(dim=-1)
+
+
+def velocity(D, x_t, t, level=lambda t: t / (1 - t), over=lambda t: t[:, None]):
+    return (x_t - D(x_t / (1 - t)[:, None], level(t))) / over(t)
+
+
+def flow_loss(v, x, z, t, told=lambda t: t, axes=(1,)):
+    u = t.reshape(-1, *axes)
+    return F.mse_loss(v(torch.lerp(x, z, u), told(t)), z - x)
+
+
+def with_boundary(s, d, low, above=lambda s, low: s - low):
+    return d**2 / (above(s, low) ** 2 + d**2), above(s, low) * d / torch.hypot(s, torch.tensor(d))
+
+
+def spread(levels, std, d=1):
+    angles = torch.arctan2(levels, torch.full_like(levels, std))
+    return (angles[d:] - angles[:-d]).cos().prod()
+
+
+def consistency(f, x, s, y, t, told=lambda s: s, reduce=torch.mean):
+    with torch.no_grad():
+        aim = f(y, told(t))
+    return reduce((f(x, told(s)) - aim) ** 2)
+
+
+def renoise(x, noise, tau, low, least=0.0):
+    return x + max(least, (tau - low) * (tau + low)) ** 0.5 * noise
+
+
+def loss_on_v(D, target, s):
+    error = (D - target) * torch.hypot(1 / s, torch.ones_like(s))[:, None]
+    return F.mse_loss(error, torch.zeros_like(error))
+
+
+def teacher_term(D, x, s, noise, told=lambda s: s):
+    with torch.no_grad():
+        aim = D(torch.addcmul(x, s[:, None], noise), told(s))
+    return torch.einsum("b,bd->", (1 + s**2) ** -0.5, (x - aim) ** 2) / x.numel()
+
+
+def hinge(real, fake, relu=torch.relu, real_margin=1):
+    return relu(real_margin - real).mean() + relu(1 + fake).mean(), fake.neg().mean()
+
+
+def head(lr, lf, sr, sf, share=lambda lr, lf: (lf - torch.logaddexp(lr, lf)).exp()):
+    return share(lr, lf)[:, None] * (sf - sr)
+
+
+def sid(x, real, fake, alpha, hold=lambda x: x, held=lambda x: x):
+    d = held(real) - held(fake)
+    return (hold(d) * (real - x)).mean() - alpha * (d**2).mean()
+
+
+def second_input(D, z, levels, noise, level=lambda z, s: torch.full((len(z),), s)):
+    return D(levels[0] * z, level(z, levels[0])).detach() + levels[1] * noise
+
+
+def bare(_, sigma):
+    return sigma
+
+
+NO_GRADIENT = "no gradient arrives anywhere"
+ONE_LEVEL_EACH = "the network asks for one level for each sample"
+NOT_FINITE = "infinite or not a number"
+
+WRONG = [
+    # (exercise, what is wrong, answer, a part of the sentence)
+    ("7.1", "naive", lambda f, x: energy_score(lambda y: f(y).exp().log(), x), NOT_FINITE),
+    ("7.1", "hard-wired batch", partial(energy_score, of=lambda f: f.mean() * 6), "input 2 of 2"),
+    ("7.2", "a factor written in", partial(posterior,
+        std=lambda s, t: (s**2 - t**2) ** 0.5 * 0.6 / 1.7),
+        "result 2"),
+    ("7.2", "kept from 0", partial(posterior,
+        std=lambda s, t: max(0.01, truth("7.2")(0, 0, s, t)[1])),
+        "result 2"),
+    ("7.3", "kept from 0", partial(ddim, low=1e-4), "differ"),
+    ("7.3", "division by 0", lambda x, D, s, t, eta, fresh: D + t * math.sqrt(
+        1 - (eta * truth("7.2")(x, D, s, t)[1] / t) ** 2) * (x - D) / s
+        + eta * truth("7.2")(x, D, s, t)[1] * fresh, "ZeroDivisionError"),
+    ("7.4", "never over 1", lambda x, s, f, g, c: truth("7.4")(x, s, f, g, min(c, 1.0)), "differ"),
+    ("7.4", "size of f", lambda x, s, f, g, c: truth("7.4")(x, s, -abs(f), g, c), "differ"),
+    ("7.5", "extrapolates little", lambda x, new, old, s: truth("7.5")(
+        x, new, old, s, ratio=lambda s: min(1.0, math.log(s[1] / s[2]) / math.log(s[0] / s[1]))),
+        "differ"),
+    ("8.1", "clamped", partial(price, log=lambda s: s.clamp(0.1, 10).log()), "input 2"),
+    ("8.1", "hard-wired latent", lambda m, s: truth("8.1")(m, s) / m.shape[1] * 3, "input 2"),
+    ("8.1", "mean held", lambda m, s: price(m.detach(), s), "gradient at mean"),
+    ("8.1", "std held", lambda m, s: price(m, s.detach()), "gradient at std"),
+    ("8.1", "log held", partial(price, log=lambda s: s.log().detach()), "gradient at std"),
+    ("8.1", "first three", lambda m, s: price(m[:, :3], s[:, :3]), "input 2"),
+    ("8.2", "naive", lambda z, r, t: (truth("8.2")(z, r, t)[0], -r.exp().prod(1).log()),
+        NOT_FINITE),
+    ("8.2", "hard-wired width", lambda z, r, t: (truth("8.2")(z, r, t)[0], -r.mean(1) * 3),
+        "input 2"),
+    ("8.2", "size of the scale", lambda z, r, t: truth("8.2")(z, r.abs(), t), "differ"),
+    ("8.3", "float level", partial(velocity, level=lambda t: (t / (1 - t)).mean().item()),
+        ONE_LEVEL_EACH),
+    ("8.3", "column of levels", partial(velocity, level=lambda t: (t / (1 - t))[:, None]),
+        ONE_LEVEL_EACH),
+    ("8.3", "kept from 0", partial(velocity, over=lambda t: t[:, None] + 1e-5), "differ"),
+    ("8.3", "clamped", lambda D, x, t: velocity(D, x, t.clamp(0.01, 0.99)), "differ"),
+    ("8.4", "network held", lambda v, *a: truth("8.4")(lambda *b: v(*b).detach(), *a), NO_GRADIENT),
+    ("8.4", "float time", partial(flow_loss, told=lambda t: t.mean().item()), ONE_LEVEL_EACH),
+    ("8.4", "column of times", partial(flow_loss, told=lambda t: t[:, None]), ONE_LEVEL_EACH),
+    ("8.4", "time left out", partial(flow_loss, told=torch.zeros_like), "loss"),
+    ("8.4", "mean time", lambda v, x, z, t: flow_loss(v, x, z, t.mean().expand_as(t)), "loss"),
+    ("8.4", "hard-wired size", lambda *a: flow_loss(*a) * a[1].numel() / 16, "input 2"),
+    ("8.4", "half of the gradient", lambda *a: (flow_loss(*a) + flow_loss(*a).detach()) / 2,
+        "gradient that reaches"),
+    ("9.1", "hard-wired batch", lambda x, n, s, t:
+        (x + s.reshape(3, 1) * n, x + t.reshape(3, 1) * n), "reshape(3"),
+    ("9.1", "kept from 0", lambda x, n, s, t: truth("9.1")(x, n, s, t.clamp_min(0.01)), "result 2"),
+    ("9.2", "clamped", partial(with_boundary, above=lambda s, low: (s - low).clamp_min(0.01)),
+        "result"),
+    ("9.3", "hard-wired grid", lambda levels, std: truth("9.3")(levels[:5], std), "not right"),
+    ("9.3", "from 0", lambda levels, std: truth("9.3")(torch.cat([levels[:1] * 0, levels]), std),
+        "not right"),
+    ("9.3", "share of every interval", lambda levels, std: torch.atan(levels / std).diff().cos(),
+        "shape () is asked for"),
+    ("9.4", "float level", partial(consistency, told=lambda s: s.mean().item()), ONE_LEVEL_EACH),
+    ("9.4", "column of levels", partial(consistency, told=lambda s: s[:, None]), ONE_LEVEL_EACH),
+    ("9.4", "hard-wired size", partial(consistency, reduce=lambda e: e.sum() / 8), "input 2"),
+    ("9.4", "half", partial(consistency, reduce=lambda e: e.mean() / 2), "loss"),
+    ("9.4", "0.7", lambda f, x, s, y, t: consistency(f, x, s, y, 0.7 * s), "loss"),
+    ("9.4", "network held", lambda f, *a: consistency(lambda *b: f(*b).detach(), *a), NO_GRADIENT),
+    ("9.5", "kept from 0", partial(renoise, least=1e-3), "differ"),
+    ("9.5", "0.002", lambda x, noise, tau, low: renoise(x, noise, tau, 0.002), "differ"),
+    ("10.1", "kept from 0", lambda x, y, s, t: truth("10.1")(x, y, s, max(t, 1e-2)), "differ"),
+    ("10.1", "division by 0", lambda x, y, s, t: (y / t - x / s) / (1 / t - 1 / s),
+        "ZeroDivisionError"),
+    ("10.1", "ratio upside down", lambda x, y, s, t: (y - s / t * x) / (1 - s / t),
+        "the other way round"),
+    ("10.1", "ratio 0.3", lambda x, y, s, t: (y - 0.3 * x) / 0.7, "differ"),
+    ("10.1", "0 is the teacher's end", lambda x, y, s, t:
+        x if t == 0 else truth("10.1")(x, y, s, t), "differ"),
+    ("10.2", "clamped", lambda D, y, s: loss_on_v(D, y, s.clamp(0.01, 50)), "not right"),
+    ("10.2", "kept from 0", lambda D, y, s: truth("10.2")(D, y, (s**2 + 1e-6).sqrt()), "not right"),
+    ("10.2", "weight clamped", lambda D, y, s: (
+        (1 / s**2 + 1).clamp_max(1e3)[:, None] * (D - y) ** 2).mean(), "not right"),
+    ("10.2", "hard-wired size", lambda D, y, s: loss_on_v(D, y, s) * y.numel() / 12, "input 2"),
+    ("10.3", "float level", partial(teacher_term, told=lambda s: s.mean().item()), ONE_LEVEL_EACH),
+    ("10.3", "column of levels", partial(teacher_term, told=lambda s: s[:, None]), ONE_LEVEL_EACH),
+    ("10.3", "only the teacher's input held", lambda D, x, s, n: (
+        (x - D(x.detach() + s[:, None] * n, s)) ** 2 / (1 + s**2).sqrt()[:, None]).mean(),
+        "gradient that reaches the teacher"),
+    ("10.3", "hard-wired size", lambda D, x, s, n: teacher_term(D, x, s, n) * x.numel() / 8,
+        "input 2"),
+    ("10.4", "both clamped", partial(hinge, relu=lambda a: a.clamp(0, 2)), "discriminator"),
+    ("10.4", "student's held", lambda r, f: (truth("10.4")(r, f)[0], -f.detach().mean()),
+        NO_GRADIENT),
+    ("10.4", "samples held", lambda r, f: (truth("10.4")(r, f.detach())[0], -f.mean()),
+        "gradient at logits of samples: yours is 0"),
+    ("10.4", "soft", partial(hinge, relu=F.softplus), "discriminator"),
+    ("10.4", "hard-wired batch", lambda r, f:
+        (torch.relu(1 - r).sum() / 4 + torch.relu(1 + f).sum() / 3, -f.mean()), "input 2"),
+    ("10.4", "as one batch", lambda r, f:
+        (torch.cat([1 - r.flatten(), 1 + f.flatten()]).relu().mean() * 2, -f.mean()),
+        "discriminator"),
+    ("10.4", "order", lambda r, f: truth("10.4")(r, f)[::-1], "discriminator"),
+    ("10.4", "one loss", lambda r, f: truth("10.4")(r, f)[0], "two losses are asked for"),
+    ("10.4", "of each logit", lambda r, f: (truth("10.4")(r, f)[0], -f),
+        "student: loss: a tensor of shape () is asked for"),
+    ("11.1", "weight at 0.7", lambda x, n, s, p: truth("11.1")(x, n, 0.7, p), "input 2"),
+    ("11.1", "kept from 0", lambda x, n, s, p: truth("11.1")(x, n, max(s, 0.1), p), "input 2"),
+    ("11.1", "no more than sigma^2", lambda x, n, s, p: min(1, s**2 / (0.49 + 1)) * (p - n),
+        "input 2"),
+    ("11.2", "ratio", partial(head, share=lambda lr, lf: (lf - lr).exp() / (1 + (lf - lr).exp())),
+        NOT_FINITE),
+    ("11.2", "kept from 0", partial(head,
+        share=lambda lr, lf: lf.exp() / (lr.exp() + lf.exp() + 1e-8)), "input 2"),
+    ("11.2", "hard-wired batch", lambda lr, lf, sr, sf:
+        torch.sigmoid(lf - lr).reshape(5, 1) * (sf - sr), "reshape(5"),
+    ("11.3", "hard-wired size", lambda x, *a: sid(x, *a) * x.numel() / 12, "input 2"),
+    ("11.4", "float level", partial(second_input, level=bare), ONE_LEVEL_EACH),
+    ("11.4", "level, no axis", partial(second_input, level=lambda z, s: torch.tensor(s)),
+        ONE_LEVEL_EACH),
+    ("11.4", "column of levels", partial(second_input,
+        level=lambda z, s: torch.full((len(z), 1), s)), ONE_LEVEL_EACH),
+    ("11.4", "hard-wired batch", partial(second_input, level=lambda z, s: torch.full((5,), s)),
+        ONE_LEVEL_EACH),
+    ("11.4", "10 and 2", lambda D, z, s, n: truth("11.4")(D, z, [10.0, 2.0], n), "differ"),
+    ("11.4", "told the second level", lambda D, z, s, n:
+        D(s[0] * z, torch.full((len(z),), s[1])).detach()
+        + s[1] * n, "differ"),
+    ("11.4", "only the noise held", lambda D, z, s, n:
+        D(s[0] * z.detach(), torch.full((len(z),), s[0]))
+        + s[1] * n.detach(), "under torch.no_grad()"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("number", "answer", "sentence"),
+    [pytest.param(n, answer, said, id=f"{n} {what}") for n, what, answer, said in WRONG],
+)
+def test_wrong_answers_are_refused_with_a_sentence_that_helps(number, answer, sentence):
+    result = check(number, answer)
+    assert result.passed is False
+    assert sentence in result.message
+    assert "no use" not in result.message
+
+
+# Right answers
+
+
+def by_backward(f, x):
+    x = x.clone().requires_grad_()
+    f(x).sum().backward()
+    return x.grad
+
+
+def by_precisions(x, clean, s, t):
+    kept, told = 1 / (s**2 - t**2), 1 / t**2
+    return (kept * x + told * clean) / (kept + told), (kept + told) ** -0.5
+
+
+def target_of_copy(f, x, s, y, t):
+    return F.mse_loss(f(x, s), copy.deepcopy(f)(y, t).data)
+
+
+def under_no_grad(D, z, levels, noise):
+    with torch.no_grad():
+        x = D(levels[0] * z, levels[0] * torch.ones(len(z)))
+    return torch.add(x, noise, alpha=levels[1])
+
+
+def along_the_line(D, x_t, t):
+    u = t[:, None]
+    x = x_t / (1 - u)
+    sigma = u / (1 - u)
+    return -x + (x - D(x, sigma[:, 0])) / sigma / (1 - u)
+
+
+RIGHT = [
+    ("7.1", energy_score),
+    ("7.1", by_backward),
+    ("7.1", lambda f, x: torch.func.vmap(torch.func.grad(lambda p: f(p[None])[0]))(x)),
+    ("7.1", lambda f, x: torch.autograd.functional.vjp(f, x, torch.ones(len(x), dtype=x.dtype))[1]),
+    ("7.2", by_precisions),
+    ("7.2", lambda x, clean, s, t: (torch.lerp(clean, x, t**2 / s**2), torch.tensor(
+        t * math.sqrt(1 - t**2 / s**2)))),
+    ("7.2", lambda x, clean, s, t: [(x + (1 - (t / s) ** 2) * (clean - x)).numpy(), np.sqrt(
+        t**2 * (s**2 - t**2) / s**2)]),
+    ("7.3", ddim),
+    ("7.3", lambda x, D, s, t, eta, n: D + t * math.sqrt(1 - eta**2 * (1 - t**2 / s**2))
+        * (x - D) / s + t * eta * math.sqrt(1 - t**2 / s**2) * n),
+    ("7.3", torch.no_grad()(lambda x, D, s, t, eta, n: ddim(x.double(), D.double(), s, t, eta, n))),
+    ("7.4", lambda x, s, f, g, c: f * x - g**2 * s / 2 - (c * g) ** 2 * s / 2),
+    ("7.4", lambda x, s, f, g, c: torch.lerp(f * x - g * g * s / 2, f * x - g * g * s, c**2)),
+    ("7.5", dpm),
+    ("7.5", partial(dpm, log=math.log2)),
+    ("7.5", lambda x, new, old, s: s[2] / s[1] * x + (1 - s[2] / s[1]) * torch.lerp(
+        old, new, 1 + 0.5 * math.log(s[1] / s[2]) / math.log(s[0] / s[1]))),
+    ("8.1", price),
+    ("8.1", lambda m, s: kl_divergence(Normal(m, s), Normal(0.0, 1.0)).sum(1)),
+    ("8.1", lambda m, s: -0.5 * (1 + (s**2).log() - m**2 - s**2).sum(-1)),
+    ("8.1", partial(price, log=lambda s: (s + 1e-8).log())),
+    ("8.2", lambda z, r, t: ((z - t) / r.exp(), r.sum(-1).neg())),
+    ("8.2", lambda z, r, t: [torch.exp(-r) * z - t * torch.exp(-r), torch.einsum("bi->b", -r)]),
+    ("8.2", lambda z, r, t: ((z.double() - t) / r.double().exp(), -torch.logdet(
+        r.double().exp().diag_embed()))),
+    ("8.3", velocity),
+    ("8.3", along_the_line),
+    ("8.3", torch.no_grad()(partial(velocity, level=lambda t: 1 / (1 / t - 1)))),
+    ("8.4", flow_loss),
+    ("8.4", lambda v, x, z, t: torch.mean((v(x + t.unsqueeze(1) * (z - x), t) + x - z) ** 2)),
+    ("8.4", lambda v, x, z, t: (v(z * t.view(-1, 1) + x * (1 - t.view(-1, 1)), t)
+                                - (z - x)).pow(2).sum(1).mean() / 2),
+    ("9.1", lambda x, n, s, t:
+        (torch.einsum("b,bd->bd", s, n) + x, torch.addcmul(x, t[:, None], n))),
+    ("9.1", lambda x, n, s, t: [(x.T + s * n.T).T, x + n * t.unsqueeze(-1)]),
+    ("9.1", lambda x, n, s, t: (x + s[:, None] * n, x + s[:, None] * n + (t - s)[:, None] * n)),
+    ("9.2", with_boundary),
+    ("9.2", lambda s, d, low:
+        (1 / (1 + ((s - low) / d) ** 2), (s - low) / (1 + (s / d) ** 2).sqrt())),
+    ("9.2", lambda s, d, low: [c.double() for c in truth("9.2")(s, d, low)]),
+    ("9.3", spread),
+    ("9.3", lambda levels, std: math.prod(math.cos(math.atan(b / std) - math.atan(a / std))
+                                          for a, b in itertools.pairwise(levels))),
+    ("9.3", lambda levels, std: ((std**2 + levels[1:] * levels[:-1]) / (
+        (std**2 + levels[1:] ** 2) * (std**2 + levels[:-1] ** 2)).sqrt()).prod()),
+    ("9.4", consistency),
+    ("9.4", target_of_copy),
+    ("9.4", lambda f, x, s, y, t: F.mse_loss(f(y, t).detach(), f(x, s))),
+    ("9.5", renoise),
+    ("9.5", lambda x, noise, tau, low: torch.add(x, noise, alpha=(tau**2 - low**2) ** 0.5)),
+    ("9.5", lambda x, noise, tau, low: x + tau * math.sqrt(1 - (low / tau) ** 2) * noise),
+    ("10.1", lambda x, y, s, t: (s * y - t * x) / (s - t)),
+    ("10.1", lambda x, y, s, t: x + (y - x) / (1 - t / s)),
+    ("10.1", lambda x, y, s, t: x + s / (s - t) * (y - x)),
+    ("10.2", loss_on_v),
+    ("10.2", lambda D, y, s: F.mse_loss(D, y) + F.mse_loss(D / s[:, None], y / s[:, None])),
+    ("10.2", lambda D, y, s: torch.einsum("b,bd->", (1 + s**2) / s**2, (D - y) ** 2) / D.numel()),
+    ("10.3", teacher_term),
+    ("10.3", lambda D, x, s, n: torch.mean(F.mse_loss(
+        x, D(x + s[:, None] * n, s).detach(), reduction="none") / (1 + s**2).sqrt()[:, None])),
+    ("10.3", lambda D, x, s, n: ((x - D(x.detach() + s[:, None] * n, s).data) ** 2
+                                 * (1 + s**2)[:, None] ** -0.5).mean()),
+    ("10.4", hinge),
+    ("10.4", partial(hinge, relu=lambda a: a.clamp_min(0))),
+    ("10.4", lambda r, f: [F.relu(1 - r).mean() + torch.where(f > -1, 1 + f, 0).mean(), -f.mean()]),
+    ("10.4", lambda r, f: torch.stack(truth("10.4")(r, f))),
+    ("11.1", lambda x, n, s, p: (p - n) / (1 + s**-2)),
+    ("11.1", lambda x, n, s, p: (1 - 1 / (1 + s**2)) * (p - n)),
+    ("11.1", lambda x, n, s, p: s / (1 + s**2) * ((x + s * p) - (x + s * n))),
+    ("11.2", head),
+    ("11.2", lambda lr, lf, sr, sf: (1 / (1 + (lr - lf).exp())).unsqueeze(1) * (sf - sr)),
+    ("11.2", lambda lr, lf, sr, sf: torch.stack([lr, lf]).softmax(0)[1][:, None] * (sf - sr)),
+    ("11.3", sid),
+    ("11.3", lambda x, real, fake, a: torch.mean((real - fake) * (real - x))
+        - a * F.mse_loss(real, fake)),
+    ("11.3", lambda x, real, fake, a: ((real - fake) * (
+        (1 - a) * real + a * fake - x)).sum() / x.numel()),
+    ("11.4", second_input),
+    ("11.4", under_no_grad),
+    ("11.4", lambda *a: under_no_grad(*a).numpy()),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("number", "answer"),
+    [pytest.param(*each, id=f"{each[0]} #{i}") for i, each in enumerate(RIGHT)],
+)
+def test_right_answers_pass_in_whatever_form(number, answer):
+    result = check(number, answer)
+    assert result.passed is True, result
