@@ -6,7 +6,6 @@ G, D_real and D_fake side by side, and a few numbers that go wrong before the pi
 
 import json
 import math
-import time
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,8 @@ LOG_STEPS = 10  # steps between two lines of the log
 class Watch:
     """What the first process shows and notes of each step: bar, log, picture, warnings.
 
-    Log and pictures lie beside `path`; without it there are none.
+    Log and pictures lie beside `path`; without it there are none. The speed is that of the last
+    steps, and begins anew where a run resumes.
     """
 
     def __init__(
@@ -35,7 +35,8 @@ class Watch:
         picture_steps: int, first: bool,
     ) -> None:  # fmt: skip
         self.path, self.picture_steps, self.first = path, picture_steps, first
-        self.speed, self.signs = Speed(settings.steps, settings.batch), Signs(settings.clip)
+        self.signs, self.batch = Signs(settings.clip), settings.batch
+        self.times: deque[float] = deque(maxlen=WINDOW)
         quiet = None if first else True  # None: no bar where nobody watches
         self.bar = tqdm(total=settings.steps, initial=step, unit="step", disable=quiet)
         self.log = Log(path.with_suffix(".jsonl"), step) if first and path else None
@@ -52,10 +53,11 @@ class Watch:
         """Show and note a step."""
         if not self.first:
             return
-        images, left = self.speed(metric.step)
+        self.times.append(seconds)
+        took = seconds - self.times[0]
+        images = (len(self.times) - 1) * self.batch / took if took else math.nan
         self.bar.update()
-        self.bar.set_postfix(loss=f"{metric.loss:.4f}", images_per_second=f"{images:.0f}",
-                             minutes_left=f"{left / 60:.0f}")  # fmt: skip
+        self.bar.set_postfix(loss=f"{metric.loss:.4f}", images_per_second=f"{images:.0f}")
         record = metric.record
         warnings = [] if record is None else self.signs(record)
         for warning in warnings:
@@ -71,23 +73,6 @@ class Watch:
         due = self.picture_steps and metric.step % self.picture_steps == 0
         if self.path and due and record is not None and record.denoised_real is not None:
             picture(record, self.path.with_name(f"{self.path.name}-watch.png"))
-
-
-class Speed:
-    """Images per second and time left, from the last steps of a run."""
-
-    def __init__(self, steps: int, batch: int) -> None:
-        self.steps, self.batch = steps, batch
-        self.times: deque[tuple[int, float]] = deque(maxlen=WINDOW)
-
-    def __call__(self, step: int, now: float | None = None) -> tuple[float, float]:
-        """Note a step, counted from 1; both are NaN at the first of a run or a resumption."""
-        self.times.append((step, time.monotonic() if now is None else now))
-        (first, then), (last, latest) = self.times[0], self.times[-1]
-        if last == first or latest == then:
-            return math.nan, math.nan
-        rate = (last - first) / (latest - then)
-        return rate * self.batch, (self.steps - last) / rate
 
 
 class Log:
