@@ -66,7 +66,9 @@ def load_checkpoint(path: str | Path, notes: dict) -> tuple[dict, dict]:
                 said = f"{candidate} was made with {name} = {was}, not {wanted!r}"
                 raise ValueError(f"{said}: --fresh starts over, --out is another folder")
         return state, found
-    raise ValueError("; ".join(problems) or f"there is no checkpoint {path}")
+    if not problems:
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    raise ValueError("; ".join(problems))
 
 
 def newest(path: str | Path) -> Path | None:

@@ -168,10 +168,8 @@ class Updater:
     The record it returns is of this process's share, the norm of the whole batch.
     """
 
-    def __init__(
-        self, compute: Compute, *optimizers: Optimizer, processes: Processes | None = None
-    ) -> None:
-        self.compute, self.processes = compute, processes or Processes()
+    def __init__(self, compute: Compute, *optimizers: Optimizer) -> None:
+        self.compute, self.processes = compute, Processes()
         scaled = compute.mixed_precision == "fp16"
         self.scalers = {
             optimizer: torch.amp.GradScaler(_parameters(optimizer)[0].device.type, enabled=scaled)

@@ -41,10 +41,8 @@ class Watch:
         self.bar = tqdm(total=settings.steps, initial=step, unit="step", disable=quiet)
         self.log = Log(path.with_suffix(".jsonl"), step) if first and path else None
 
-    def __enter__(self) -> "Watch":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close bar and log."""
         self.bar.close()
         if self.log is not None:
             self.log.close()
@@ -166,51 +164,35 @@ class Signs:
         drift = abs(now["mean"] - start["mean"])
         clipped = sum(norm > self.clip for norm in self.recent["norm_generator"])
         endless = sum(not math.isfinite(norm) for norm in self.recent["norm_critic"])
-        wrong = {}
-        if drift > 0.25 * max(before, 1e-3) and drift > 0.05:
-            wrong["drift"] = (
+        signs = {
+            "drift": (drift > 0.25 * max(before, 1e-3) and drift > 0.05,
                 f"The samples' mean went from {start['mean']:.3f} to {now['mean']:.3f}: the critic "
-                "does not follow. Lower the generator's learning rate or take more critic steps."
-            )
-        if now["beyond"] > start["beyond"] + 0.1:
-            wrong["saturation"] = (
+                "does not follow. Lower the generator's learning rate or take more critic steps."),
+            "saturation": (now["beyond"] > start["beyond"] + 0.1,
                 f"{now['beyond']:.0%} of all values are beyond 1.2 (at first "
                 f"{start['beyond']:.0%}): the samples saturate. Go back to a checkpoint before, "
-                "with a lower learning rate."
-            )
-        if spread < 0.6 * before:
-            wrong["collapse"] = (
+                "with a lower learning rate."),
+            "collapse": (spread < 0.6 * before,
                 f"Samples differ by {spread:.3f}, at first by {before:.3f}: the generator "
-                "collapses. Raise lambda_reg or add pairs; look at the picture of G."
-            )
-        if now["loss_critic"] > 3 * start["loss_critic"] > 0:
-            wrong["critic"] = (
+                "collapses. Raise lambda_reg or add pairs; look at the picture of G."),
+            "critic": (now["loss_critic"] > 3 * start["loss_critic"] > 0,
                 f"The critic's loss grew from {start['loss_critic']:.3f} to "
                 f"{now['loss_critic']:.3f}: it loses the generator. More critic steps, or a higher "
-                "critic rate, or a lower one for the generator."
-            )
-        if clipped > WINDOW // 2 and now["norm_generator"] > 5 * start["norm_generator"]:
-            wrong["norm"] = (
+                "critic rate, or a lower one for the generator."),
+            "norm": (clipped > WINDOW // 2 and now["norm_generator"] > 5 * start["norm_generator"],
                 f"The generator's gradient was clipped in {clipped} of {WINDOW} iterations (norm "
-                f"{now['norm_generator']:.2g}, clip {self.clip:g}): lower its learning rate."
-            )
-        if endless > WINDOW // 2:
-            wrong["overflow"] = (
+                f"{now['norm_generator']:.2g}, clip {self.clip:g}): lower its learning rate."),
+            "overflow": (endless > WINDOW // 2,
                 "Gradients are not finite in half of the iterations: in fp16 the loss's scale is "
-                "at its floor. Use bf16, or fp32."
-            )
-        return wrong
+                "at its floor. Use bf16, or fp32."),
+        }  # fmt: skip
+        return {name: text for name, (there, text) in signs.items() if there}
 
 
-def picture(record: Record, path: str | Path, columns: int = 8) -> str:
-    """Draw G, D_real and D_fake of an iteration, one below the other, sorted by noise level.
-
-    The PNG is written whole or not at all; the text says what is to be seen, with the levels.
-    """
+def picture(record: Record, path: str | Path, columns: int = 8) -> None:
+    """Draw G, D_real and D_fake of an iteration, one below the other, sorted by noise level."""
     if record.sigma is None or record.denoised_real is None or record.denoised_fake is None:
         raise ValueError("the iteration compared no scores: there is nothing beside G to draw")
-    sigma, order = record.sigma[:columns].sort()
+    order = record.sigma[:columns].argsort()
     rows = [t[:columns][order] for t in (record.x, record.denoised_real, record.denoised_fake)]
     save_grid(torch.cat(rows), path, columns=len(order))
-    levels = ", ".join(f"{level:.2g}" for level in sigma.tolist())
-    return f"From top to bottom: G, D_real and D_fake of G with noise; levels {levels}."
