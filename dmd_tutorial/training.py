@@ -306,9 +306,10 @@ class DistillationRun(_Run):
             network.to(memory_format=torch.channels_last)
         for network in (self.generator, self.critic):
             _without_dropout(network)
-        how = {"weight_decay": settings.weight_decay, "fused": True}
-        self.generator_optimizer = torch.optim.AdamW(self.generator.parameters(), **how)
-        self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), **how)
+        self.generator_optimizer, self.critic_optimizer = (
+            torch.optim.AdamW(n.parameters(), weight_decay=settings.weight_decay, fused=True)
+            for n in (self.generator, self.critic)
+        )
 
 
 def distill(
