@@ -110,17 +110,15 @@ def advice(
     now = estimate_with(compute).total
     if now <= free:
         return []
-    two, eight = 2 * compute.accumulation, 8 * compute.accumulation
-    changes: dict[str, Any] = {
-        f"--frozen {low}": {"frozen": low},
-        f"--accumulation {two}": {"accumulation": two},
-        f"--accumulation {eight}": {"accumulation": eight},
-        f"--mixed-precision {low}": {"mixed_precision": low},
-        "--activation-checkpointing": {"activation_checkpointing": True},
-    }
+    parts = compute.accumulation
+    changes: list[tuple[str, Any]] = [
+        ("frozen", low), ("accumulation", 2 * parts), ("accumulation", 8 * parts),
+        ("mixed_precision", low), ("activation_checkpointing", True),
+    ]  # fmt: skip
     sentences = []
-    for option, change in changes.items():
-        total = estimate_with(replace(compute, **change)).total
+    for name, value in changes:
+        option = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+        total = estimate_with(replace(compute, **{name: value})).total
         if total < 0.99 * now:
             saved, fits = (now - total) / GIB, "fits" if total <= free else "does not fit yet"
             sentences.append(f"{option} saves {saved:.2f} GiB: {total / GIB:.2f} GiB, {fits}.")
