@@ -94,11 +94,9 @@ def load_pairs(
     """Read `count` pairs or all, made alike, and by the teacher where one is given."""
     if count is not None and count < 1:
         raise ValueError(f"{count} pairs are wanted, at least 1 must be")
-    files = sorted(Path(folder).glob("*.safetensors"))
+    files = sorted(Path(folder).glob("*.safetensors"))[: count and -(-count // CHUNK)]
     if not files:
         raise FileNotFoundError(f"{folder} holds no pairs (*.safetensors)")
-    if count is not None:
-        files = files[: -(-count // CHUNK)]
     wanted = {} if teacher is None else {"teacher": fingerprint(teacher)}
     parts: dict[str, list[Tensor]] = {}
     for path in files:

@@ -32,8 +32,14 @@ def check_finite(**values: Tensor | float) -> None:
             raise NotFiniteError(f"{name} is not finite: {said}")
 
 
-def check_sigma(x: Samples, sigma: PerSample, above_zero: bool = False) -> None:
-    """Refuse noise levels that are not one a sample, not finite, negative or, if asked, 0."""
+def check_sigma(
+    x: Samples, sigma: PerSample, above_zero: bool = False, **others: Shaped[Tensor, "..."]
+) -> None:
+    """Refuse noise levels that are not one a sample, not finite, negative or, if asked, 0.
+
+    The others, by their names, are what has the shape of x.
+    """
+    check_same_shape(x=x, **others)
     if not isinstance(sigma, Tensor):
         raise ValueError(f"sigma must be a tensor of shape ({len(x)},), not {sigma!r}")
     if sigma.shape != x.shape[:1]:

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Generator, Tensor
 
+from dmd_tutorial.checks import Samples
 from dmd_tutorial.mixtures import GaussianMixture
 from dmd_tutorial.noise import source
 
@@ -36,10 +37,8 @@ class Images(NamedTuple):
         if not 0 < held_out < count:
             raise ValueError(f"cannot hold out {held_out} of {count} images")
         order = torch.randperm(count, generator=Generator().manual_seed(seed))
-        train, test = (
-            Images(self.x[part], self.label[part], self.classes)
-            for part in (order[held_out:], order[:held_out])
-        )
+        parts = order.split([held_out, count - held_out])
+        test, train = (Images(self.x[part], self.label[part], self.classes) for part in parts)
         return train, test
 
 
@@ -73,19 +72,14 @@ def balanced_labels(count: int, classes: int) -> Int[Tensor, " count"]:
     return torch.arange(count) % classes
 
 
-def normal(
-    count: int, shape: tuple[int, ...], rng: Generator | None = None
-) -> Float[Tensor, "count *shape"]:
+def normal(count: int, shape: tuple[int, ...], rng: Generator | None = None) -> Samples:
     """Standard normal noise z, float32, the generator's and the sampler's input."""
     return torch.randn(count, *shape, **source(rng))
 
 
 def seeded_noise(
-    seeds: Sequence[int],
-    shape: tuple[int, ...],
-    classes: int = 0,
-    device: torch.device | str = "cpu",
-) -> tuple[Float[Tensor, "count *shape"], Int[Tensor, " count"] | None]:
+    seeds: Sequence[int], shape: tuple[int, ...], classes: int = 0, device: str = "cpu"
+) -> tuple[Samples, Int[Tensor, " count"] | None]:
     """Noise and class of each sample from a random source of its own, as EDM's sampler draws them.
 
     A sample then depends on its seed alone: not on its batch, nor on who else shares the work. The

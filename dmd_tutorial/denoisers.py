@@ -12,15 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dmd_tutorial.checks import (
-    Condition,
-    PerSample,
-    Samples,
-    check_finite,
-    check_same_shape,
-    check_sigma,
-    expand,
-)
+from dmd_tutorial.checks import Condition, PerSample, Samples, check_finite, check_sigma, expand
 from dmd_tutorial.noise import SIGMA_MAX, add_noise
 
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1]; EDM's
@@ -119,33 +111,26 @@ def zero_score(x: Samples, sigma: PerSample, label: Condition | None = None) -> 
 
 
 def score_from_denoised(x: Samples, denoised: Samples, sigma: PerSample) -> Samples:
-    """``(denoised - x) / sigma^2``, in one over the units of x, for levels above 0.
-
-    Tweedie's formula read backwards. Source: Efron 2011; DMD, Eq. 4 with alpha = 1.
-    """
-    check_same_shape(x=x, denoised=denoised)
-    check_sigma(x, sigma, above_zero=True)
-    return (denoised - x) / expand(sigma, x) ** 2
+    """Tweedie's formula read backwards, for levels above 0 (Efron 2011; DMD, Eq. 4: alpha = 1)."""
+    check_sigma(x, sigma, above_zero=True, denoised=denoised)
+    return (denoised - x) / expand(sigma, x) ** 2  # in one over the units of x
 
 
 def denoised_from_score(x: Samples, score: Samples, sigma: PerSample) -> Samples:
     """Tweedie's formula: ``denoised = x + sigma^2 score`` (Efron 2011)."""
-    check_same_shape(x=x, score=score)
-    check_sigma(x, sigma)
+    check_sigma(x, sigma, score=score)
     return x + expand(sigma, x) ** 2 * score
 
 
 def noise_from_denoised(x: Samples, denoised: Samples, sigma: PerSample) -> Samples:
     """``(x - denoised) / sigma``, for levels above 0; dx/dsigma on the probability-flow ODE."""
-    check_same_shape(x=x, denoised=denoised)
-    check_sigma(x, sigma, above_zero=True)
+    check_sigma(x, sigma, above_zero=True, denoised=denoised)
     return (x - denoised) / expand(sigma, x)
 
 
 def denoised_from_noise(x: Samples, noise: Samples, sigma: PerSample) -> Samples:
     """The denoised estimate that a noise estimate implies: ``x - sigma noise``."""
-    check_same_shape(x=x, noise=noise)
-    check_sigma(x, sigma)
+    check_sigma(x, sigma, noise=noise)
     return x - expand(sigma, x) * noise
 
 
@@ -161,8 +146,7 @@ def v_from_denoised(x: Samples, denoised: Samples, sigma: PerSample) -> Samples:
 
 def denoised_from_v(x: Samples, v: Samples, sigma: PerSample) -> Samples:
     """The inverse of `v_from_denoised`: ``(x - sigma sqrt(1 + sigma^2) v) / (1 + sigma^2)``."""
-    check_same_shape(x=x, v=v)
-    check_sigma(x, sigma)
+    check_sigma(x, sigma, v=v)
     level = expand(sigma, x)
     return (x - level * (1 + level**2).sqrt() * v) / (1 + level**2)
 
@@ -185,8 +169,7 @@ def denoising_loss(
     Without a weight it is `denoising_weight` for the denoiser's own `sigma_data`, 0.5 if it has
     none. Source: Vincent 2011; Karras et al. 2022 (EDM), Eq. 2 and 108.
     """
-    check_same_shape(x=x, noise=noise)
-    check_sigma(x, sigma, above_zero=True)
+    check_sigma(x, sigma, above_zero=True, noise=noise)
     check_finite(x=x)
     if weight is None:
         weight = partial(denoising_weight, sigma_data=getattr(denoiser, "sigma_data", SIGMA_DATA))

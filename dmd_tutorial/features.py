@@ -116,7 +116,7 @@ def train_classifier(
     channels, size = images.x.shape[1:3]
     kind = torch.device(device).type
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         classifier = Classifier(size, channels, images.classes, width, deep).to(device)
         optimizer = torch.optim.AdamW(classifier.parameters(), learning_rate, weight_decay=0.01)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)

@@ -9,13 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from dmd_tutorial.checks import check_finite, check_sigma, expand
+from dmd_tutorial.checks import PerSample, Samples, check_finite, check_sigma, expand
 
 SIGMA_MIN = 0.002  # of EDM, in the units of x
 SIGMA_MAX = 80.0
 RHO = 7.0
 BINS = 1000
 Purpose = Literal["training", "pairs", "evaluation", "pictures"]
+Grid = Float[Tensor, " bins"]  # noise levels, ascending
 
 
 def stream(purpose: Purpose, seed: int = 0, part: int = 0) -> Generator:
@@ -37,31 +38,23 @@ def source(rng: Generator | None) -> dict[str, Any]:
     return {"generator": rng, "device": "cpu" if rng is None else rng.device}
 
 
-def add_noise(
-    x: Float[Tensor, "batch *shape"],
-    sigma: Float[Tensor, " batch"],
-    noise: Float[Tensor, "batch *shape"],
-) -> Float[Tensor, "batch *shape"]:
+def add_noise(x: Samples, sigma: PerSample, noise: Samples) -> Samples:
     """``x + sigma * noise``, for standard normal noise and levels in the units of x."""
     check_sigma(x, sigma)
     return x + expand(sigma, x) * noise
 
 
-def noise_like(
-    x: Float[Tensor, "batch *shape"], rng: Generator | None = None
-) -> Float[Tensor, "batch *shape"]:
+def noise_like(x: Samples, rng: Generator | None = None) -> Samples:
     """Standard normal noise for x, drawn where rng lives: the same for every device."""
     return torch.randn(x.shape, **source(rng)).to(x)
 
 
 def karras_grid(
     bins: int = BINS, sigma_min: float = SIGMA_MIN, sigma_max: float = SIGMA_MAX, rho: float = RHO
-) -> Float[Tensor, " bins"]:
-    """The noise levels of EDM, ascending: evenly spaced in ``sigma ** (1 / rho)``.
+) -> Grid:
+    """The noise levels of EDM, ascending: evenly spaced in ``sigma ** (1 / rho)`` (EDM, Eq. 5).
 
     They are float64: their seventh powers lose digits in float32.
-
-    Source: Karras et al. 2022 (EDM), Eq. 5.
     """
     if bins < 2:
         raise ValueError(f"a grid needs at least 2 levels, not {bins}")
@@ -90,18 +83,14 @@ def sampling_levels(
 
 def lognormal_sigma(
     batch: int, mean: float = -1.2, std: float = 1.2, rng: Generator | None = None
-) -> Float[Tensor, " batch"]:
+) -> PerSample:
     """The levels on which EDM trains a teacher, ``ln(sigma) ~ N(mean, std^2)`` (EDM, Table 1)."""
     return torch.exp(mean + std * torch.randn(batch, **source(rng)))
 
 
 def grid_sigma(
-    batch: int,
-    grid: Float[Tensor, " bins"],
-    low: float = 0.0,
-    high: float = 1.0,
-    rng: Generator | None = None,
-) -> Float[Tensor, " batch"]:
+    batch: int, grid: Grid, low: float = 0.0, high: float = 1.0, rng: Generator | None = None
+) -> PerSample:
     """Draw levels from a part of an ascending grid, every index in it equally likely.
 
     The part goes from the fraction `low` of the indices to `high`, the index ``high * bins``
@@ -116,32 +105,26 @@ def grid_sigma(
     return grid.float()[index.to(grid.device)]
 
 
-def dmd_sigma(
-    batch: int, grid: Float[Tensor, " bins"], rng: Generator | None = None
-) -> Float[Tensor, " batch"]:
-    """Draw the levels of a generator update: 2 % to 98 % of the grid (DMD, appendix).
-
-    At the ends scores are least reliable: almost clean images, or almost nothing but noise.
-    """
+def dmd_sigma(batch: int, grid: Grid, rng: Generator | None = None) -> PerSample:
+    """Draw the levels of a generator update: 2 % to 98 % of the grid (DMD, appendix)."""
+    # at the ends scores are least reliable: almost clean images, or almost nothing but noise
     return grid_sigma(batch, grid, 0.02, 0.98, rng)
 
 
 class Schedule(NamedTuple):
     """A variance-preserving schedule at some times: ``x_t = alpha * x + sigma * noise``."""
 
-    alpha: Float[Tensor, " batch"]
-    sigma: Float[Tensor, " batch"]
+    alpha: PerSample
+    sigma: PerSample
 
 
-def cosine_schedule(t: Float[Tensor, " batch"]) -> Schedule:
+def cosine_schedule(t: PerSample) -> Schedule:
     """Signal and noise at times from 0 (clean) to 1: after Nichol and Dhariwal 2021, no offset."""
     _check_time(t)
     return Schedule(torch.cos(torch.pi / 2 * t), torch.sin(torch.pi / 2 * t))
 
 
-def linear_schedule(
-    t: Float[Tensor, " batch"], beta_min: float = 0.1, beta_max: float = 20.0
-) -> Schedule:
+def linear_schedule(t: PerSample, beta_min: float = 0.1, beta_max: float = 20.0) -> Schedule:
     """The schedule of DDPM in continuous time, t from 0 (clean) to 1: beta rises linearly.
 
     Source: Song et al. 2021, Eq. 11 and appendix B.
@@ -152,9 +135,7 @@ def linear_schedule(
     return Schedule(torch.exp(-integral / 2), torch.sqrt(-torch.expm1(-integral)))
 
 
-def to_variance_exploding(
-    x_t: Float[Tensor, "batch *shape"], schedule: Schedule
-) -> tuple[Float[Tensor, "batch *shape"], Float[Tensor, " batch"]]:
+def to_variance_exploding(x_t: Samples, schedule: Schedule) -> tuple[Samples, PerSample]:
     """Rewrite variance-preserving samples in the book's form: ``x_t / alpha``, ``sigma / alpha``.
 
     Dividing ``x_t = alpha x + sigma noise`` by alpha gives ``x + (sigma / alpha) noise``: the

@@ -109,11 +109,8 @@ def _path(path_or_name: str | Path) -> Path:
     if str(path_or_name) in SHIPPED:
         return WEIGHTS / f"{path_or_name}.safetensors"
     if not Path(path_or_name).is_file():
-        shipped, published = ", ".join(SHIPPED), ", ".join(PUBLISHED)
-        raise FileNotFoundError(
-            f"{path_or_name} is no file, no shipped network ({shipped}) and no published one "
-            f"({published})"
-        )
+        known = ", ".join([*SHIPPED, *PUBLISHED])
+        raise FileNotFoundError(f"{path_or_name} is no file and no network's name ({known})")
     return Path(path_or_name)
 
 
@@ -123,7 +120,5 @@ def _read(path: Path) -> tuple[dict, dict, dict]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         return tensors, json.loads(metadata["model"]), json.loads(metadata["made_by"])
-    except FileNotFoundError:
-        raise
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is not a readable network file: {error}") from error

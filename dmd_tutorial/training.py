@@ -219,12 +219,6 @@ class FitRun(_Run):
         self.optimizer = torch.optim.Adam(network.parameters(), fused=True)
 
 
-class Fitted(NamedTuple):
-    """What a step of `fit` did."""
-
-    loss: float
-
-
 def fit(
     run: FitRun,
     draw: Callable[[Generator], tuple],
@@ -238,19 +232,19 @@ def fit(
     """
     settings = run.settings
 
-    def of_batch(batch: tuple) -> tuple[Tensor, Fitted]:
+    def of_batch(batch: tuple) -> tuple[Tensor, tuple[float]]:
         value = loss(run.network, *batch)
-        return value, Fitted(value.item())
+        return value, (value.item(),)
 
     while run.step < settings.steps:
         factor = rate_factor(run.step, settings.steps, settings.warm_up, decay=1.0)
         rate = set_rate(run.optimizer, settings.learning_rate * factor)
         batch = _to(run.device, draw(run.rng))
         with run.stepping():
-            record, _ = updater(run.optimizer, of_batch, batch, settings.clip)
+            (value,), _ = updater(run.optimizer, of_batch, batch, settings.clip)
         run.ema.update_parameters(run.network)
         run.step += 1
-        yield Metrics(run.step, record.loss, rate)
+        yield Metrics(run.step, value, rate)
 
 
 class Noised(NamedTuple):
@@ -292,9 +286,7 @@ class DistillationRun(_Run):
     one, too, held at the level sigma_max, or as a copy of `start`, such as an earlier student.
     """
 
-    parts = (
-        "generator", "ema", "critic", "generator_optimizer", "critic_optimizer",
-    )  # fmt: skip
+    parts = ("generator", "ema", "critic", "generator_optimizer", "critic_optimizer")
 
     def __init__(
         self,

@@ -172,7 +172,7 @@ def test_pairs_of_another_teacher_are_refused(folder, capsys):
 
 def test_missing_files_and_pairs_are_one_sentence(tmp_path, capsys):
     assert main(["sample", "--model", "digits-techer"]) == 2
-    assert "no shipped network (digits-teacher" in capsys.readouterr().err
+    assert "no network's name (digits-teacher" in capsys.readouterr().err
     assert main(["distill", "--pairs", str(tmp_path), "--out", str(tmp_path)]) == 2
     assert "holds no pairs" in capsys.readouterr().err
 

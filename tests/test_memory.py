@@ -47,7 +47,7 @@ def really_kept(network, compute: Compute, count: int) -> int:
 def test_activations_are_those_of_a_real_pass(network, checkpointing):
     network, compute = network(), Compute(activation_checkpointing=checkpointing)
     for batch in (8, 24):
-        estimated = dict(teacher_memory(network, batch, compute).items)["activations"]
+        estimated = teacher_memory(network, batch, compute)["activations"]
         really = really_kept(network, compute, batch) - really_kept(network, compute, 2)
         really = really * batch / (batch - 2)
         # Labels and levels, not counted, are a few percent of the tiny digits; older torch keeps
@@ -58,7 +58,7 @@ def test_activations_are_those_of_a_real_pass(network, checkpointing):
 def test_weights_gradients_and_optimiser_are_those_of_a_real_run():
     network = small_edm()
     count = sum(p.numel() for p in network.parameters())
-    items = dict(distillation_memory(network, 8, 8, Compute()).items)
+    items = distillation_memory(network, 8, 8, Compute())
     optimizer = torch.optim.AdamW(network.parameters())
     network(torch.randn(2, 3, 16, 16), torch.ones(2)).sum().backward()
     optimizer.step()
@@ -73,7 +73,7 @@ def test_what_is_known_of_the_published_networks():
     with torch.device("meta"):
         network = EDMDenoiser(SongUNet(32, 3, 3, 10, channel_mult=[2, 2, 2], augment_dim=9))
     estimate = distillation_memory(network, 2, 2, Compute())
-    fixed = sum(size for name, size in estimate.items if name != "activations")
+    fixed = sum(size for name, size in estimate.items() if name != "activations")
     assert 1.9e9 < fixed < 2.4e9
     assert "GiB" in str(estimate).splitlines()[-1]
 
@@ -96,7 +96,7 @@ def test_parts_divide_activations_and_lpips_and_precision_count():
 def test_advice_is_silent_where_it_fits_and_names_what_each_change_saves():
     def estimate_with(compute: Compute) -> Estimate:
         size = 8 * GIB // compute.accumulation
-        return Estimate((("activations", size),))
+        return Estimate({"activations": size})
 
     assert advice(estimate_with, Compute(), 9 * GIB) == []
     said = advice(estimate_with, Compute(), 2 * GIB)

@@ -2,22 +2,26 @@
 
 import json
 import math
+from contextlib import closing
 
 import pytest
 import torch
 from PIL import Image
 
 from dmd_tutorial.dmd import Record
-from dmd_tutorial.runs.monitor import WINDOW, Log, Signs, Speed, picture, read_log
+from dmd_tutorial.runs.monitor import WINDOW, Log, Signs, Watch, picture, read_log
+from dmd_tutorial.training import FitSettings, Metrics
 
 
-def test_speed_is_that_of_the_last_steps_and_begins_anew_after_a_resumption():
-    speed = Speed(steps=1000, batch=64)
-    assert all(map(math.isnan, speed(501, 0.0)))  # resumed at 500: nothing is known yet
-    for step in range(502, 700):
-        images, left = speed(step, (step - 501) * 0.5)
-    assert images == pytest.approx(128)
-    assert left == pytest.approx((1000 - 699) * 0.5)
+def test_speed_is_that_of_the_last_steps_and_begins_anew_after_a_resumption(tmp_path):
+    watch = Watch(FitSettings(steps=1000, batch=64), tmp_path / "run", 499, 0, first=True)
+    with closing(watch):
+        for step in range(500, 701):  # the first ones are slow
+            watch(Metrics(step, 0.0, 0.0), step * 0.5 if step > 550 else step * 2.0 - 825)
+    noted = {line["step"]: line["images_per_second"] for line in read_log(tmp_path / "run.jsonl")}
+    assert noted[500] is None  # resumed there: nothing is known yet
+    assert noted[550] == pytest.approx(32)
+    assert noted[700] == pytest.approx(128)
 
 
 def test_the_log_is_cut_where_a_run_goes_on_and_mends_a_broken_line(tmp_path):
@@ -92,9 +96,14 @@ def test_the_picture_shows_three_rows_sorted_by_level(tmp_path):
     x = torch.linspace(-1, 1, 12)[:, None, None, None].expand(12, 1, 8, 8)
     sigma = torch.arange(12, 0, -1).float()
     path = tmp_path / "watch.png"
-    text = picture(Record(x, sigma, -x, x * math.nan), path, columns=4)
-    assert text.endswith("levels 9, 10, 11, 12.")
+    picture(Record(x, sigma, -x, x * math.nan), path, columns=4)
     with Image.open(path) as image:
+        levels = image.convert("L")
+        for row, falls in ((0, True), (1, False)):  # x grows with the number, as sigma falls
+            shown = [levels.getpixel(((2 * i + 1) * image.width // 8, (2 * row + 1) *
+                                      image.height // 6)) for i in range(4)]  # fmt: skip
+            assert shown == sorted(shown, reverse=falls)
+            assert len(set(shown)) == 4
         assert image.width / image.height == pytest.approx(4 / 3, rel=0.1)
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(ValueError, match="compared no scores"):

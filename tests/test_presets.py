@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from dmd_tutorial.data import digits
+from dmd_tutorial.features import train_classifier
 from dmd_tutorial.runs.presets import PAPER, PRESETS
 
 # Yin et al. 2024, appendix: iterations, batch, rate, lambda_reg, pairs, Heun steps behind each
@@ -53,3 +55,11 @@ def test_batches_can_be_cut_into_the_parts_of_gradient_accumulation(name):
         if settings is not None:
             assert settings.batch % preset.compute.accumulation == 0
             assert settings.batch_pairs % preset.compute.accumulation == 0
+
+
+def test_what_has_a_seed_of_its_own_leaves_a_gpu_s_numbers_as_they_are(monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    PRESETS["digits"].new_teacher()
+    train_classifier(digits(), steps=1)
+    assert seeded == []

@@ -48,7 +48,7 @@ def test_damaged_and_foreign_files_are_refused(tmp_path):
         load_denoiser(path)
     with pytest.raises(FileNotFoundError):
         load_denoiser(tmp_path / "none.safetensors")
-    with pytest.raises(FileNotFoundError, match=r"no shipped network \(digits-teacher"):
+    with pytest.raises(FileNotFoundError, match=r"no network's name \(digits-teacher"):
         load("digits-techer")
 
 

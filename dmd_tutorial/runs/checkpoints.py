@@ -50,11 +50,8 @@ def load_checkpoint(path: str | Path, notes: dict) -> tuple[dict, dict]:
 
     A checkpoint whose notes are not the `notes` given belongs to another run, and is refused.
     """
-    candidates = [p for p in (Path(path), before(path)) if p.exists()]
-    if not candidates:
-        raise FileNotFoundError(f"there is no checkpoint {path}")
     problems = []
-    for candidate in candidates:
+    for candidate in [p for p in (Path(path), before(path)) if p.exists()]:
         try:
             checkpoint = torch.load(candidate, map_location="cpu", weights_only=True)
             state, found = checkpoint["state"], checkpoint["notes"]
@@ -66,10 +63,11 @@ def load_checkpoint(path: str | Path, notes: dict) -> tuple[dict, dict]:
         for name, wanted in notes.items():
             if name not in found or found[name] != wanted:
                 was = repr(found[name]) if name in found else "something that it does not say"
-                ways = "--fresh starts over, --out is another folder"
-                said = f"{candidate} was made with {name} = {was}, not {wanted!r}: {ways}"
-                raise ValueError(said)
+                said = f"{candidate} was made with {name} = {was}, not {wanted!r}"
+                raise ValueError(f"{said}: --fresh starts over, --out is another folder")
         return state, found
+    if not problems:
+        raise FileNotFoundError(f"there is no checkpoint {path}")
     raise ValueError("; ".join(problems))
 
 

@@ -230,10 +230,9 @@ class Sample(Drawing):
         if not Processes().first:
             return
         grid = self.out.with_suffix(".png")
-        grid.parent.mkdir(parents=True, exist_ok=True)
+        save_grid(x[:100], grid)  # makes the folder, too
         tensors = {"x": x} if label is None else {"x": x, "label": label.cpu()}
         save_file(tensors, self.out.with_suffix(".safetensors"))
-        save_grid(x[:100], grid)
         print(f"{len(x)} samples in {seconds:.1f} s, {grid}")
 
 

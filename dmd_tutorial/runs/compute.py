@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from dmd_tutorial import dmd
@@ -85,9 +85,9 @@ class Processes:
             from accelerate import PartialState
 
             asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
-            self._state = PartialState(cpu=asked or not torch.cuda.is_available())
-            self.rank, self.count = self._state.process_index, self._state.num_processes
-            self.device = self._state.device
+            state = PartialState(cpu=asked or not torch.cuda.is_available())
+            self.rank, self.count = state.process_index, state.num_processes
+            self.device = state.device
         if self.count != started:  # each would do the whole work and write the same files
             raise RuntimeError(f"{started} processes were started, {self.count} found each other")
         self.first = self.rank == 0
@@ -95,16 +95,14 @@ class Processes:
     def wait(self) -> None:
         """Go on when every process has come here."""
         if self.count > 1:
-            self._state.wait_for_everyone()
+            distributed.barrier()
 
     def any(self, here: bool) -> bool:
         """Whether something holds in at least one process; every process must ask."""
-        if self.count == 1:
-            return here
-        from accelerate.utils import reduce
-
-        flag = torch.tensor([float(here)], device=self.device)
-        return bool(reduce(flag, "sum").item() > 0)
+        flag = torch.tensor(float(here), device=self.device)
+        if self.count > 1:
+            distributed.all_reduce(flag)
+        return bool(flag > 0)
 
     def mine(self, count: int) -> Tensor:
         """Which of `count` things this process does: every `self.count`-th, from its rank on."""
@@ -114,24 +112,18 @@ class Processes:
         """Put together, in every process and on the CPU, what each made of what is `mine`."""
         if self.count == 1:
             return x.cpu()
-        from accelerate.utils import gather
-
-        padded = x.new_zeros(-(-count // self.count), *x.shape[1:])
-        padded[: len(x)] = x
-        together: Any = gather(padded.to(self.device))
-        rows = together.cpu().reshape(self.count, *padded.shape).transpose(0, 1)
-        return rows.flatten(0, 1)[:count]
+        whole = torch.zeros(count, *x.shape[1:], dtype=x.dtype, device=self.device)
+        whole[self.rank :: self.count] = x.to(whole)
+        distributed.all_reduce(whole)
+        return whole.cpu()
 
     def mean_(self, tensors: list[Tensor]) -> None:
         """Replace tensors by their mean over all processes, in one message per type."""
-        if self.count == 1:
-            return
-        from accelerate.utils import reduce
-
-        for dtype in {tensor.dtype for tensor in tensors}:
+        for dtype in {tensor.dtype for tensor in tensors} if self.count > 1 else ():
             some = [tensor for tensor in tensors if tensor.dtype == dtype]
-            mean = reduce(torch.cat([tensor.reshape(-1) for tensor in some]), "mean")
-            pieces = mean.split([tensor.numel() for tensor in some])
+            flat = torch.cat([tensor.reshape(-1) for tensor in some])
+            distributed.all_reduce(flat)
+            pieces = (flat / self.count).split([tensor.numel() for tensor in some])
             for tensor, piece in zip(some, pieces, strict=True):
                 tensor.copy_(piece.view_as(tensor))
 
@@ -176,10 +168,8 @@ class Updater:
     The record it returns is of this process's share, the norm of the whole batch.
     """
 
-    def __init__(
-        self, compute: Compute, *optimizers: Optimizer, processes: Processes | None = None
-    ) -> None:
-        self.compute, self.processes = compute, processes or Processes()
+    def __init__(self, compute: Compute, *optimizers: Optimizer) -> None:
+        self.compute, self.processes = compute, Processes()
         scaled = compute.mixed_precision == "fp16"
         self.scalers = {
             optimizer: torch.amp.GradScaler(_parameters(optimizer)[0].device.type, enabled=scaled)
@@ -187,11 +177,7 @@ class Updater:
         }
 
     def __call__(
-        self,
-        optimizer: Optimizer,
-        loss: Callable[[Any], tuple[Tensor, Any]],
-        batch: Any,
-        clip: float,
+        self, optimizer: Optimizer, loss: Callable, batch: Any, clip: float
     ) -> tuple[Any, float]:
         """One step down the mean of the parts' losses.
 

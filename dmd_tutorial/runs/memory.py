@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -18,20 +18,17 @@ GIB = 2**30
 LPIPS_PER_IMAGE = 2 * 13_600_000 * 4
 
 
-@dataclass(frozen=True)
-class Estimate:
+class Estimate(dict[str, int]):
     """Memory of a training, in bytes: what it consists of, by name."""
-
-    items: tuple[tuple[str, int], ...]
 
     @property
     def total(self) -> int:
         """All of it."""
-        return sum(count for _, count in self.items)
+        return sum(self.values())
 
     def __str__(self) -> str:
-        rows = [*self.items, ("together", self.total)]
-        return "\n".join(f"{name:<34}{count / GIB:8.2f} GiB" for name, count in rows)
+        rows = {**self, "together": self.total}
+        return "\n".join(f"{name:<34}{count / GIB:8.2f} GiB" for name, count in rows.items())
 
 
 def distillation_memory(
@@ -51,12 +48,12 @@ def distillation_memory(
     if lpips:
         pairs = max(1, batch_pairs // compute.accumulation)
         items.append(("LPIPS: weights and activations", 4 * 14_700_000 + LPIPS_PER_IMAGE * pairs))
-    return Estimate(tuple(items))
+    return Estimate(items)
 
 
 def teacher_memory(teacher: nn.Module, batch: int, compute: Compute) -> Estimate:
     """What training a teacher needs, by the same count."""
-    return Estimate((*_trained("teacher", teacher), _activations(teacher, batch, compute)))
+    return Estimate([*_trained("teacher", teacher), _activations(teacher, batch, compute)])
 
 
 def _trained(name: str, network: nn.Module) -> list[tuple[str, int]]:
@@ -113,17 +110,15 @@ def advice(
     now = estimate_with(compute).total
     if now <= free:
         return []
-    two, eight = 2 * compute.accumulation, 8 * compute.accumulation
-    changes: dict[str, Any] = {
-        f"--frozen {low}": {"frozen": low},
-        f"--accumulation {two}": {"accumulation": two},
-        f"--accumulation {eight}": {"accumulation": eight},
-        f"--mixed-precision {low}": {"mixed_precision": low},
-        "--activation-checkpointing": {"activation_checkpointing": True},
-    }
+    parts = compute.accumulation
+    changes: list[tuple[str, Any]] = [
+        ("frozen", low), ("accumulation", 2 * parts), ("accumulation", 8 * parts),
+        ("mixed_precision", low), ("activation_checkpointing", True),
+    ]  # fmt: skip
     sentences = []
-    for option, change in changes.items():
-        total = estimate_with(replace(compute, **change)).total
+    for name, value in changes:
+        option = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+        total = estimate_with(replace(compute, **{name: value})).total
         if total < 0.99 * now:
             saved, fits = (now - total) / GIB, "fits" if total <= free else "does not fit yet"
             sentences.append(f"{option} saves {saved:.2f} GiB: {total / GIB:.2f} GiB, {fits}.")

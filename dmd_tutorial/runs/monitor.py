@@ -6,7 +6,6 @@ G, D_real and D_fake side by side, and a few numbers that go wrong before the pi
 
 import json
 import math
-import time
 from collections import deque
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,8 @@ LOG_STEPS = 10  # steps between two lines of the log
 class Watch:
     """What the first process shows and notes of each step: bar, log, picture, warnings.
 
-    Log and pictures lie beside `path`; without it there are none.
+    Log and pictures lie beside `path`; without it there are none. The speed is that of the last
+    steps, and begins anew where a run resumes.
     """
 
     def __init__(
@@ -35,15 +35,14 @@ class Watch:
         picture_steps: int, first: bool,
     ) -> None:  # fmt: skip
         self.path, self.picture_steps, self.first = path, picture_steps, first
-        self.speed, self.signs = Speed(settings.steps, settings.batch), Signs(settings.clip)
+        self.signs, self.batch = Signs(settings.clip), settings.batch
+        self.times: deque[float] = deque(maxlen=WINDOW)
         quiet = None if first else True  # None: no bar where nobody watches
         self.bar = tqdm(total=settings.steps, initial=step, unit="step", disable=quiet)
         self.log = Log(path.with_suffix(".jsonl"), step) if first and path else None
 
-    def __enter__(self) -> "Watch":
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
+        """Close bar and log."""
         self.bar.close()
         if self.log is not None:
             self.log.close()
@@ -52,10 +51,11 @@ class Watch:
         """Show and note a step."""
         if not self.first:
             return
-        images, left = self.speed(metric.step)
+        self.times.append(seconds)
+        took = seconds - self.times[0]
+        images = (len(self.times) - 1) * self.batch / took if took else math.nan
         self.bar.update()
-        self.bar.set_postfix(loss=f"{metric.loss:.4f}", images_per_second=f"{images:.0f}",
-                             minutes_left=f"{left / 60:.0f}")  # fmt: skip
+        self.bar.set_postfix(loss=f"{metric.loss:.4f}", images_per_second=f"{images:.0f}")
         record = metric.record
         warnings = [] if record is None else self.signs(record)
         for warning in warnings:
@@ -71,23 +71,6 @@ class Watch:
         due = self.picture_steps and metric.step % self.picture_steps == 0
         if self.path and due and record is not None and record.denoised_real is not None:
             picture(record, self.path.with_name(f"{self.path.name}-watch.png"))
-
-
-class Speed:
-    """Images per second and time left, from the last steps of a run."""
-
-    def __init__(self, steps: int, batch: int) -> None:
-        self.steps, self.batch = steps, batch
-        self.times: deque[tuple[int, float]] = deque(maxlen=WINDOW)
-
-    def __call__(self, step: int, now: float | None = None) -> tuple[float, float]:
-        """Note a step, counted from 1; both are NaN at the first of a run or a resumption."""
-        self.times.append((step, time.monotonic() if now is None else now))
-        (first, then), (last, latest) = self.times[0], self.times[-1]
-        if last == first or latest == then:
-            return math.nan, math.nan
-        rate = (last - first) / (latest - then)
-        return rate * self.batch, (self.steps - last) / rate
 
 
 class Log:
@@ -181,51 +164,35 @@ class Signs:
         drift = abs(now["mean"] - start["mean"])
         clipped = sum(norm > self.clip for norm in self.recent["norm_generator"])
         endless = sum(not math.isfinite(norm) for norm in self.recent["norm_critic"])
-        wrong = {}
-        if drift > 0.25 * max(before, 1e-3) and drift > 0.05:
-            wrong["drift"] = (
+        signs = {
+            "drift": (drift > 0.25 * max(before, 1e-3) and drift > 0.05,
                 f"The samples' mean went from {start['mean']:.3f} to {now['mean']:.3f}: the critic "
-                "does not follow. Lower the generator's learning rate or take more critic steps."
-            )
-        if now["beyond"] > start["beyond"] + 0.1:
-            wrong["saturation"] = (
+                "does not follow. Lower the generator's learning rate or take more critic steps."),
+            "saturation": (now["beyond"] > start["beyond"] + 0.1,
                 f"{now['beyond']:.0%} of all values are beyond 1.2 (at first "
                 f"{start['beyond']:.0%}): the samples saturate. Go back to a checkpoint before, "
-                "with a lower learning rate."
-            )
-        if spread < 0.6 * before:
-            wrong["collapse"] = (
+                "with a lower learning rate."),
+            "collapse": (spread < 0.6 * before,
                 f"Samples differ by {spread:.3f}, at first by {before:.3f}: the generator "
-                "collapses. Raise lambda_reg or add pairs; look at the picture of G."
-            )
-        if now["loss_critic"] > 3 * start["loss_critic"] > 0:
-            wrong["critic"] = (
+                "collapses. Raise lambda_reg or add pairs; look at the picture of G."),
+            "critic": (now["loss_critic"] > 3 * start["loss_critic"] > 0,
                 f"The critic's loss grew from {start['loss_critic']:.3f} to "
                 f"{now['loss_critic']:.3f}: it loses the generator. More critic steps, or a higher "
-                "critic rate, or a lower one for the generator."
-            )
-        if clipped > WINDOW // 2 and now["norm_generator"] > 5 * start["norm_generator"]:
-            wrong["norm"] = (
+                "critic rate, or a lower one for the generator."),
+            "norm": (clipped > WINDOW // 2 and now["norm_generator"] > 5 * start["norm_generator"],
                 f"The generator's gradient was clipped in {clipped} of {WINDOW} iterations (norm "
-                f"{now['norm_generator']:.2g}, clip {self.clip:g}): lower its learning rate."
-            )
-        if endless > WINDOW // 2:
-            wrong["overflow"] = (
+                f"{now['norm_generator']:.2g}, clip {self.clip:g}): lower its learning rate."),
+            "overflow": (endless > WINDOW // 2,
                 "Gradients are not finite in half of the iterations: in fp16 the loss's scale is "
-                "at its floor. Use bf16, or fp32."
-            )
-        return wrong
+                "at its floor. Use bf16, or fp32."),
+        }  # fmt: skip
+        return {name: text for name, (there, text) in signs.items() if there}
 
 
-def picture(record: Record, path: str | Path, columns: int = 8) -> str:
-    """Draw G, D_real and D_fake of an iteration, one below the other, sorted by noise level.
-
-    The PNG is written whole or not at all; the text says what is to be seen, with the levels.
-    """
+def picture(record: Record, path: str | Path, columns: int = 8) -> None:
+    """Draw G, D_real and D_fake of an iteration, one below the other, sorted by noise level."""
     if record.sigma is None or record.denoised_real is None or record.denoised_fake is None:
         raise ValueError("the iteration compared no scores: there is nothing beside G to draw")
-    sigma, order = record.sigma[:columns].sort()
+    order = record.sigma[:columns].argsort()
     rows = [t[:columns][order] for t in (record.x, record.denoised_real, record.denoised_fake)]
     save_grid(torch.cat(rows), path, columns=len(order))
-    levels = ", ".join(f"{level:.2g}" for level in sigma.tolist())
-    return f"From top to bottom: G, D_real and D_fake of G with noise; levels {levels}."

@@ -9,6 +9,7 @@ import copy
 import math
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -136,7 +137,7 @@ def _drive(
     path = checkpoint.with_suffix("") if checkpoint else None
     watch = monitor.Watch(settings, path, run.step, control.picture_steps, processes.first)
     try:
-        with watch:
+        with closing(watch):
             for metric in loop:
                 watch(metric, seconds())
                 if time.monotonic() - saved > 60 * control.checkpoint_minutes:

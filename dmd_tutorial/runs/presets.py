@@ -38,14 +38,12 @@ class Preset:
 
     def new_teacher(self) -> EDMDenoiser:
         """An untrained teacher; its weights depend on the teacher's seed alone."""
-        channels, size, _ = self.shape
+        shape, options = (self.shape[1], self.shape[0], self.classes), self.network_options
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.teacher.seed)
+            torch.default_generator.manual_seed(self.teacher.seed)
             if self.network == "UNet":
-                network = UNet(size, channels, self.classes, **self.network_options)
-                denoiser = EDMDenoiser(network)
+                denoiser = EDMDenoiser(UNet(*shape, **options))
             else:
-                shape, options = (size, channels, self.classes), self.network_options
                 denoiser = published_denoiser(*shape, self.network, **options)
             return denoiser.to(memory_format=torch.channels_last)
 

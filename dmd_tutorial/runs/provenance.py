@@ -10,6 +10,7 @@ import torch
 from dmd_tutorial import __version__
 
 DRIVE = Path("/content/drive/MyDrive")  # Colab's, once it is mounted
+DESCRIBE = ("describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+")
 DRIVER = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 
 
@@ -37,11 +38,7 @@ def provenance() -> dict:
 
 def _commit() -> str | None:
     root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    commit = _said("git", "-C", str(root), "rev-parse", "--short=12", "HEAD")
-    changed = _said("git", "-C", str(root), "status", "--porcelain", "--untracked-files=no")
-    return f"{commit}+" if commit and changed else commit
+    return _said("git", "-C", str(root), *DESCRIBE) if (root / ".git").exists() else None
 
 
 def _said(*command: str) -> str | None:
