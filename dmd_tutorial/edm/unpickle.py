@@ -52,9 +52,6 @@ class Inert:
         made.class_name, made.state = "", {}
         return made
 
-    def __init__(self, *_: object) -> None:
-        pass
-
     def __setstate__(self, state: object) -> None:
         if isinstance(state, dict):
             self.state = state
