@@ -32,7 +32,7 @@ class GaussianMixture:
         covariances = torch.as_tensor(covariances, dtype=torch.float64)
         if means.ndim != 2:
             raise ValueError(f"means must be (components, dim), not {tuple(means.shape)}")
-        components, dim = means.shape
+        components, dim = self.classes, self.dim = means.shape
         equal = torch.full((components,), 1 / components)
         weights = torch.as_tensor(equal if weights is None else weights, dtype=torch.float64)
         check_finite(means=means, covariances=covariances, weights=weights)
@@ -60,16 +60,6 @@ class GaussianMixture:
         means = torch.as_tensor(means, dtype=torch.float64)
         identity = torch.eye(means.shape[-1], dtype=torch.float64)
         return cls(means, std**2 * identity.expand(len(means), -1, -1), weights)
-
-    @property
-    def dim(self) -> int:
-        """Number of dimensions."""
-        return self.means.shape[1]
-
-    @property
-    def classes(self) -> int:
-        """Number of components, which are the classes of this denoiser."""
-        return self.means.shape[0]
 
     def log_prob(
         self, x: Points, sigma: Levels = 0.0, label: Condition | None = None

@@ -182,7 +182,7 @@ def _network_names(size: int) -> dict[str, Any]:
     names: dict[str, Any] = {
         "torch_utils.persistence._reconstruct_persistent_obj": _persistent_object,
         "torch._utils._rebuild_tensor_v2": _tensor,
-        "torch._utils._rebuild_parameter": _parameter,
+        "torch._utils._rebuild_parameter": lambda data, *_: data,
         "torch.storage._load_from_bytes": partial(read_storage, budget=storages),
         "collections.OrderedDict": lambda: OrderedDict(),
         "builtins.set": _set,
@@ -248,12 +248,6 @@ def _scalar(kind: object, data: object = b"") -> int | float | bool:
     if len(data) != dtype.itemsize:
         raise Refused(f"a number of numpy type {kind.name} has {len(data)} bytes")
     return np.frombuffer(data, dtype)[0].item()
-
-
-def _parameter(data: object, *_: object) -> Tensor:
-    if not isinstance(data, Tensor):
-        raise Refused("a parameter is not made from a tensor")
-    return data
 
 
 def _tensor(storage: object, offset: object, size: object, stride: object, *_: object) -> Tensor:

@@ -26,15 +26,9 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self,
-        size: int = 8,
-        channels: int = 1,
-        classes: int = 10,
-        width: int = 32,
-        multipliers: Sequence[int] = (1, 2),
-        blocks: int = 1,
-        embedding: int = 128,
-    ) -> None:
+        self, size: int = 8, channels: int = 1, classes: int = 10, width: int = 32,
+        multipliers: Sequence[int] = (1, 2), blocks: int = 1, embedding: int = 128,
+    ) -> None:  # fmt: skip
         super().__init__()
         if size % 2 ** (len(multipliers) - 1):
             raise ValueError(f"size {size} cannot be halved {len(multipliers) - 1} times")
