@@ -14,6 +14,7 @@ import sys
 import threading
 from typing import Any
 
+import torch
 from IPython import get_ipython
 
 from dmd_tutorial.notebook import plots
@@ -38,12 +39,10 @@ def keep_gradients(shell: Any) -> None:
     before = [True]  # whether they were recorded before the cell
 
     def remember(_: object = None) -> None:
-        if torch := sys.modules.get("torch"):
-            before[0] = torch.is_grad_enabled()
+        before[0] = torch.is_grad_enabled()
 
     def restore(result: Any) -> None:  # None of a cancelled cell
-        torch = sys.modules.get("torch")
-        if torch and not (result and result.success):
+        if not (result and result.success):
             torch.set_grad_enabled(before[0])
 
     shell.events.register("pre_run_cell", remember)

@@ -33,11 +33,7 @@ Step = Callable[..., Record]  # the arguments of `dmd.iteration`, to rng
 
 def known_noise(noise: Samples) -> Denoiser:
     """The critic of SDS: told the noise in the samples, it answers with the clean samples."""
-
-    def denoiser(x: Tensor, sigma: Tensor, label: Condition | None = None) -> Tensor:
-        return denoised_from_noise(x, noise, sigma)
-
-    return denoiser
+    return lambda x, sigma, label=None: denoised_from_noise(x, noise, sigma)
 
 
 class Judge(nn.Module):
