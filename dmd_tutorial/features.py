@@ -62,13 +62,9 @@ def _extractor(features: str, device: torch.device) -> Callable[[Tensor], Tensor
         known = ["digits", "inception", "a classifier's file"]
         raise ValueError(f"features must be one of {known}, not {features!r}")
     classifier = load_classifier(CLASSIFIER_FILE if features == "digits" else features).to(device)
-
-    def penultimate(images: Tensor) -> Tensor:
-        # in float32 without shortcuts, so that they can be repeated
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return classifier.features(images.float() / 127.5 - 1)
-
-    return penultimate
+    # in float32 without shortcuts, so that they can be repeated
+    exactly = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    return exactly(lambda images: classifier.features(images.float() / 127.5 - 1))
 
 
 def _inception(device: torch.device) -> Callable[[Tensor], Tensor]:

@@ -4,7 +4,6 @@ Noise of level sigma adds ``sigma^2`` to every covariance, so a noisy mixture is
 """
 
 import math
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
@@ -33,7 +32,7 @@ class GaussianMixture:
         covariances = torch.as_tensor(covariances, dtype=torch.float64)
         if means.ndim != 2:
             raise ValueError(f"means must be (components, dim), not {tuple(means.shape)}")
-        components, dim = means.shape
+        components, dim = self.classes, self.dim = means.shape
         equal = torch.full((components,), 1 / components)
         weights = torch.as_tensor(equal if weights is None else weights, dtype=torch.float64)
         check_finite(means=means, covariances=covariances, weights=weights)
@@ -62,37 +61,27 @@ class GaussianMixture:
         identity = torch.eye(means.shape[-1], dtype=torch.float64)
         return cls(means, std**2 * identity.expand(len(means), -1, -1), weights)
 
-    @property
-    def dim(self) -> int:
-        """Number of dimensions."""
-        return self.means.shape[1]
-
-    @property
-    def classes(self) -> int:
-        """Number of components, which are the classes of this denoiser."""
-        return self.means.shape[0]
-
     def log_prob(
         self, x: Points, sigma: Levels = 0.0, label: Condition | None = None
     ) -> Float[Tensor, " batch"]:
         """Log-density of the noisy mixture, or of the component of the label, exactly."""
-        return self._joint(x, self._levels(x, sigma), label).logsumexp(dim=1)
+        return self._parts(x, sigma, label)[0].logsumexp(dim=1)
 
     def responsibilities(
         self, x: Points, sigma: Levels = 0.0, label: Condition | None = None
     ) -> Float[Tensor, "batch components"]:
         """Probability of each component behind each noisy point."""
-        return self._joint(x, self._levels(x, sigma), label).softmax(dim=1)
+        return self._parts(x, sigma, label)[0].softmax(dim=1)
 
     def score(self, x: Points, sigma: Levels = 0.0, label: Condition | None = None) -> Points:
         """Score of the noisy mixture, the gradient of its log-density, exactly."""
-        sigma = self._levels(x, sigma)
-        return -self._mean_of_components(x, sigma, label, lambda v, s2: 1 / (v + s2), centre=False)
+        joint, along_axes, variances = self._parts(x, sigma, label)
+        return -self._mean(joint, 1 / variances * along_axes)
 
     def __call__(self, x: Points, sigma: Levels, label: Condition | None = None) -> Points:
         """Denoise: the mean of the clean points behind each noisy one, exactly."""
-        sigma = self._levels(x, sigma)
-        return self._mean_of_components(x, sigma, label, lambda v, s2: v / (v + s2), centre=True)
+        joint, along_axes, variances = self._parts(x, sigma, label)
+        return self._mean(joint, self.variances.to(x) / variances * along_axes, self.means.to(x))
 
     def sample(
         self, count: int, label: Condition | None = None, rng: Generator | None = None
@@ -109,41 +98,34 @@ class GaussianMixture:
         offset = torch.einsum("nde,ne->nd", self.axes[component], along_axes)
         return (self.means[component] + offset).float()
 
-    def _levels(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+    def _parts(
+        self, x: Tensor, sigma: Tensor | float, label: Condition | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of each component: log of weight times density, offsets along its axes, variances there.
+
+        Shapes are (batch, components) and twice (batch, components, dim); the noise counts.
+        """
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ValueError(f"x has shape {tuple(x.shape)}, the mixture wants (batch, {self.dim})")
         if not isinstance(sigma, Tensor):
             sigma = torch.full((len(x),), float(sigma), dtype=x.dtype, device=x.device)
         check_sigma(x, sigma)
         check_finite(x=x)
-        return sigma.to(x.dtype)
-
-    def _joint(self, x: Tensor, sigma: Tensor, label: Condition | None) -> Tensor:
-        """Log of weight times density, (batch, components)."""
         check_label(x, label, self.classes)
-        variances = self.variances.to(x) + sigma[:, None, None] ** 2  # (batch, components, dim)
-        squares = (self._along_axes(x) ** 2 / variances).sum(-1)
+        offsets = x[:, None] - self.means.to(x)
+        along_axes = torch.einsum("bkd,kde->bke", offsets, self.axes.to(x))
+        variances = self.variances.to(x) + sigma.to(x.dtype)[:, None, None] ** 2
         constant = self.dim * math.log(2 * math.pi)
+        squares = (along_axes**2 / variances).sum(-1)
         log_density = -0.5 * (squares + variances.log().sum(-1) + constant)
         joint = log_density + self.weights.to(x).log()
-        if label is None:
-            return joint
-        other = torch.arange(self.classes, device=x.device) != label[:, None]
-        alone = log_density.masked_fill(other, -math.inf)
-        return torch.where(label[:, None] == NO_CLASS, joint, alone)
+        if label is not None:
+            other = torch.arange(self.classes, device=x.device) != label[:, None]
+            alone = log_density.masked_fill(other, -math.inf)
+            joint = torch.where(label[:, None] == NO_CLASS, joint, alone)
+        return joint, along_axes, variances
 
-    def _along_axes(self, x: Tensor) -> Tensor:
-        """Offsets from each centre along the axes of its component, (batch, components, dim)."""
-        return torch.einsum("bkd,kde->bke", x[:, None] - self.means.to(x), self.axes.to(x))
-
-    def _mean_of_components(
-        self, x: Tensor, sigma: Tensor, label: Condition | None,
-        factor: Callable[[Tensor, Tensor], Tensor], centre: bool,
-    ) -> Tensor:  # fmt: skip
-        """Average over components of (centre +) offset, scaled along each axis by a factor."""
-        scale = factor(self.variances.to(x), sigma[:, None, None] ** 2)
-        answer = torch.einsum("bke,kde->bkd", scale * self._along_axes(x), self.axes.to(x))
-        if centre:
-            answer = answer + self.means.to(x)
-        share = self._joint(x, sigma, label).softmax(dim=1)
-        return torch.einsum("bk,bkd->bd", share, answer)
+    def _mean(self, joint: Tensor, along_axes: Tensor, centre: Tensor | float = 0.0) -> Tensor:
+        """Average over components of a centre and an offset along the axes."""
+        each = torch.einsum("bke,kde->bkd", along_axes, self.axes.to(along_axes)) + centre
+        return torch.einsum("bk,bkd->bd", joint.softmax(dim=1), each)

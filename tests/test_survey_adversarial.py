@@ -278,7 +278,7 @@ def trained(objective: room.Objective, steps: int = 250) -> Affine:
     ]
     for _ in range(steps):
         x_real = target.sample(128, rng=rng)
-        batch = room.Batch(torch.randn(128, 2, generator=rng), x_real)
+        batch = dmd.Batch(torch.randn(128, 2, generator=rng), y_ref=x_real)
         room.iteration(student, target, features, discriminator, *optimizers, batch, objective, rng)
     return student
 
@@ -325,7 +325,7 @@ def test_at_first_the_discriminators_loss_is_two_and_it_falls_while_samples_diff
     losses = []
     for _ in range(40):
         x_real = data.ring().sample(64, rng=rng)
-        batch = room.Batch(torch.randn(64, 2, generator=rng), x_real)
+        batch = dmd.Batch(torch.randn(64, 2, generator=rng), y_ref=x_real)
         loss = room.iteration(
             student, data.ring(), features, discriminator, *optimizers, batch,
             room.Objective(distillation=0), rng,

@@ -4,15 +4,10 @@ import torch
 
 from benchmarks.survey.task import Budget, Method, Sampler, Task
 from dmd_tutorial.denoisers import OneStepGenerator
+from dmd_tutorial.dmd import Batch
 from dmd_tutorial.noise import noise_like
 from dmd_tutorial.samplers import one_step
-from dmd_tutorial.survey.adversarial import (
-    Batch,
-    Discriminator,
-    FrozenFeatures,
-    Objective,
-    iteration,
-)
+from dmd_tutorial.survey.adversarial import Discriminator, FrozenFeatures, Objective, iteration
 from dmd_tutorial.training import averaged, rate_factor, set_rate
 
 
@@ -42,7 +37,7 @@ def _train(task: Task, budget: Budget, seed: int) -> dict[int, Sampler]:
         generator: OneStepGenerator, heads: Discriminator, optimizers: list, rng: torch.Generator
     ) -> None:
         x, label = task.draw(batch, rng)
-        drawn = Batch(noise_like(x, rng), x, label)
+        drawn = Batch(noise_like(x, rng), label, y_ref=x)
         iteration(generator, task.teacher, frozen, heads, *optimizers, drawn, objective, rng)
 
     objective, frozen = Objective(), FrozenFeatures(task.teacher, sigma=0.2)  # type: ignore[arg-type]

@@ -17,17 +17,17 @@ Taps = Sequence[float]  # of a filter along one axis, even in number
 
 
 class Style(NamedTuple):
-    """What all blocks of a network share."""
+    """What all blocks of a network share; the defaults are DDPM++'s."""
 
     embedding: int  # size of the embedding
     dropout: float  # share of activations dropped in training
-    eps: float  # of the norms
-    skip_scale: float  # factor on each sum with a short cut
-    adaptive_scale: bool  # the embedding scales and shifts the second norm; else it is added before
-    project_short_cut: bool  # the short cut past a resampling has a 1x1 convolution
-    channels_per_head: int | None  # width of an attention head; None for one head
-    attend_in_every_block: bool  # of the decoder, where a level has attention; else in the last
-    taps: tuple[float, ...]  # of the resampling filter
+    taps: tuple[float, ...] = (1, 1)  # of the resampling filter
+    eps: float = 1e-6  # of the norms
+    skip_scale: float = math.sqrt(0.5)  # factor on each sum with a short cut
+    adaptive_scale: bool = False  # the embedding scales the second norm, too; else it only shifts
+    project_short_cut: bool = True  # the short cut past a resampling has a 1x1 convolution
+    channels_per_head: int | None = None  # width of an attention head; None for one head
+    attend_in_every_block: bool = False  # of the decoder, at a level with attention; else the last
 
 
 class UNetBlock(Recomputable):
@@ -133,37 +133,28 @@ class Resample(nn.Module):
         return _resample(x, self.resample_filter, self.direction)
 
 
-class ResampleThenConv(nn.Conv2d):
-    """A convolution at the new resolution."""
+class ResamplingConv(nn.Conv2d):
+    """A convolution at the new resolution or, `early`, at the old one.
 
-    resample_filter: Tensor
-
-    def __init__(self, before: int, after: int, kernel: int, to: Direction, taps: Taps) -> None:
-        super().__init__(before, after, kernel, padding=kernel // 2)
-        self.direction = to
-        self.register_buffer("resample_filter", _filter(taps))
-
-    def forward(self, x: Float[Tensor, "b before h w"]) -> Float[Tensor, "b after new_h new_w"]:
-        """Filter and resample, then convolve."""
-        return super().forward(_resample(x, self.resample_filter, self.direction))
-
-
-class ConvThenDown(nn.Conv2d):
-    """A 3x3 convolution at the old resolution, then filter and halve.
-
-    It differs from the other order at the border only through the padding: here the convolution
-    makes the pixels that the filter needs beyond the border.
+    They differ at the border only through the padding: an early convolution makes the pixels that
+    the filter needs beyond the border.
     """
 
     resample_filter: Tensor
 
-    def __init__(self, before: int, after: int, taps: Taps) -> None:
-        super().__init__(before, after, 3, padding=1 + (len(taps) - 1) // 2)
+    def __init__(
+        self, before: int, after: int, kernel: int, to: Direction, taps: Taps, early: bool = False
+    ) -> None:
+        beyond = (len(taps) - 1) // 2 if early else 0
+        super().__init__(before, after, kernel, padding=kernel // 2 + beyond)
+        self.direction, self.early = to, early
         self.register_buffer("resample_filter", _filter(taps))
 
     def forward(self, x: Float[Tensor, "b before h w"]) -> Float[Tensor, "b after new_h new_w"]:
-        """Convolve, then filter and halve."""
-        return _resample(super().forward(x), self.resample_filter, "down", padded=True)
+        """Resample and convolve."""
+        if self.early:
+            return _resample(super().forward(x), self.resample_filter, self.direction, padded=True)
+        return super().forward(_resample(x, self.resample_filter, self.direction))
 
 
 def norm(width: int, eps: float) -> nn.GroupNorm:
@@ -179,7 +170,7 @@ def conv(
 ) -> nn.Conv2d:
     """A convolution that keeps height and width, or one at the new resolution."""
     if resample:
-        return ResampleThenConv(before, after, kernel, resample, taps)
+        return ResamplingConv(before, after, kernel, resample, taps)
     return nn.Conv2d(before, after, kernel, padding=kernel // 2)
 
 

@@ -36,10 +36,10 @@ from torch.nn import functional
 from dmd_tutorial.checks import Condition, PerSample
 from dmd_tutorial.denoisers import SIGMA_DATA, EDMDenoiser
 from dmd_tutorial.edm.blocks import (
-    ConvThenDown,
     FourierEmbedding,
     PositionalEmbedding,
     Resample,
+    ResamplingConv,
     Style,
     UNetBlock,
     conv,
@@ -145,11 +145,7 @@ class SongUNet(_RawNetwork):
         _check_choice("decoder_type", decoder_type, ("standard", "skip"))
         embedding, waves = model_channels * channel_mult_emb, model_channels * channel_mult_noise
         levels = _levels(img_resolution, model_channels, channel_mult, num_blocks, attn_resolutions)
-        style = Style(
-            embedding, dropout, eps=1e-6, skip_scale=math.sqrt(0.5), adaptive_scale=False,
-            project_short_cut=True, channels_per_head=None, attend_in_every_block=False,
-            taps=tuple(resample_filter),
-        )  # fmt: skip
+        style = Style(embedding, dropout, tuple(resample_filter))
         fixed = embedding_type == "positional"
         self.map_noise = PositionalEmbedding(waves, True) if fixed else FourierEmbedding(waves)
         self.map_label = nn.Linear(label_dim, waves) if label_dim else None
@@ -204,7 +200,6 @@ class DhariwalUNet(_RawNetwork):
         style = Style(
             embedding, dropout, eps=1e-5, skip_scale=1.0, adaptive_scale=True,
             project_short_cut=False, channels_per_head=64, attend_in_every_block=True,
-            taps=(1, 1),
         )  # fmt: skip
         self.map_noise = PositionalEmbedding(waves, endpoint=False)
         self.map_augment = nn.Linear(augment_dim, waves, bias=False) if augment_dim else None
@@ -297,8 +292,8 @@ def _encoder(
                 layers[f"{level.name}_aux_down"] = Resample("down", style.taps)
                 layers[f"{level.name}_aux_skip"] = conv(image, before, kernel=1)
             elif kind == "residual":
-                layers[f"{level.name}_aux_residual"] = ConvThenDown(image, before, style.taps)
-                image = before
+                convolved = ResamplingConv(image, before, 3, "down", style.taps, early=True)
+                layers[f"{level.name}_aux_residual"], image = convolved, before
         for index in range(level.blocks):
             block = UNetBlock(before, level.width, style, attention=level.attention)
             layers[f"{level.name}_block{index}"] = block

@@ -52,9 +52,6 @@ class Inert:
         made.class_name, made.state = "", {}
         return made
 
-    def __init__(self, *_: object) -> None:
-        pass
-
     def __setstate__(self, state: object) -> None:
         if isinstance(state, dict):
             self.state = state
@@ -71,8 +68,6 @@ def read_pickle(content: bytes) -> Any:
         return _Unpickler(io.BytesIO(content), _network_names(len(content))).load()
     except Refused:
         raise
-    except RecursionError as error:
-        raise Refused("the file is nested too deeply") from error
     except Exception as error:
         raise ValueError(f"the file is damaged: {shown(str(error))}") from error
 
@@ -185,13 +180,13 @@ def _network_names(size: int) -> dict[str, Any]:
     names: dict[str, Any] = {
         "torch_utils.persistence._reconstruct_persistent_obj": _persistent_object,
         "torch._utils._rebuild_tensor_v2": _tensor,
-        "torch._utils._rebuild_parameter": _parameter,
+        "torch._utils._rebuild_parameter": lambda data, *_: data,
         "torch.storage._load_from_bytes": partial(read_storage, budget=storages),
         "collections.OrderedDict": lambda: OrderedDict(),
         "builtins.set": _set,
         "__builtin__.set": _set,
         "_codecs.encode": partial(_encode, budget=texts),
-        "numpy.dtype": _dtype,
+        "numpy.dtype": lambda *given: _NumberType(*given),
         "numpy.core.multiarray.scalar": _scalar,
         "numpy._core.multiarray.scalar": _scalar,
     }
@@ -230,33 +225,22 @@ def _encode(text: object, encoding: object, budget: _Budget) -> bytes:
 class _NumberType:
     """A numpy type by its name; a state that follows it is ignored but for the byte order."""
 
-    def __init__(self, name: str) -> None:
-        self.name, self.order = name, "<"
+    def __init__(self, name: object, *_: object) -> None:
+        if not isinstance(name, str) or name.lstrip("<>=|") not in NUMBERS:
+            raise Refused("numbers of a numpy type that is none are not allowed")
+        self.dtype = np.dtype(name.lstrip("<>=|")).newbyteorder("<")
 
     def __setstate__(self, state: object) -> None:
-        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">", "|", "="):
-            self.order = "<" if state[1] in "|=" else state[1]
-
-
-def _dtype(name: object, *_: object) -> _NumberType:
-    if not isinstance(name, str) or name.lstrip("<>=|") not in NUMBERS:
-        raise Refused("numbers of a numpy type that is none are not allowed")
-    return _NumberType(name.lstrip("<>=|"))
+        if isinstance(state, tuple) and len(state) > 1 and state[1] in ("<", ">"):
+            self.dtype = self.dtype.newbyteorder(state[1])
 
 
 def _scalar(kind: object, data: object = b"") -> int | float | bool:
     if not isinstance(kind, _NumberType) or not isinstance(data, bytes):
         raise Refused("a number of numpy is not described as numpy does")
-    dtype = np.dtype(kind.order + kind.name)
-    if len(data) != dtype.itemsize:
-        raise Refused(f"a number of numpy type {kind.name} has {len(data)} bytes")
-    return np.frombuffer(data, dtype)[0].item()
-
-
-def _parameter(data: object, *_: object) -> Tensor:
-    if not isinstance(data, Tensor):
-        raise Refused("a parameter is not made from a tensor")
-    return data
+    if len(data) != kind.dtype.itemsize:
+        raise Refused(f"a number of numpy type {kind.dtype} has {len(data)} bytes")
+    return np.frombuffer(data, kind.dtype)[0].item()
 
 
 def _tensor(storage: object, offset: object, size: object, stride: object, *_: object) -> Tensor:

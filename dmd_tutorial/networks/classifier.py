@@ -13,13 +13,9 @@ class Classifier(nn.Module):
     """
 
     def __init__(
-        self,
-        size: int = 8,
-        channels: int = 1,
-        classes: int = 10,
-        width: int = 32,
+        self, size: int = 8, channels: int = 1, classes: int = 10, width: int = 32,
         deep: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__()
         self.config = {
             "size": size, "channels": channels, "classes": classes, "width": width, "deep": deep,

@@ -26,15 +26,9 @@ class UNet(nn.Module):
     """
 
     def __init__(
-        self,
-        size: int = 8,
-        channels: int = 1,
-        classes: int = 10,
-        width: int = 32,
-        multipliers: Sequence[int] = (1, 2),
-        blocks: int = 1,
-        embedding: int = 128,
-    ) -> None:
+        self, size: int = 8, channels: int = 1, classes: int = 10, width: int = 32,
+        multipliers: Sequence[int] = (1, 2), blocks: int = 1, embedding: int = 128,
+    ) -> None:  # fmt: skip
         super().__init__()
         if size % 2 ** (len(multipliers) - 1):
             raise ValueError(f"size {size} cannot be halved {len(multipliers) - 1} times")
@@ -51,17 +45,14 @@ class UNet(nn.Module):
 
         self.first = nn.Conv2d(channels, width, 3, padding=1)
         self.down, self.up = nn.ModuleList(), nn.ModuleList()
-        before = width
-        for level_width in widths:
-            self.down.append(_level(before, level_width, blocks, embedding))
-            before = level_width
-        self.middle = Block(before, before, embedding)
-        self.attention = Attention(before)
-        for level_width in reversed(widths):
-            self.up.append(_level(before + level_width, level_width, blocks, embedding))
-            before = level_width
-        self.last_norm = nn.GroupNorm(8, before)
-        self.last = nn.Conv2d(before, channels, 3, padding=1)
+        for before, after in itertools.pairwise([width, *widths]):
+            self.down.append(_level(before, after, blocks, embedding))
+        self.middle = Block(widths[-1], widths[-1], embedding)
+        self.attention = Attention(widths[-1])
+        for before, after in itertools.pairwise([widths[-1], *reversed(widths)]):
+            self.up.append(_level(before + after, after, blocks, embedding))
+        self.last_norm = nn.GroupNorm(8, widths[0])
+        self.last = nn.Conv2d(widths[0], channels, 3, padding=1)
         nn.init.zeros_(self.last.weight)  # so that D starts as c_skip x
         nn.init.zeros_(self.last.bias)  # type: ignore[arg-type]
 

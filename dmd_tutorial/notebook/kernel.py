@@ -2,71 +2,36 @@
 
 Python cannot repeat an import that was cut in half if the module has registered something on the
 way. PyTorch imports such a module, ``torch._dynamo``, with the first optimiser: just when a reader
-presses Stop. Here an interrupt waits until that import is complete.
+presses Stop. Here it is imported at once, and an interrupt waits until that is complete.
 
 And ``with torch.no_grad()`` switches gradients off and on for the whole process. An interrupt just
 beside the switch leaves them off. Here they are switched back after a cell that failed.
 """
 
-import _thread
-import importlib.abc
-import importlib.machinery
+import importlib
 import signal
 import sys
 import threading
-from collections.abc import Callable
-from functools import partial
-from types import ModuleType
 from typing import Any
 
+import torch
 from IPython import get_ipython
 
 from dmd_tutorial.notebook import plots
 
-UNREPEATABLE = {"torch._dynamo"}
-DELAY = 0.05  # seconds from the end of such an import to the interrupt that waited for it
 
-
-class WholeImports(importlib.abc.MetaPathFinder):
-    """Finds the modules whose import must not be cut in half, and nothing else."""
-
-    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
-        """Return the module's own specification, with a loader that is not interrupted."""
-        if fullname not in UNREPEATABLE:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        if spec and spec.loader:
-            whole = partial(_uninterrupted, spec.loader.exec_module)
-            spec.loader.exec_module = whole  # type: ignore[method-assign]
-        return spec
-
-
-def _uninterrupted(execute: Callable[[ModuleType], None], module: ModuleType) -> None:
-    """Execute a module, holding interrupts back if this thread is the one they reach."""
-    if threading.current_thread() is not threading.main_thread():
-        return execute(module)
+def import_whole(name: str) -> None:
+    """Import a module; an interrupt on the way is raised when that is done."""
     asked: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
+    if reached := threading.current_thread() is threading.main_thread():  # by interrupts
+        before = signal.signal(signal.SIGINT, lambda number, frame: asked.append(number))
     try:
-        return execute(module)
+        importlib.import_module(name)
     finally:
-        signal.signal(signal.SIGINT, before)
-        if asked:  # not at once: the import statement itself must come to its end
-            threading.Timer(DELAY, _interrupt).start()
-
-
-def _interrupt() -> None:
-    """Interrupt the main thread, also where it sleeps."""
-    if hasattr(signal, "pthread_kill"):
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-    else:  # Windows
-        _thread.interrupt_main()
-
-
-def keep_imports_whole() -> None:
-    """Let no interrupt cut PyTorch's late imports in half, in this process from now on."""
-    if not any(isinstance(finder, WholeImports) for finder in sys.meta_path):
-        sys.meta_path.insert(0, WholeImports())
+        if reached:
+            signal.signal(signal.SIGINT, before)
+    if asked:
+        raise KeyboardInterrupt
 
 
 def keep_gradients(shell: Any) -> None:
@@ -74,12 +39,10 @@ def keep_gradients(shell: Any) -> None:
     before = [True]  # whether they were recorded before the cell
 
     def remember(_: object = None) -> None:
-        if torch := sys.modules.get("torch"):
-            before[0] = torch.is_grad_enabled()
+        before[0] = torch.is_grad_enabled()
 
     def restore(result: Any) -> None:  # None of a cancelled cell
-        torch = sys.modules.get("torch")
-        if torch and not (result and result.success):
+        if not (result and result.success):
             torch.set_grad_enabled(before[0])
 
     shell.events.register("pre_run_cell", remember)
@@ -93,7 +56,7 @@ def setup() -> None:
     """
     plots.style()
     if "ipykernel" in sys.modules and (shell := get_ipython()):
-        keep_imports_whole()
+        import_whole("torch._dynamo")
         if not hasattr(shell, "_dmd_keeps_gradients"):  # once a kernel
             shell._dmd_keeps_gradients = True
             keep_gradients(shell)

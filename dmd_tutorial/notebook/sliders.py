@@ -81,10 +81,9 @@ def slider(
         display(widget(draw, axes, alt, start, snap))
 
 
-def frames(draw: Draw, values: Sequence[Value], second: Sequence[Value] = ()) -> list[Frame]:
-    """Draw every state of a slider, the second one's values fastest, all in one size."""
-    states = itertools.product(values, *([second] if len(second) else []))
-    drawn = [_frame(draw, state) for state in states]
+def frames(draw: Draw, *values: Sequence[Value]) -> list[Frame]:
+    """Draw every state of one slider or two, the second one's values fastest, all in one size."""
+    drawn = [_frame(draw, state) for state in itertools.product(*values)]
     for frame in drawn:
         if frame.size != drawn[0].size:
             sizes = f"is {frame.size}, the first is {drawn[0].size}"

@@ -6,6 +6,7 @@ differ in f, g and a factor alpha between their states; one function runs both b
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -85,12 +86,5 @@ def reverse_sde(
         yield Step(index, state / process.alpha(t_next), denoised, sigma_next, counted.calls)
 
 
-def probability_flow(
-    denoiser: Denoiser, z: Samples, levels: Ladder,
-    label: Condition | None = None, *, process: Process = VE,
-) -> Iterator[Step]:  # fmt: skip
-    """Euler's steps on the probability-flow ODE of a diffusion; for `VE` they are `euler`'s.
-
-    Source: Song et al. 2021, Eq. 13.
-    """
-    return reverse_sde(denoiser, z, levels, label, process=process, chance=0.0)
+# Euler's steps on the probability-flow ODE of a diffusion; for `VE` they are `euler`'s
+probability_flow = partial(reverse_sde, chance=0.0)

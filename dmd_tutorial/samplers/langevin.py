@@ -48,12 +48,11 @@ def annealed_langevin(
     The step shrinks with the level, ``step_ratio * sigma^2``. Source: Song and Ermon 2019, Alg. 1.
     """
     x = start(z, levels)
-    index = calls = 0
+    index = 0
     for sigma in levels.tolist():
         step_size = step_ratio * sigma**2
         walk = langevin(denoiser, x.to(z.dtype), sigma, steps_per_level, step_size, label, rng=rng)
         for step in walk:
-            calls += 1
             x = step.x
-            yield step._replace(index=index, evaluations=calls)
+            yield step._replace(index=index, evaluations=index + 1)
             index += 1

@@ -23,17 +23,12 @@ class Step(NamedTuple):
     evaluations: int  # calls of the denoiser since the start
 
 
-def state_type(device: torch.device) -> torch.dtype:
-    """The type of a sampler's state: float64, in which many small steps add up; else float32."""
-    if device.type != "mps":
-        return torch.float64
-    warnings.warn("mps has no float64: samplers add up their steps in float32", stacklevel=3)
-    return torch.float32
-
-
 def exact(x: Samples) -> Samples:
-    """The same numbers in the type of a state."""
-    return x.to(state_type(x.device))
+    """The same numbers in the type of a state: float64, in which many small steps add up."""
+    if x.device.type != "mps":
+        return x.double()
+    warnings.warn("mps has no float64: samplers add up their steps in float32", stacklevel=2)
+    return x.float()
 
 
 class Counted:

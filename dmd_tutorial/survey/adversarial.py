@@ -6,7 +6,6 @@ The generator takes one step here; theirs is trained at four noise levels. alpha
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -16,6 +15,7 @@ from torch.nn import functional
 from dmd_tutorial import dmd
 from dmd_tutorial.checks import Condition, PerSample, Samples, expand
 from dmd_tutorial.denoisers import Denoiser, EDMDenoiser
+from dmd_tutorial.dmd import Batch
 from dmd_tutorial.networks.mlp import MLP, Linears
 from dmd_tutorial.networks.unet import Block, UNet
 from dmd_tutorial.noise import add_noise, dmd_sigma, karras_grid, noise_like
@@ -118,14 +118,6 @@ class Objective:
     grid: Tensor = field(default_factory=karras_grid, repr=False)  # levels of the teacher's term
 
 
-class Batch(NamedTuple):
-    """What an iteration consumes: noise and data, (batch, *shape), of the same classes."""
-
-    z: Tensor
-    x_real: Tensor
-    label: Condition | None = None
-
-
 def generator_loss(
     x: Samples, teacher: Denoiser, judge: Callable[[Tensor, Condition | None], Tensor],
     label: Condition | None, objective: Objective, rng: Generator | None = None,
@@ -147,8 +139,8 @@ def iteration(
 ) -> float:  # fmt: skip
     """Update the generator, then the discriminator on the same samples (ADD, Section 3).
 
-    Returns the discriminator's loss before its update: 2 where it knows nothing, 0 where it tells
-    all apart, NaN without one.
+    The batch's y_ref are data of the same classes. Returns the discriminator's loss before its
+    update: 2 where it knows nothing, 0 where it tells all apart, NaN without one.
     """
 
     def judge(x: Tensor, label: Condition | None) -> Tensor:
@@ -160,7 +152,7 @@ def iteration(
     if not objective.adversarial:
         return math.nan
     with torch.no_grad():
-        real, fake = (features(some, batch.label) for some in (batch.x_real, x))
+        real, fake = (features(some, batch.label) for some in (batch.y_ref, x))
     hinge = hinge_discriminator_loss(discriminator(*real), discriminator(*fake))
     penalty = objective.r1 * r1_penalty(discriminator, real) if objective.r1 else 0.0
     dmd.update(discriminator_optimizer, hinge + penalty, objective.clip)

@@ -3,7 +3,6 @@
 import itertools
 from collections import deque
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -50,15 +49,6 @@ class Perceptron(nn.Module):
         return self.layers[-1](h).reshape(len(x), -1)
 
 
-class Coded(NamedTuple):
-    """What a VAE makes of points: the Gaussians q(z | x) and p(x | z) at one z of the former."""
-
-    latent_mean: Latents
-    latent_std: Latents
-    mean: Points
-    std: Float[Tensor, "batch 1"]
-
-
 class VAE(nn.Module):
     """A Gaussian over z for each x, a Gaussian over x for each z (Kingma and Welling 2014)."""
 
@@ -72,11 +62,13 @@ class VAE(nn.Module):
         self.decoder = Perceptron(latent, dim, hidden, layers, classes, copies)
         self.log_std = nn.Parameter(torch.zeros(copies))
 
-    def forward(self, x: Samples, noise: Latents, label: Condition | None = None) -> Coded:
-        """Encode points, or images, make a z for each of standard normal noise, and decode it."""
+    def forward(
+        self, x: Samples, noise: Latents, label: Condition | None = None
+    ) -> tuple[Tensor, ...]:
+        """Means and standard deviations of q(z | x), and of p(x | z) at the z that noise makes."""
         mean, log_std = self.encoder(x, label).chunk(2, dim=1)
         std = log_std.exp()
-        return Coded(mean, std, *self.decode(mean + std * noise, label))
+        return mean, std, *self.decode(mean + std * noise, label)
 
     def decode(
         self, z: Latents, label: Condition | None = None
@@ -94,10 +86,9 @@ class VAE(nn.Module):
 
 def elbo(vae: VAE, x: Points, noise: Latents, label: Condition | None = None) -> PerSample:
     """``log p(x | z) - KL(q(z | x) || p(z))``, a bound in nats (Kingma and Welling 2014, Eq. 3)."""
-    coded = vae(x, noise, label)
-    reconstruction = Normal(coded.mean, coded.std).log_prob(x).sum(1)
-    prior = Normal(torch.zeros_like(coded.latent_mean), torch.ones_like(coded.latent_std))
-    return reconstruction - kl_divergence(Normal(*coded[:2]), prior).sum(1)
+    mean, std, *decoded = vae(x, noise, label)
+    prior = Normal(torch.zeros_like(mean), torch.ones_like(std))
+    return Normal(*decoded).log_prob(x).sum(1) - kl_divergence(Normal(mean, std), prior).sum(1)
 
 
 class RealNVP(nn.Module):

@@ -109,19 +109,14 @@ def progressive_loss(
     return (expand(weight(weighting, sigma), x) * error**2).mean()
 
 
-def halved(levels: Ladder) -> Float[Tensor, " half+1"]:
-    """Every second level: the student's, where the levels are the teacher's."""
-    if len(levels) % 2 == 0:
-        raise ValueError(f"{len(levels) - 1} steps cannot be halved")
-    return levels[::2]
-
-
 def draw_double_step(
     batch: int, levels: Ladder, rng: Generator | None = None
 ) -> tuple[PerSample, PerSample, PerSample]:
     """Draw some of the student's steps on its teacher's levels: start, the teacher's stop, end."""
-    starts = len(halved(levels)) - 1
-    index = 2 * torch.randint(starts, (batch,), **source(rng)).to(levels.device)
+    steps, left = divmod(len(levels) - 1, 2)
+    if left:
+        raise ValueError(f"{len(levels) - 1} steps cannot be halved")
+    index = 2 * torch.randint(steps, (batch,), **source(rng)).to(levels.device)
     sigma, between, after = (levels.float()[index + step] for step in range(3))
     return sigma, between, after
 
@@ -174,5 +169,5 @@ def progressive(
         for _ in halving(run, teacher, draw, levels, weighting):
             pass
         teacher = student = run.average
-        levels = halved(levels)
+        levels = levels[::2]  # the student's
         yield Halved(student, levels)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -32,11 +33,7 @@ Step = Callable[..., Record]  # the arguments of `dmd.iteration`, to rng
 
 def known_noise(noise: Samples) -> Denoiser:
     """The critic of SDS: told the noise in the samples, it answers with the clean samples."""
-
-    def denoiser(x: Tensor, sigma: Tensor, label: Condition | None = None) -> Tensor:
-        return denoised_from_noise(x, noise, sigma)
-
-    return denoiser
+    return lambda x, sigma, label=None: denoised_from_noise(x, noise, sigma)
 
 
 class Judge(nn.Module):
@@ -166,16 +163,12 @@ def with_data(
 ) -> Step:
     """A step whose batches hold data as y_ref: as much as noise, ``draw(count, rng)``."""
 
-    def iteration(
-        generator: nn.Module, critic: Denoiser, teacher: Denoiser,
-        generator_optimizer: Optimizer, critic_optimizer: Optimizer | None,
-        batch: Batch, objective: Objective, rng: Generator | None = None,
-    ) -> Record:  # fmt: skip
+    def iteration(*given: Any) -> Record:
+        *trained, batch, objective, rng = given
         y, label = draw(len(batch.z), rng)
         label = None if label is None else label.to(batch.z.device)
         batch = batch._replace(y_ref=y.to(batch.z), label_ref=label)
-        networks, optimizers = (generator, critic, teacher), (generator_optimizer, critic_optimizer)
-        return step(*networks, *optimizers, batch, objective, rng)
+        return step(*trained, batch, objective, rng)
 
     return iteration
 

@@ -36,16 +36,12 @@ def _images() -> list[tuple]:
     return [(network, x, sigma, 0.5), (network, x[4:5], sigma[4:5], 1.4)]
 
 
-def _mean(first: Tensor, second: Tensor) -> Tensor:
-    return (first + second) / 2
-
-
 def heun_step(
-    denoiser, x, sigma, sigma_next, combine=_mean, moved=True, guarded=True, old=False, ahead=1
+    denoiser, x, sigma, sigma_next, a=0.5, b=0.5, moved=True, guarded=True, old=False, ahead=1
 ) -> Tensor:
     """One of Heun's steps, Euler's where it ends at noise level 0: the answer to 2.3.
 
-    Wrong ones combine the slopes in another way, or take another second slope.
+    Wrong ones have other shares, a and b, of the slopes, or take another second slope.
     """
     step = ahead * (sigma_next - sigma)
     first = _slope(denoiser, x, sigma)
@@ -53,7 +49,7 @@ def heun_step(
     if guarded and sigma_next == 0:
         return predicted
     second = _slope(denoiser, predicted if moved else x, sigma_next, over=sigma if old else None)
-    return x + step * combine(first, second)
+    return x + step * (a * first + b * second)
 
 
 def _slope(denoiser: Denoiser, x: Tensor, sigma: float, over: float | None = None) -> Tensor:
@@ -74,12 +70,6 @@ def _fitted_slope(x: Tensor, y: Tensor) -> Tensor:
     """Slope of the straight line nearest to the points in the mean square."""
     x = x - x.mean()
     return (x * (y - y.mean())).sum() / (x**2).sum()
-
-
-def _errors() -> list[tuple]:
-    """Errors about a power law, at numbers of steps that do not double."""
-    a, b = torch.tensor([10.0, 30.0, 90.0]).double(), torch.tensor([8.0, 12.0, 50.0, 70.0]).double()
-    return [(a, 3 / a * (1 + a.cos() / 9)), (b, 0.5 / b**2.4 * (1 + b.cos() / 9))]
 
 
 EXERCISES = [
@@ -114,17 +104,16 @@ EXERCISES = [
         "the direct path is c_skip * x, not x": partial(denoise, skipped=False),
     }, inputs=_images, probe=gradients_by({"gradient that reaches the network": 0}, name="")),
     Exercise("2.3", "Heun's step", heun_step, {
-        "this is Euler's step: use the second slope": partial(heun_step, combine=lambda a, b: a),
-        "that is the second slope; take the mean": partial(heun_step, combine=lambda a, b: b),
-        "the slopes are added; take their mean": partial(heun_step, combine=lambda a, b: a + b),
+        "this is Euler's step: use the second slope": partial(heun_step, a=1, b=0),
+        "that is the second slope; take the mean": partial(heun_step, a=0, b=1),
+        "the slopes are added; take their mean": partial(heun_step, a=1, b=1),
         "the second slope is taken at the old x: take it where Euler's step arrives":
             partial(heun_step, moved=False),
         "the second slope is divided by the old noise level; everything in it belongs to "
         "sigma_next": partial(heun_step, old=True),
         "the step goes uphill: from sigma to sigma_next the change is sigma_next - sigma":
             partial(heun_step, ahead=-1),
-        "the real step starts at x, not where Euler's step arrives":
-            partial(heun_step, combine=lambda a, b: a + (a + b) / 2),
+        "the real step starts at x, not where Euler's step arrives": partial(heun_step, a=1.5),
         "at sigma_next = 0 the second slope is 0/0: there, stop at Euler's step":
             partial(heun_step, guarded=False),
     }, inputs=lambda: [(Network(lambda p, x, s: p * x.tanh() / (1 + s**2)), x, *levels)
@@ -155,5 +144,8 @@ EXERCISES = [
         "logarithms of both": lambda steps, errors: -_fitted_slope(steps, errors),
         "steps over errors: the roles of the axes are swapped":
             lambda steps, errors: -_fitted_slope(errors.log(), steps.log()),
-    }, inputs=_errors),
+        # errors about a power law, at numbers of steps that do not double
+    }, inputs=lambda: [(n, n**-order * (1 + n.cos() / 9)) for order, numbers in (
+                           (1.0, [10.0, 30.0, 90.0]), (2.4, [8.0, 12.0, 50.0, 70.0]))
+                       for n in [torch.tensor(numbers).double()]]),
 ]  # fmt: skip

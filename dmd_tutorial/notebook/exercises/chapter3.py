@@ -36,15 +36,6 @@ def _mean(x: Tensor) -> Tensor:
     return x.mean(dim=(1, 2, 3), keepdim=True)
 
 
-def _images() -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Samples whose errors differ from one to the next, so that a batch mean is found out."""
-    many = torch.randn(3, 2, 4, 4), torch.tensor([0.3, 1.0, 2.0])[:, None, None, None]
-    one = torch.randn(1, 3, 2, 5), torch.tensor(1e-3)
-    return [
-        (x, x + size * torch.randn(x.shape), x + torch.randn(x.shape)) for x, size in (many, one)
-    ]
-
-
 EXERCISES = [
     Exercise("3.1", "the Gaussian of the forward fit", forward_fit, {
         "that is the variance; the standard deviation is its root":
@@ -95,7 +86,11 @@ EXERCISES = [
             lambda x, real, fake: (fake - real) / _mean((x - fake).abs()),
         "the fake estimate is missing: this follows the real score alone, and collapses":
             lambda x, real, fake: pixel_gradient(x, real, x),
-    }, inputs=_images),
+        # errors differ from one sample to the next, so that a batch mean is found out
+    }, inputs=lambda: [
+        (x, x + size[:, None, None, None] * torch.randn(x.shape), x + torch.randn(x.shape))
+        for x, size in ((torch.randn(3, 2, 4, 4), torch.tensor([0.3, 1.0, 2.0])),
+                        (torch.randn(1, 3, 2, 5), torch.tensor([1e-3])))]),
     Exercise("3.5", "loss with a stop-gradient", dmd.matching_loss, {
         "no gradient is left to learn from, as x cancels: the target, and it alone, is detached":
             lambda x, gradient: 0.5 * functional.mse_loss(x, x - gradient),

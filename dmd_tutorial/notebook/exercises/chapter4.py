@@ -19,12 +19,6 @@ def _shrink(sigma: float, C: Tensor) -> Tensor:
     return C @ torch.linalg.inv(C + sigma**2 * torch.eye(len(C)))
 
 
-def _points() -> list[tuple]:
-    A, b = torch.tensor([[0.5, 0.2], [-0.3, 0.8]]), torch.tensor([0.4, -1.0])
-    three = torch.randn(1, 3), 0.01, torch.randn(3, 3), torch.randn(3)
-    return [(x, sigma, A, b) for x in [torch.randn(5, 2)] for sigma in (0.3, 2.0)] + [three]
-
-
 def critic_loss(
     *given, detach="samples", target="x", weight=None, scale=torch.clone, mean=torch.mean
 ) -> Tensor:
@@ -39,14 +33,6 @@ def critic_loss(
     aim = aim.detach() if detach == "target" else aim
     weights = weight(sigma) if weight else 1 / sigma**2 + 1 / 0.5**2
     return mean(weights[:, None] * (denoised - aim) ** 2)
-
-
-def _networks() -> list[tuple]:
-    """Batches of six and of one, at other levels of noise."""
-    critic = Network(lambda scale, x, sigma: scale * x / (1 + sigma), 0.8)
-    generator = Network(lambda shift, z: 0.5 * z + shift, [0.3, -0.2])
-    return [(critic, generator, torch.randn(n, 2), torch.rand(n) + low, torch.randn(n, 2))
-            for n, low in ((6, 0.3), (1, 2.0))]  # fmt: skip
 
 
 def gradient_bias(z: Tensor, learnt: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
@@ -88,7 +74,8 @@ EXERCISES = [
             lambda x, sigma, A, b: x - (x - b) @ _shrink(sigma, A @ A.mT).mT,
         "this is the score; the denoised point is x + sigma**2 times it":
             lambda x, sigma, A, b: (affine_denoiser(x, sigma, A, b) - x) / sigma**2,
-    }, inputs=_points),
+    }, inputs=lambda: [(torch.randn(n, dim), sigma, torch.randn(dim, dim), torch.randn(dim))
+                       for n, dim, sigma in ((5, 2, 0.3), (5, 2, 2.0), (1, 3, 0.01))]),
     Exercise("4.2", "the critic's loss", critic_loss, {
         "a gradient reaches the generator: it would learn to make samples that are easy to "
         "denoise; detach the samples": partial(critic_loss, detach=None),
@@ -112,7 +99,10 @@ EXERCISES = [
         "scale the noise by sigma before adding it": partial(critic_loss, scale=torch.ones_like),
         "the critic is asked at the noisy samples, not at the clean ones":
             partial(critic_loss, scale=torch.zeros_like),
-    }, inputs=_networks, probe=gradients_by(
+    }, inputs=lambda: [(Network(lambda scale, x, sigma: scale * x / (1 + sigma), 0.8),
+                        Network(lambda shift, z: 0.5 * z + shift, [0.3, -0.2]),
+                        torch.randn(n, 2), torch.rand(n) + low, torch.randn(n, 2))
+                       for n, low in ((6, 0.3), (1, 2.0))], probe=gradients_by(
         {"gradient that reaches the generator": 1, "gradient that reaches the critic": 0}
     )),
     Exercise("4.3", "bias of the gradient", gradient_bias, {

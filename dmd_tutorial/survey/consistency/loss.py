@@ -8,9 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from dmd_tutorial.checks import Condition, PerSample, Samples
-from dmd_tutorial.denoisers import (
-    Denoiser,
-)
+from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.survey.consistency.pairs import Pair
 
 Distance = Callable[[Tensor, Tensor], Tensor]  # two batches of samples to (batch,)

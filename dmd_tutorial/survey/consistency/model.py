@@ -8,12 +8,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from dmd_tutorial.checks import Condition, PerSample, Samples, check_sigma, expand
-from dmd_tutorial.denoisers import (
-    Denoiser,
-    EDMDenoiser,
-    Preconditioning,
-    edm_preconditioning,
-)
+from dmd_tutorial.denoisers import Denoiser, EDMDenoiser, Preconditioning, edm_preconditioning
 from dmd_tutorial.noise import SIGMA_MIN, noise_like
 from dmd_tutorial.samplers import Step
 

@@ -3,9 +3,7 @@
 from typing import NamedTuple
 
 from dmd_tutorial.checks import Condition, PerSample, Samples
-from dmd_tutorial.denoisers import (
-    Denoiser,
-)
+from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.noise import add_noise
 from dmd_tutorial.survey.consistency.paths import solve
 

@@ -3,10 +3,7 @@
 import torch
 
 from dmd_tutorial.checks import Condition, PerSample, Samples, expand
-from dmd_tutorial.denoisers import (
-    Denoiser,
-    noise_from_denoised,
-)
+from dmd_tutorial.denoisers import Denoiser, noise_from_denoised
 from dmd_tutorial.noise import RHO
 
 

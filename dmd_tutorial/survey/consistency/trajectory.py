@@ -9,10 +9,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from dmd_tutorial.checks import Condition, PerSample, Samples, check_same_shape, check_sigma, expand
-from dmd_tutorial.denoisers import (
-    EDMDenoiser,
-    edm_preconditioning,
-)
+from dmd_tutorial.denoisers import EDMDenoiser, edm_preconditioning
 from dmd_tutorial.networks import MLP, UNet
 from dmd_tutorial.noise import SIGMA_MIN, noise_like
 from dmd_tutorial.samplers import Step
