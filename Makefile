@@ -73,7 +73,7 @@ test: lint
 # Status 3: out of time, stages are left.
 results: $(INSTALLED)
 	@while true; do \
-	  $(BIN)/python benchmarks/full_size.py --minutes 7 $(RESULTS); status=$$?; \
+	  $(BIN)/python -m benchmarks.full_size --minutes 7 $(RESULTS); status=$$?; \
 	  [ $$status = 3 ] || exit $$status; \
 	done
 

@@ -1,6 +1,6 @@
 """The paper's Table 2 at full size, on one GPU: teacher, pairs, students, ablations, evaluations.
 
-    python benchmarks/full_size.py --data cifar10 --minutes 8.5     # again and again, until done
+    python -m benchmarks.full_size --data cifar10 --minutes 8.5     # again and again, until done
     make results                                                    # the same in a loop
 
 Everything is cut into stages, and a stage that is out of time goes on with the next call. What is
@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.classifier import accuracy, train_classifier
 from dmd_tutorial import features, metrics, pretrained
 from dmd_tutorial.anchor import load_pairs
 from dmd_tutorial.data import Images, balanced_labels, normal
@@ -150,11 +151,11 @@ class Results:
         held_out = max(1, len(self.images.x) // 10)
         train, test = self.images.split(held_out)
         started = time.monotonic()
-        classifier = features.train_classifier(
+        classifier = train_classifier(
             train, self.plan.classifier_steps, batch=min(512, len(train.x)), noise=0.0,
             augment=True, width=self.plan.classifier_width, deep=True, device=self.options.device,
         )  # fmt: skip
-        correct = features.accuracy(classifier, test)
+        correct = accuracy(classifier, test)
         features.save_classifier(path, classifier, held_out=held_out, correct=correct)
         self.note(classifier={"held_out": held_out, "correct": correct,
                               "seconds": round(time.monotonic() - started, 1)})  # fmt: skip

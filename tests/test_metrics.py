@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from benchmarks import classifier as maker
+from benchmarks.classifier import accuracy, train_classifier
 from dmd_tutorial import features as feature_room
 from dmd_tutorial import metrics
 from dmd_tutorial.data import Images, balanced_labels, digits, ring, two_modes
 from dmd_tutorial.features import (
     CLASSIFIER_FILE,
-    accuracy,
     extract_features,
     load_classifier,
     save_classifier,
     to_8_bit,
-    train_classifier,
 )
 from dmd_tutorial.metrics import (
     class_coverage,
@@ -41,7 +41,7 @@ from dmd_tutorial.metrics import (
 from dmd_tutorial.networks.classifier import Classifier
 
 IMAGES = digits()
-TRAIN, HELD_OUT = IMAGES.split(feature_room.HELD_OUT)
+TRAIN, HELD_OUT = IMAGES.split(maker.HELD_OUT)
 
 
 @pytest.fixture
@@ -69,10 +69,10 @@ def test_shipped_classifier_has_the_accuracy_of_its_header():
 
 def test_the_command_writes_a_classifier_and_its_accuracy(tmp_path, monkeypatch):
     path = tmp_path / "classifier.safetensors"
-    monkeypatch.setattr(feature_room, "CLASSIFIER_FILE", path)
+    monkeypatch.setattr(maker, "CLASSIFIER_FILE", path)
     few = functools.partial(train_classifier, steps=40)
-    monkeypatch.setattr(feature_room, "train_classifier", few)
-    feature_room.remake_classifier()
+    monkeypatch.setattr(maker, "train_classifier", few)
+    maker.remake_classifier()
     made = load_classifier(path)
     assert made.state_dict().keys() == load_classifier().state_dict().keys()
     with safe_open(path, "pt") as file:

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from benchmarks.classifier import train_classifier
 from dmd_tutorial.data import digits
-from dmd_tutorial.features import train_classifier
 from dmd_tutorial.runs.presets import PAPER, PRESETS
 
 # Yin et al. 2024, appendix: iterations, batch, rate, lambda_reg, pairs, Heun steps behind each
