@@ -1,11 +1,13 @@
 """What all tests share."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 
+MARKS = ("browser", "slow")  # of files that take minutes, the longest first
 sys.path.insert(0, str(Path(__file__).parents[1] / "book" / "tools"))
 
 
@@ -26,11 +28,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Long files first: no process is left alone with one. Only what --equation asks for."""
-    long = {
-        item.path for item in items for mark in ("slow", "browser") if item.get_closest_marker(mark)
+    """The longest files first: no process is left alone with one. Only what --equation asks for."""
+    marked = {
+        mark: {item.path for item in items if item.get_closest_marker(mark)} for mark in MARKS
     }
-    items.sort(key=lambda item: item.path not in long)
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (*(item.path not in marked[m] for m in MARKS), -tests[item.path]))
     wanted = config.getoption("--equation")
     if wanted is None:
         return
