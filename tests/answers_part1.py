@@ -5,106 +5,13 @@ import math
 from functools import partial
 
 import numpy as np
-import pytest
 import torch
-from torch import Tensor
+from answers import NO_GRADIENT, ONE_LEVEL_EACH, truth
 from torch.nn import functional as F
-
-from dmd_tutorial.notebook.exercises import chapters, check
-
-EXERCISES = {e.number: e for chapter in "123456" for e in chapters()[chapter]}
-FUNCTIONS = [number for number, exercise in EXERCISES.items() if callable(exercise.truth)]
-TRAINED = ["1.4", "2.2", "3.5", "4.2", "5.3", "5.4", "6.1", "6.3"]
-
-
-def truth(number):
-    return EXERCISES[number].truth
 
 
 def levels(x, sigma):
     return torch.full((len(x),), sigma, dtype=x.dtype)
-
-
-# What holds for every exercise
-
-
-CONSTANTS = [  # each number among the arguments, as it is in the first input
-    (number, place, value)
-    for number in FUNCTIONS
-    for place, value in enumerate(EXERCISES[number].inputs()[0])
-    if isinstance(value, int | float)
-]
-
-
-@pytest.mark.parametrize(("number", "place", "value"), CONSTANTS)
-def test_a_constant_cannot_stand_for_an_argument(number, place, value):
-    def answer(*given):
-        return truth(number)(*given[:place], value, *given[place + 1 :])
-
-    assert check(number, answer).passed is False
-
-
-@pytest.mark.parametrize("number", FUNCTIONS)
-def test_inputs_differ_in_batch_and_shape(number):
-    shapes = [
-        [argument.shape for argument in given if isinstance(argument, Tensor)]
-        for given in EXERCISES[number].inputs()
-    ]
-    for several in zip(*shapes, strict=True):
-        assert len(set(several)) > 1
-    if shapes[0] and number not in ("1.2", "2.1", "2.5", "3.1", "3.3"):  # these have no batch
-        assert 1 in {several[0][0] for several in shapes}
-
-
-@pytest.mark.parametrize("number", FUNCTIONS)
-def test_what_was_right_once_is_not_right(number):
-    kept = {}
-
-    def answer(*given):
-        return kept.setdefault("first", truth(number)(*given))
-
-    assert check(number, answer).passed is False
-
-
-def change(result, how):
-    return tuple(map(how, result)) if isinstance(result, tuple) else how(result)
-
-
-@pytest.mark.parametrize("number", FUNCTIONS)
-@pytest.mark.parametrize(
-    "how",
-    [lambda r: r + 0j, lambda r: torch.as_tensor(r).double().mul(0.7).round(), lambda r: [r], str],
-    ids=["complex", "rounded", "list", "text"],
-)
-def test_other_kinds_of_results_are_refused(number, how):
-    assert check(number, lambda *a: change(truth(number)(*a), how)).passed is False
-
-
-@pytest.mark.parametrize("number", FUNCTIONS)
-def test_arguments_are_left_alone(number):
-    def answer(*given):
-        result = truth(number)(*given)
-        with torch.no_grad():
-            tensors = [a for a in given if isinstance(a, Tensor) and not a.requires_grad]
-            tensors[-1].mul_(2)
-        return result
-
-    if any(isinstance(a, Tensor) for a in EXERCISES[number].inputs()[0]):
-        assert "changes its argument" in check(number, answer).message
-
-
-@pytest.mark.parametrize("number", TRAINED)
-@pytest.mark.parametrize(
-    "spoilt",
-    [
-        lambda f: lambda *a: f(*a).detach(),
-        lambda f: lambda *a: f(*a).detach().numpy(),
-        lambda f: torch.no_grad()(f),
-    ],
-    ids=["detach", "numpy", "no_grad"],
-)
-def test_what_is_trained_gets_its_gradient(number, spoilt):
-    assert "no gradient arrives anywhere" in check(number, spoilt(truth(number))).message
 
 
 # Wrong answers
@@ -193,9 +100,6 @@ def bare(x, sigma):
 def forgotten_return(average, new, decay):
     average.lerp_(new, 1 - decay)
 
-
-NO_GRADIENT = "no gradient arrives anywhere"
-ONE_LEVEL_EACH = "the network asks for one level for each sample"
 
 WRONG = [
     # (exercise, what is wrong, answer, a part of the sentence)
@@ -355,17 +259,6 @@ WRONG = [
     ("6.4", "one step", lambda k: 11, "input 2 of 3"),
     ("6.4", "pairs left out of the cost", lambda k: 4 * k + 4, "the anchor is missing"),
 ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("number", "answer", "sentence"),
-    [pytest.param(n, answer, said, id=f"{n} {what}") for n, what, answer, said in WRONG],
-)
-def test_wrong_answers_are_refused_with_a_sentence_that_helps(number, answer, sentence):
-    result = check(number, answer)
-    assert result.passed is False
-    assert sentence in result.message
-    assert "factor -0" not in result.message
 
 
 # Right answers
@@ -529,12 +422,3 @@ RIGHT = [
     ("6.4", lambda k: 7 + 4 * k),
     ("6.4", lambda k: 3 + 3 + 2 + 3 + 4 * (k - 1)),
 ]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("number", "answer"),
-    [pytest.param(*each, id=f"{each[0]} #{i}") for i, each in enumerate(RIGHT)],
-)
-def test_right_answers_pass_in_whatever_form(number, answer):
-    result = check(number, answer)
-    assert result.passed is True, result
