@@ -18,6 +18,7 @@ from torch import Tensor
 from torch_fidelity.utils import create_feature_extractor
 
 from dmd_tutorial.checks import check_finite
+from dmd_tutorial.denoisers import exact
 from dmd_tutorial.networks.classifier import Classifier
 
 CLASSIFIER_FILE = Path(__file__).parent / "weights" / "digits-classifier.safetensors"
@@ -31,7 +32,7 @@ def to_8_bit(x: Float[Tensor, "batch channels h w"]) -> UInt8[Tensor, "batch cha
     if x.dtype == torch.uint8:
         return x
     check_finite(x=x)
-    x = x.to(torch.promote_types(x.dtype, torch.float32))  # bfloat16 cannot tell 256 levels apart
+    (x,) = exact(x)  # bfloat16 cannot tell 256 levels apart
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 

@@ -22,7 +22,7 @@ from dmd_tutorial.samplers import (
     sample,
     stochastic,
 )
-from dmd_tutorial.samplers.step import exact
+from dmd_tutorial.samplers.step import as_state
 
 
 def gaussian(std: float = 0.5) -> GaussianMixture:
@@ -136,10 +136,10 @@ def test_the_state_is_float64_where_a_device_has_it(kind):
     """Apple's has not, and there is none here: the decision is asked, not the device."""
     x = Mock(device=torch.device(kind))
     if kind != "mps":
-        assert exact(x) is x.double.return_value
+        assert as_state(x) is x.double.return_value
         return
     with pytest.warns(UserWarning, match="mps has no float64"):
-        assert exact(x) is x.float.return_value
+        assert as_state(x) is x.float.return_value
 
 
 def test_sample_keeps_the_newest_states_only():

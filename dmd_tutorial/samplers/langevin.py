@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from dmd_tutorial.checks import Condition, Samples, check_finite
 from dmd_tutorial.denoisers import Denoiser, score_from_denoised
 from dmd_tutorial.noise import source
-from dmd_tutorial.samplers.step import Counted, Step, exact, start
+from dmd_tutorial.samplers.step import Counted, Step, as_state, start
 
 
 @torch.no_grad()
@@ -27,7 +27,7 @@ def langevin(
     if sigma <= 0 or step_size <= 0:
         raise ValueError(f"sigma and step_size must be above 0, not {sigma} and {step_size}")
     counted = Counted(denoiser, label, x.dtype)
-    dtype, x = x.dtype, exact(x)
+    dtype, x = x.dtype, as_state(x)
     levels = torch.full((len(x),), float(sigma), dtype=x.dtype, device=x.device)
     for index in range(steps):
         denoised = counted(x, sigma)

@@ -17,13 +17,13 @@ class Step(NamedTuple):
     """What a sampler has done so far."""
 
     index: int  # type: ignore[assignment]  # from 0; hides tuple.index, which nobody needs
-    x: Samples  # the state after the step, see `exact`
+    x: Samples  # the state after the step, see `as_state`
     denoised: Samples  # the denoiser's last answer, in the same type
     sigma: float  # the noise level that x has now
     evaluations: int  # calls of the denoiser since the start
 
 
-def exact(x: Samples) -> Samples:
+def as_state(x: Samples) -> Samples:
     """The same numbers in the type of a state: float64, in which many small steps add up."""
     if x.device.type != "mps":
         return x.double()
@@ -41,7 +41,7 @@ class Counted:
         """Denoise x, all of whose samples have the level sigma."""
         self.calls += 1
         levels = torch.full((len(x),), float(sigma), dtype=self.dtype, device=x.device)
-        return exact(self.denoiser(x.to(self.dtype), levels, self.label))
+        return as_state(self.denoiser(x.to(self.dtype), levels, self.label))
 
     def slope(self, x: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
         """The denoised estimate, and the slope dx/dsigma that it implies (the noise); sigma > 0."""
@@ -55,4 +55,4 @@ def start(z: Samples, levels: Float[Tensor, " levels"]) -> Samples:
     check_finite(z=z)
     if len(levels) < 2 or (levels.diff() >= 0).any():
         raise ValueError(f"levels must fall from first to last, they are {levels.tolist()}")
-    return levels[0].item() * exact(z)
+    return levels[0].item() * as_state(z)
