@@ -19,8 +19,9 @@ from torch import Tensor
 
 from dmd_tutorial import dmd, pretrained
 from dmd_tutorial.data import balanced_labels, normal
-from dmd_tutorial.denoisers import Denoiser, OneStepGenerator
+from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.dmd import Weighting
+from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.mixtures import GaussianMixture
 from dmd_tutorial.noise import add_noise, grid_sigma, karras_grid
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dmd_tutorial.checks import Condition, PerSample, Samples, check_finite, check_sigma, expand
-from dmd_tutorial.noise import SIGMA_MAX, add_noise
+from dmd_tutorial.noise import add_noise
 
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1]; EDM's
 
@@ -84,25 +84,6 @@ class EDMDenoiser(nn.Module):
         with torch.autocast(x.device.type, self.precision, enabled=self.precision is not None):
             raw = self.network(expand(c_in, x) * own, c_noise, label)
         return (expand(c_skip, x) * own + expand(c_out, x) * raw.to(dtype)).to(x.dtype)
-
-
-class OneStepGenerator(nn.Module):
-    """A denoiser used once, ``G(z) = D(sigma_max z, sigma_max)``: the student (DMD, Section 3.1).
-
-    At sigma_max a noisy sample holds almost nothing of the clean one, so a denoiser's single
-    answer there is close to the mean of the data. Distillation makes it a sample instead.
-    sigma_max must be the level from which the teacher's pairs start.
-    """
-
-    def __init__(self, denoiser: nn.Module, sigma_max: float = SIGMA_MAX) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-        self.sigma_max = sigma_max
-
-    def forward(self, z: Samples, label: Condition | None = None) -> Samples:
-        """Make samples, not clamped, of standard normal noise."""
-        sigma = torch.full((len(z),), self.sigma_max, dtype=z.dtype, device=z.device)
-        return self.denoiser(self.sigma_max * z, sigma, label)
 
 
 def zero_score(x: Samples, sigma: PerSample, label: Condition | None = None) -> Samples:

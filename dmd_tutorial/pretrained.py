@@ -16,10 +16,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dmd_tutorial.checks import check_finite
-from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
+from dmd_tutorial.denoisers import EDMDenoiser
 from dmd_tutorial.edm.checkpoint import PUBLISHED, load_edm, renamed
 from dmd_tutorial.edm.networks import NETWORKS as EDM_NETWORKS
 from dmd_tutorial.edm.networks import published_denoiser
+from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.networks import UNet
 
 NETWORKS: dict[str, type[nn.Module]] = {"UNet": UNet, **EDM_NETWORKS}

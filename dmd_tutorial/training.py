@@ -22,7 +22,8 @@ from dmd_tutorial import checks, dmd
 from dmd_tutorial.anchor import LPIPS, Pairs, l2
 from dmd_tutorial.checks import NO_CLASS, Checked, NotFiniteError, check_finite
 from dmd_tutorial.data import Images
-from dmd_tutorial.denoisers import OneStepGenerator, denoising_loss
+from dmd_tutorial.denoisers import denoising_loss
+from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.noise import SIGMA_MAX, karras_grid, lognormal_sigma, noise_like, stream
 
 
@@ -73,7 +74,7 @@ class DistillSettings(Checked):
     critic_steps: checks.CountOrNone = 2
     clip: checks.Positive = 10.0  # Largest L2 norm of each network's gradient.
     # Highest level of the grid on which scores are compared, in the units of x.
-    sigma_max: checks.Positive = SIGMA_MAX
+    grid_max: checks.Positive = SIGMA_MAX
     seed: int = 0  # Seed of everything drawn.
 
     def __post_init__(self) -> None:
@@ -91,7 +92,7 @@ class DistillSettings(Checked):
             distance=LPIPS().to(device) if perceptual else l2,
             critic_steps=self.critic_steps,
             clip=self.clip,
-            grid=karras_grid(sigma_max=self.sigma_max),
+            grid=karras_grid(sigma_max=self.grid_max),
         )
 
 

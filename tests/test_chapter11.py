@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from dmd_tutorial import data, dmd
 from dmd_tutorial.denoisers import noise_from_denoised
 from dmd_tutorial.dmd import Weighting
+from dmd_tutorial.generators import FewStepGenerator
 from dmd_tutorial.mixtures import GaussianMixture
 from dmd_tutorial.survey import classical
 from dmd_tutorial.survey import score_distillation as family
-from dmd_tutorial.survey.score_distillation import FewStepGenerator
 
 DOUBLE = torch.float64
 LINE = torch.linspace(-24, 24, 4801, dtype=DOUBLE)  # sums times the spacing are integrals

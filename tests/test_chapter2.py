@@ -12,7 +12,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import norm
 from torch import Tensor, nn
 
-from dmd_tutorial import denoisers, noise, pretrained, samplers
+from dmd_tutorial import denoisers, generators, noise, pretrained, samplers
 from dmd_tutorial.data import balanced_labels, digits, normal
 from dmd_tutorial.mixtures import GaussianMixture
 from dmd_tutorial.notebook.exercises import chapter2
@@ -376,7 +376,7 @@ def test_one_step_to_zero_is_one_denoised_answer(sampler):
     """One step from sigma_max to 0 is the denoiser's answer at sigma_max: the student's form."""
     z = normal(30, (2,), torch.Generator().manual_seed(4)).double()
     one = samplers.sample(PLANE, z, steps=1, sampler=sampler)
-    student = denoisers.OneStepGenerator(PLANE)
+    student = generators.OneStepGenerator(PLANE)
     torch.testing.assert_close(one, student(z))
     # which is nearly the mean of the data, whatever the noise
     mean = (PLANE.weights @ PLANE.means).expand_as(one)

@@ -14,7 +14,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmd_tutorial import dmd
-from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator, denoising_weight
+from dmd_tutorial.denoisers import EDMDenoiser, denoising_weight
+from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.mixtures import GaussianMixture
 from dmd_tutorial.networks import MLP, UNet
 from dmd_tutorial.noise import add_noise, dmd_sigma, grid_sigma, karras_grid

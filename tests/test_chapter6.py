@@ -10,7 +10,8 @@ import torch
 
 from dmd_tutorial import dmd, metrics
 from dmd_tutorial.data import ring, two_modes
-from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
+from dmd_tutorial.denoisers import EDMDenoiser
+from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.networks import MLP
 from dmd_tutorial.noise import add_noise, karras_grid
 from dmd_tutorial.training import averaged

@@ -13,7 +13,8 @@ import torch
 from dmd_tutorial.anchor import Pairs
 from dmd_tutorial.checks import NotFiniteError
 from dmd_tutorial.data import digits
-from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
+from dmd_tutorial.denoisers import EDMDenoiser
+from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.networks import UNet
 from dmd_tutorial.runs import checkpoints, pipeline
 from dmd_tutorial.runs.checkpoints import before, load_checkpoint, newest, save_checkpoint
@@ -118,7 +119,7 @@ def pairs(seed: int) -> Pairs:
     return Pairs(z, y, torch.arange(8))
 
 
-SHORT = DistillSettings(steps=2, batch=2, batch_pairs=2, sigma_max=5.0)
+SHORT = DistillSettings(steps=2, batch=2, batch_pairs=2, grid_max=5.0)
 WARM = replace(SHORT, matching=False)
 
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from dmd_tutorial import anchor, pretrained
 from dmd_tutorial.data import Images
-from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
+from dmd_tutorial.denoisers import EDMDenoiser
+from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.networks import UNet
 from dmd_tutorial.runs import pipeline, provenance
 from dmd_tutorial.runs.cli import commands_of, main, parse
@@ -290,7 +291,7 @@ def test_zero_negative_and_endless_numbers_mean_something_or_are_refused_by_name
         (["distill", "--clip", "0"], "clip must be above 0, not 0.0"),
         (["distill", "--weighting", "eq9"], "eq9"),
         (["distill", "--no-matching", "--lambda-reg", "0"], "nothing else is learnt"),
-        (["distill", "--sigma-max", "0"], "sigma_max must be above 0, not 0.0"),
+        (["distill", "--grid-max", "0"], "grid_max must be above 0, not 0.0"),
         (["distill", "--stepps", "3"], "Unrecognized options: --stepps"),
         (["distill", "--steps", "many"], "invalid literal"),
         (["distill", "--mixed-precision", "fp8"], "fp8"),

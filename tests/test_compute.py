@@ -29,7 +29,7 @@ from dmd_tutorial.training import (
 
 SETTINGS = DistillSettings(
     steps=3, batch=8, batch_pairs=4, warm_up=1, critic_steps=2, learning_rate=1e-3,
-    lambda_reg=1.0, sigma_max=5.0,
+    lambda_reg=1.0, grid_max=5.0,
 )  # fmt: skip
 
 

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from dmd_tutorial.data import two_modes
 from dmd_tutorial.denoisers import (
     EDMDenoiser,
-    OneStepGenerator,
     denoised_from_noise,
     denoised_from_score,
     denoised_from_v,
@@ -22,6 +21,7 @@ from dmd_tutorial.denoisers import (
     v_from_denoised,
     zero_score,
 )
+from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.networks import MLP, UNet
 from dmd_tutorial.noise import add_noise
 

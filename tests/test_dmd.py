@@ -10,8 +10,9 @@ from torch.nn import functional
 
 from dmd_tutorial import dmd
 from dmd_tutorial.data import ring, two_modes
-from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator, denoising_weight
+from dmd_tutorial.denoisers import EDMDenoiser, denoising_weight
 from dmd_tutorial.dmd import Batch, Objective, Weighting, iteration, matching_gradient
+from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.mixtures import GaussianMixture
 from dmd_tutorial.networks import MLP, UNet
 from dmd_tutorial.noise import add_noise, grid_sigma, karras_grid

@@ -20,11 +20,12 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmd_tutorial import denoisers
-from dmd_tutorial.denoisers import Denoiser, EDMDenoiser, OneStepGenerator, edm_preconditioning
+from dmd_tutorial.denoisers import Denoiser, EDMDenoiser, edm_preconditioning
 from dmd_tutorial.edm import blocks
 from dmd_tutorial.edm.blocks import UNetBlock
 from dmd_tutorial.edm.checkpoint import renamed
 from dmd_tutorial.edm.networks import DhariwalUNet, SongUNet, published_denoiser
+from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.runs.compute import Compute, prepare
 
 REFERENCE = np.load(Path(__file__).parent / "data" / "edm-parity.npz")

@@ -26,7 +26,7 @@ def test_the_papers_settings(name):
     assert preset.warm_start is None
     for paper in (settings, PAPER):
         assert (paper.warm_up, paper.weight_decay, paper.clip) == (500, 0.01, 10.0)
-        assert (paper.weighting, paper.distance, paper.sigma_max) == ("eq8", "lpips", 80.0)
+        assert (paper.weighting, paper.distance, paper.grid_max) == ("eq8", "lpips", 80.0)
         assert (paper.critic_steps, paper.decay, paper.matching) == (1, 0.0, True)
     assert preset.published.startswith("edm-")
 

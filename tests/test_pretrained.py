@@ -8,8 +8,9 @@ from safetensors.torch import save_file
 
 from dmd_tutorial import pretrained
 from dmd_tutorial.data import balanced_labels, normal
-from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator, image_shape
+from dmd_tutorial.denoisers import EDMDenoiser, image_shape
 from dmd_tutorial.edm.networks import SongUNet
+from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.networks import UNet
 from dmd_tutorial.noise import stream
 from dmd_tutorial.pretrained import load, load_denoiser, made_by, save_denoiser

@@ -10,7 +10,7 @@ import torch
 from scipy.integrate import solve_ivp
 
 from dmd_tutorial.data import ring, two_modes
-from dmd_tutorial.denoisers import OneStepGenerator
+from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.mixtures import GaussianMixture
 from dmd_tutorial.noise import karras_grid, sampling_levels
 from dmd_tutorial.samplers import (

@@ -11,8 +11,9 @@ from torch import nn
 from benchmarks.survey.adversarial import METHODS
 from benchmarks.survey.task import Budget, Task
 from dmd_tutorial import data, dmd
-from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator, zero_score
+from dmd_tutorial.denoisers import EDMDenoiser, zero_score
 from dmd_tutorial.dmd import Weighting
+from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.mixtures import GaussianMixture
 from dmd_tutorial.networks.mlp import MLP
 from dmd_tutorial.networks.unet import UNet

@@ -11,7 +11,8 @@ from torch import nn
 from benchmarks.survey import __main__ as command
 from benchmarks.survey import comparison, task
 from benchmarks.survey.task import Budget, Method, Task
-from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
+from dmd_tutorial.denoisers import EDMDenoiser
+from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.networks.mlp import MLP
 from dmd_tutorial.samplers import one_step
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from benchmarks.survey.flow_matching import METHODS
 from benchmarks.survey.task import Budget, Task
 from dmd_tutorial import data
-from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator, denoising_loss
+from dmd_tutorial.denoisers import EDMDenoiser, denoising_loss
+from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.mixtures import GaussianMixture
 from dmd_tutorial.networks import MLP, UNet
 from dmd_tutorial.noise import sampling_levels

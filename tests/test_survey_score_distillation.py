@@ -12,14 +12,15 @@ from benchmarks.survey.score_distillation import METHODS
 from benchmarks.survey.task import Budget, Task
 from dmd_tutorial import dmd, noise
 from dmd_tutorial.anchor import Pairs
-from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
+from dmd_tutorial.denoisers import EDMDenoiser
 from dmd_tutorial.dmd import Batch, Weighting
+from dmd_tutorial.generators import FewStepGenerator, OneStepGenerator, few_step_levels
 from dmd_tutorial.mixtures import GaussianMixture
 from dmd_tutorial.networks.mlp import MLP
 from dmd_tutorial.networks.unet import UNet
 from dmd_tutorial.survey import classical
 from dmd_tutorial.survey import score_distillation as family
-from dmd_tutorial.survey.score_distillation import FAMILY, FewStepGenerator, Judge
+from dmd_tutorial.survey.score_distillation import FAMILY, Judge
 from dmd_tutorial.training import DistillationRun, DistillSettings, distill
 
 DOUBLE = torch.float64
@@ -315,7 +316,7 @@ def test_every_member_is_an_iteration_of_the_books_own_loop(member):
     for p in teacher.parameters():
         nn.init.normal_(p, std=0.3)
     critic = Judge(copy.deepcopy(teacher)) if member.data else None
-    levels = family.few_step_levels(member.evaluations, 80.0, 1.4)
+    levels = few_step_levels(member.evaluations, 80.0, 1.4)
     start = FewStepGenerator(teacher, levels) if len(levels) > 1 else OneStepGenerator(teacher)
     z, y = torch.randn(2, 20, 2)
     pairs = Pairs(z, y) if member.lambda_reg else None
@@ -372,7 +373,7 @@ def test_levels_of_a_few_step_generator_must_fall():
     with pytest.raises(ValueError, match="must fall"):
         FewStepGenerator(nn.Identity(), (1.0, 2.0))
     for evaluations in (1, 2, 4):
-        levels = family.few_step_levels(evaluations, 80.0, 1.4)
+        levels = few_step_levels(evaluations, 80.0, 1.4)
         assert len(levels) == evaluations
         FewStepGenerator(nn.Identity(), levels)
 

@@ -36,7 +36,7 @@ from dmd_tutorial.training import (
 
 TEACHER = TeacherSettings(steps=12, batch=8, warm_up=3)
 DISTILL = DistillSettings(
-    steps=12, batch=4, batch_pairs=4, warm_up=3, critic_steps=2, lambda_reg=1.0, sigma_max=5.0
+    steps=12, batch=4, batch_pairs=4, warm_up=3, critic_steps=2, lambda_reg=1.0, grid_max=5.0
 )
 
 

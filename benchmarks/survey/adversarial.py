@@ -3,8 +3,8 @@
 import torch
 
 from benchmarks.survey.task import Budget, Method, Sampler, Task
-from dmd_tutorial.denoisers import OneStepGenerator
 from dmd_tutorial.dmd import Batch
+from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.noise import noise_like
 from dmd_tutorial.samplers import one_step
 from dmd_tutorial.survey.adversarial import Discriminator, FrozenFeatures, Objective, iteration

@@ -7,7 +7,8 @@ from torch import Generator, nn
 
 from benchmarks.survey.task import Budget, Method, Sampler, Task, fit_within, sampling
 from dmd_tutorial.anchor import Pairs
-from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
+from dmd_tutorial.denoisers import EDMDenoiser
+from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.networks import MLP, UNet
 from dmd_tutorial.noise import noise_like
 from dmd_tutorial.samplers import euler, one_step

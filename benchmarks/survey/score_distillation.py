@@ -9,16 +9,10 @@ from torch import Generator, Tensor, nn
 
 from benchmarks.survey.task import Budget, Method, Sampler, Task, exhaust
 from dmd_tutorial.anchor import Pairs, l2
-from dmd_tutorial.denoisers import EDMDenoiser, OneStepGenerator
+from dmd_tutorial.denoisers import EDMDenoiser
+from dmd_tutorial.generators import FewStepGenerator, OneStepGenerator, few_step_levels
 from dmd_tutorial.samplers import one_step
-from dmd_tutorial.survey.score_distillation import (
-    FAMILY,
-    FewStepGenerator,
-    Judge,
-    Member,
-    few_step_levels,
-    with_data,
-)
+from dmd_tutorial.survey.score_distillation import FAMILY, Judge, Member, with_data
 from dmd_tutorial.training import (
     DistillationRun,
     DistillSettings,

@@ -27,7 +27,8 @@ from dmd_tutorial import pretrained
 from dmd_tutorial.anchor import load_pairs
 from dmd_tutorial.checks import Checked, Count, CountOrNone, Must
 from dmd_tutorial.data import Images, seeded_noise
-from dmd_tutorial.denoisers import OneStepGenerator, image_shape
+from dmd_tutorial.denoisers import image_shape
+from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.runs import memory, pipeline
 from dmd_tutorial.runs.checkpoints import replace_file
 from dmd_tutorial.runs.compute import Compute, Processes

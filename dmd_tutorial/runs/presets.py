@@ -56,7 +56,7 @@ REGRESSION = DistillSettings(matching=False, lambda_reg=1.0)
 # Where digits leave the paper's balance: scores are compared up to sigma 5 only, above which 8 x 8
 # digits are all noise; and the anchor counts fully: the paper's 0.25 goes with LPIPS, which needs
 # larger images, this distance is that of pixels.
-ON_DIGITS = DistillSettings(lambda_reg=1.0, sigma_max=5.0)
+ON_DIGITS = DistillSettings(lambda_reg=1.0, grid_max=5.0)
 
 # The networks are small and the images few, so rates are higher and runs shorter; the student
 # first regresses on the pairs, which brings it near the teacher in minutes; the critic is faster
@@ -90,7 +90,7 @@ PAPER = DistillSettings(
     learning_rate=5e-5, critic_learning_rate=5e-5, warm_up=500, weight_decay=0.01, clip=10.0,
     decay=0.0,  # the rate stays level to the end
     ema=0.9999,  # an average over about 10,000 iterations
-    weighting="eq8", sigma_max=80.0, lambda_reg=0.25, distance="lpips", critic_steps=1,
+    weighting="eq8", grid_max=80.0, lambda_reg=0.25, distance="lpips", critic_steps=1,
 )  # fmt: skip
 
 # What these cost: CIFAR-10 about 184 TFLOP per iteration, 90 to 180 hours on one large GPU.
