@@ -311,7 +311,6 @@ def test_zero_negative_and_endless_numbers_mean_something_or_are_refused_by_name
         (["distill", "--accumulation", "0"], "1 part or more, not 0"),
         (["distill", "--preset", "cifar"], "there is no preset 'cifar', but digits, demo"),
         (["train-teacher", "--preset", "own-images", "--data", ""], "which images?"),
-        (["evaluate", "--preset", "own-images", "--model", "digits-student"], "which images?"),
         (["train-teacher", "--preset", "own-images"], "which images?"),
         (["survey"], "survey"),
         ([], "Expected one of"),
@@ -371,6 +370,7 @@ def test_what_a_later_stage_cannot_do_is_told_before_the_first(
         ("evaluate", "--features", "inception"): "Inception weights are neither in",
         ("evaluate", "--features", "no.safetensors"): "no.safetensors",
         ("evaluate", "--data", "no_such_folder"): "no_such_folder is neither a path nor",
+        ("evaluate", "--preset", "own-images", "--model", "digits-student"): "which images?",
         ("evaluate", "--data", few): "has 3 images of shape (1, 8, 8): at least 4 of shape",
         ("evaluate", "--model", str(unlike)): "digits has 1797 images of shape (1, 8, 8): at least",
     }.items():
@@ -614,7 +614,8 @@ def test_no_noise_is_drawn_for_two_purposes(tmp_path, monkeypatch):
     monkeypatch.setattr(anchor, "CHUNK", 20)
     monkeypatch.setattr(anchor, "sample", lambda _, z, *__, **___: z + 0)
     commands, network = commands_of("digits"), pretrained.load("digits-teacher")
-    monkeypatch.setattr(pretrained, "load", lambda _: network)
+    monkeypatch.setattr(pretrained, "load", lambda *_: network)
+    monkeypatch.chdir(tmp_path)  # where folders of results are made
 
     class Drawn(Exception): ...
 

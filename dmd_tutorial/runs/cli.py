@@ -100,6 +100,9 @@ class Placed(Checked):
     # given network was made with
     preset: PresetName
     device: str  # where networks run
+    # code of your own that makes a denoiser, package.module:factory: the network of files that hold
+    # its weights
+    network: str | None = None
 
     @property
     def table(self) -> Preset:
@@ -111,12 +114,13 @@ class Placed(Checked):
         """The device; each of several processes has its own."""
         return str(Processes().device or self.device)
 
-    def load(self, network: str, student: bool | None = None) -> Any:
+    def load(self, name: str, student: bool | None = None) -> Any:
         """A network on its device; where one of the two is wanted, the other is refused."""
-        loaded = pretrained.load(network).to(self.place)
+        network = pretrained.load(self.network) if self.network else None
+        loaded = pretrained.load(name, network).to(self.place)
         if student is not None and isinstance(loaded, OneStepGenerator) != student:
             kinds = "teacher", "one-step student"
-            raise ValueError(f"{network} is no {kinds[student]}, but a {kinds[not student]}")
+            raise ValueError(f"{name} is no {kinds[student]}, but a {kinds[not student]}")
         return loaded
 
 
@@ -154,7 +158,7 @@ class TrainTeacher(Placed):
 class MakePairs(Placed):
     """Make pairs (z, y) with the teacher's ODE sampler."""
 
-    teacher: str  # a shipped or published name, or a file
+    teacher: str  # a shipped or published name, a file, or package.module:factory
     pairs: Path  # folder of the pairs
     count: Count  # number of pairs, a multiple of 1000
     steps: Count  # Heun steps per pair; N cost 2N-1 evaluations
@@ -172,7 +176,7 @@ class MakePairs(Placed):
 class Distill(Placed):
     """Distil a teacher into a one-step student: regression on the pairs, then DMD."""
 
-    teacher: str  # a shipped or published name, or a file
+    teacher: str  # a shipped or published name, a file, or package.module:factory
     pairs: Path  # folder of the pairs
     count: Some = None  # use only so many pairs; None for all
     start: str | None = None  # student (.safetensors) to start from, without warm start
@@ -220,6 +224,7 @@ class Distill(Placed):
             empty = isinstance(error, FileNotFoundError)
             where = shlex.quote(str(self.pairs)) if empty else "another_folder"
             model = f"--preset {self.preset} --teacher {shlex.quote(self.teacher)}"
+            model += f" --network {self.network}" if self.network else ""
             made = f"dmd make-pairs {model} --pairs {where}"
             raise ValueError(f"{error}; {made} makes pairs of this teacher") from error
 
@@ -228,7 +233,7 @@ class Distill(Placed):
 class Drawing(Placed):
     """What draws samples."""
 
-    model: Model  # a shipped or published name, or a file
+    model: Model  # a shipped or published name, a file, or package.module:factory
     count: Count  # number of samples, classes balanced
     steps: Count = 18  # Heun steps of a teacher; N cost 2N-1 evaluations
     seed: int = 0  # seed of the noise, which is neither a training's nor that of pairs
@@ -254,7 +259,6 @@ class Sample(Drawing):
     def run(self, command: str) -> None:
         """Draw and write."""
         model = self.load(self.model)
-        check_writable(self.out.parent)
         if self.seeds is not None:
             shape, classes = image_shape(model)
             z, label = seeded_noise(seeds_of(self.seeds), shape, classes, self.place)
@@ -265,6 +269,7 @@ class Sample(Drawing):
                 raise ValueError(f"{self.model} has no classes, label is {self.label}")
             names = _made_by(self.model).get("class_names", [])
             label = torch.full_like(label, number_of(self.label, names))
+        check_writable(self.out.parent)
         x, seconds = self.drawn(model, z, label)
         if not Processes().first:
             return
