@@ -177,7 +177,7 @@ def test_pairs_of_another_teacher_are_refused(folder, capsys):
     assert main(command) == 2
     error = capsys.readouterr().err
     assert "was made with teacher" in error
-    assert "--teacher digits-teacher --pairs another_folder makes pairs of this teacher" in error
+    assert "--teacher=digits-teacher --pairs=another_folder makes pairs of this teacher" in error
 
 
 def test_missing_files_and_pairs_are_one_sentence(tmp_path, capsys):
@@ -349,7 +349,8 @@ def test_what_a_later_stage_cannot_do_is_told_before_the_first(
         Image.new("L", (8, 8)).save(few / f"{number}.png")
     pairs, inside = ["--pairs", str(folder / "pairs")], str(tmp_path / "file" / "out")
     distill = ["distill", "--teacher", str(folder / "teacher.safetensors"), *pairs]
-    made = f"dmd make-pairs --preset digits --teacher digits-teacher --pairs '{none}' makes pairs"
+    made = f"dmd make-pairs --preset=digits --teacher=digits-teacher '--pairs={none}' makes pairs"
+    few_pairs = f"--preset=digits {distill[1]}={distill[2]} --pairs={pairs[1]}"
     unlike = tmp_path / "unlike.safetensors"
     student = OneStepGenerator(EDMDenoiser(UNet(size=16, width=8, embedding=16)))
     pretrained.save_denoiser(unlike, student)
@@ -361,6 +362,11 @@ def test_what_a_later_stage_cannot_do_is_told_before_the_first(
         (*distill, "--start", str(unlike)): "unlike.safetensors makes other images or classes than",
         ("distill", "--teacher", "digits-student"): "digits-student is no teacher, but a one-step",
         ("distill", "--pairs", none): made,
+        (
+            *distill,
+            "--count",
+            "1001",
+        ): f"1001 are wanted; dmd make-pairs {few_pairs} --count=2000",
         ("make-pairs", "--teacher", "digits-student"): "digits-student is no teacher, but a one-",
         ("make-pairs", "--pairs", inside): f"{inside} cannot be written",
         ("train-teacher", "--out", inside): f"{inside} cannot be written",
@@ -446,7 +452,7 @@ def test_pairs_and_samples_move_their_bars_by_the_network_s_calls_and_can_be_sto
              "--pairs", str(tmp_path / "pairs")]  # fmt: skip
     sample = ["sample", "--teacher", "digits-teacher", "--count", "6", "--steps", "2",
               "--batch", "3", "--out", str(tmp_path / "samples")]  # fmt: skip
-    stopped = {"make-pairs": "stopped after 333 of 1000 pairs; the same", "sample": "stopped"}
+    stopped = {"make-pairs": "stopped with 0 of 1000 pairs; the same", "sample": "stopped"}
     for command in (pairs, sample):
         stop_at = 2
         assert main(command) == 130

@@ -49,11 +49,8 @@ class Progress(tqdm):
         return False
 
     def say(self, text: str) -> None:
-        """Print a line above the bar."""
-        if self.terminal:
-            self.write(text)
-        else:
-            print(text, flush=True)
+        """Print a line, above the bar if there is one."""
+        self.write(text) if self.terminal else print(text, flush=True)
 
 
 @contextmanager

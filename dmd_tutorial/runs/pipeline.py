@@ -63,10 +63,9 @@ class Stop:
 @contextmanager
 def signals(handler: Callable) -> Iterator[Any]:
     """Let a handler have what asks a program to stop: Ctrl-C (SIGINT) and SIGTERM."""
-    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
-        yield handler
-        return
-    before = {kind: signal.signal(kind, handler) for kind in (signal.SIGINT, signal.SIGTERM)}
+    main = threading.current_thread() is threading.main_thread()  # which alone gets signals
+    kinds = (signal.SIGINT, signal.SIGTERM) if main else ()
+    before = {kind: signal.signal(kind, handler) for kind in kinds}
     try:
         yield handler
     finally:
@@ -217,14 +216,15 @@ def make_pairs_in(
     )  # fmt: skip
     mine = len(processes.mine(count // 1_000)) * 1_000
     with monitor.counting(teacher, 2 * steps - 1, "pairs", mine) as bar:
+        total = 0
         try:
             for total in made:
                 bar.update(total - bar.n)  # those that were there, too
                 if total < mine and time.monotonic() - started > 60 * minutes:
                     return False
         except KeyboardInterrupt:
-            said = f"stopped after {bar.n:.0f} of {mine} pairs"
-            raise KeyboardInterrupt(f"{said}; the same command goes on") from None
+            said = f"stopped with {total} of {mine} pairs; the same command goes on"
+            raise KeyboardInterrupt(said) from None
     processes.wait()
     if processes.first:
         print(f"{count} pairs in {folder}, {time.monotonic() - started:.0f} s")
