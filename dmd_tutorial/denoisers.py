@@ -54,6 +54,17 @@ def edm_preconditioning(sigma: PerSample, sigma_data: float = SIGMA_DATA) -> Pre
     )
 
 
+def inside(x: Tensor, precision: torch.dtype | None) -> torch.autocast:
+    """Where a network computes on x: in a precision, None for that of an autocast around it.
+
+    Cast weights are not kept: torch would keep them, as they were, over an optimiser's step.
+    """
+    device = x.device.type
+    enabled = precision is not None or torch.is_autocast_enabled(device)
+    dtype = precision or torch.get_autocast_dtype(device)
+    return torch.autocast(device, dtype, enabled, cache_enabled=False)
+
+
 class EDMDenoiser(nn.Module):
     """A raw network F as a denoiser, ``D = c_skip x + c_out F(c_in x, c_noise)`` (EDM, Eq. 7).
 
@@ -61,7 +72,7 @@ class EDMDenoiser(nn.Module):
     `classes` says how many classes it knows, 0 or none for an unconditional one.
     """
 
-    precision: torch.dtype | None = None  # of the network's inside: float16, bfloat16; None: x's
+    precision: torch.dtype | None = None  # of the network's inside: see `inside`
 
     def __init__(self, network: nn.Module, sigma_data: float = SIGMA_DATA) -> None:
         super().__init__()
@@ -73,7 +84,7 @@ class EDMDenoiser(nn.Module):
         """Denoise, for levels above 0; the type of x comes back.
 
         The arithmetic is that of the weights, float32 or float64, whatever the type of x. With
-        `precision` the network inside computes in that; what is outside of it stays exact.
+        `precision`, or an autocast around it, the network inside computes in that, and only it.
         """
         check_sigma(x, sigma, above_zero=True)
         check_finite(x=x)
@@ -81,7 +92,7 @@ class EDMDenoiser(nn.Module):
         dtype = torch.float64 if weights.dtype == torch.float64 else torch.float32
         own = x.to(dtype)
         c_skip, c_out, c_in, c_noise = edm_preconditioning(sigma.to(own), self.sigma_data)
-        with torch.autocast(x.device.type, self.precision, enabled=self.precision is not None):
+        with inside(x, self.precision):
             raw = self.network(expand(c_in, x) * own, c_noise, label)
         return (expand(c_skip, x) * own + expand(c_out, x) * raw.to(dtype)).to(x.dtype)
 

@@ -14,6 +14,7 @@ from dmd_tutorial.checks import NotFiniteError
 from dmd_tutorial.data import digits
 from dmd_tutorial.denoisers import EDMDenoiser
 from dmd_tutorial.edm.networks import SongUNet
+from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.networks import UNet
 from dmd_tutorial.runs.compute import Compute, Processes, Updater, joined, prepare, split
 from dmd_tutorial.training import (
@@ -262,6 +263,45 @@ def test_small_gradients_survive_fp16_because_the_loss_is_scaled():
     assert gradient("fp32") == 0.0
     torch.manual_seed(0)
     assert gradient("fp16") > 1e-8
+
+
+class Own(nn.Module):
+    """A network of one's own, which answers as a denoiser and has none of the hooks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x, sigma, label=None):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("asked", "frozen", "attribute"),
+    [
+        ({"mixed_precision": "bf16"}, False, "precision"),
+        ({"frozen": "fp16"}, True, "precision"),
+        ({"activation_checkpointing": True}, False, "recompute"),
+    ],
+)
+def test_what_a_network_has_no_hook_for_is_refused_by_name_and_changes_nothing(
+    asked, frozen, attribute
+):
+    network = OneStepGenerator(Own())
+    ((name, value),) = asked.items()
+    message = f"no part of Own has the attribute `{attribute}`: {name} {value!r} cannot be applied"
+    with pytest.raises(ValueError, match=message):
+        prepare(network, Compute(**asked), frozen)
+    assert network.denoiser.layer.weight.dtype == torch.float32
+    prepare(network, Compute(**asked), not frozen)  # that of the other networks
+
+
+def test_a_frozen_network_is_stored_in_low_precision_only_where_it_computes_in_it():
+    network = Own()
+    network.inner = small_teacher()
+    prepare(network, Compute(frozen="bf16"), frozen=True)
+    assert network.inner.network.first.weight.dtype == torch.bfloat16
+    assert network.layer.weight.dtype == torch.float32
 
 
 # --- memory -------------------------------------------------------------------------------------
