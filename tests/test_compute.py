@@ -304,6 +304,23 @@ def test_a_frozen_network_is_stored_in_low_precision_only_where_it_computes_in_i
     assert network.layer.weight.dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_that_small_steps_would_not_move_are_not_trained(dtype):
+    """An average in 16 bits stays where it starts, and so does most of what Adam moves."""
+    low, network = Own().to(dtype), Own()
+    message = f"layer.weight is {dtype}: small steps would be lost"
+    for make in (
+        lambda: FitRun(low, TeacherSettings()),
+        lambda: DistillationRun(low, SETTINGS),
+        lambda: DistillationRun(low, SETTINGS, start=OneStepGenerator(network)),  # the critic
+        lambda: DistillationRun(network, SETTINGS, start=OneStepGenerator(low)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+    assert all(parameter.requires_grad for parameter in low.parameters())  # nothing was changed
+    DistillationRun(low, SETTINGS, OneStepGenerator(network), network)  # a teacher is not trained
+
+
 # --- memory -------------------------------------------------------------------------------------
 
 
