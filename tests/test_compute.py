@@ -265,6 +265,16 @@ def test_small_gradients_survive_fp16_because_the_loss_is_scaled():
     assert gradient("fp16") > 1e-8
 
 
+def test_after_an_update_an_outer_autocast_goes_on_with_the_new_weights():
+    layer, x = nn.Linear(2, 2), torch.ones(4, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    updater = Updater(Compute(), optimizer)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = layer(x)
+        updater(optimizer, lambda part: (layer(part[0]).sum(), ()), (x,), 1.0)
+        assert not torch.equal(layer(x), before)
+
+
 class Own(nn.Module):
     """A network of one's own, which answers as a denoiser and has none of the hooks."""
 

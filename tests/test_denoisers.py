@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from dmd_tutorial import pretrained
+from dmd_tutorial.adapters import Adapted, exploding
 from dmd_tutorial.data import two_modes
 from dmd_tutorial.denoisers import (
     EDMDenoiser,
@@ -114,9 +115,10 @@ def test_an_autocast_around_a_denoiser_is_that_of_its_network_alone(network, sha
     assert 0 < (D - exact).norm() < 0.02 * exact.norm()  # a trained network's are 0.003
 
 
-def test_under_one_autocast_a_network_is_always_that_of_its_present_weights():
+@pytest.mark.parametrize("wrap", [EDMDenoiser, lambda net: Adapted(net, exploding(), "noise")])
+def test_under_one_autocast_a_network_is_always_that_of_its_present_weights(wrap):
     """Torch keeps weights that it has cast until the outermost autocast ends."""
-    denoiser, x = EDMDenoiser(MLP(hidden=16)), torch.randn(4, 2)
+    denoiser, x = wrap(MLP(hidden=16)), torch.randn(4, 2)
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
             before = denoiser(x, torch.ones(4))
