@@ -230,7 +230,8 @@ class Guided(nn.Module):
     """Classifier-free guidance: ``D(null) + scale (D(label) - D(null))``, scale 1 being none.
 
     `null` is what stands for no label: `NO_CLASS`, a class, or a text's embedding. Both answers
-    come from one call, of twice the batch. Source: Ho and Salimans 2022, Eq. 6 (w = scale - 1).
+    come from one call, of twice the batch. A student and its critic start from what is inside,
+    unguided. Source: Ho and Salimans 2022, Eq. 6 (w = scale - 1).
     """
 
     def __init__(self, denoiser: Denoiser, scale: float, null: int | Tensor = NO_CLASS) -> None:

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from dmd_tutorial import checks, dmd
+from dmd_tutorial.adapters import Guided
 from dmd_tutorial.anchor import LPIPS, Pairs, l2
 from dmd_tutorial.checks import NO_CLASS, Checked, NotFiniteError, check_finite
 from dmd_tutorial.data import Images
@@ -315,9 +316,10 @@ class DistillationRun(_Run):
         self.settings = settings
         if not any(True for _ in teacher.parameters()) and (start is None or critic is None):
             raise ValueError("the teacher has no weights to start from: give a start and a critic")
-        generator = OneStepGenerator(teacher) if start is None else start
+        copied: Any = teacher.denoiser if isinstance(teacher, Guided) else teacher
+        generator = OneStepGenerator(copied) if start is None else start
         self.generator = copy.deepcopy(generator).requires_grad_(True).train()
-        self.critic = copy.deepcopy(critic or teacher).requires_grad_(True).train()
+        self.critic = copy.deepcopy(critic or copied).requires_grad_(True).train()
         _check_weights(self.critic)
         self.ema = averaged(self.generator, settings.ema)
         self.teacher = teacher.requires_grad_(False).eval()

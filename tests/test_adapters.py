@@ -219,6 +219,13 @@ def test_guidance_leads_from_the_answer_without_a_label_through_that_with_one():
     assert sigma_range(Guided(Ranged(), 2.0)) == (0.05, 10.0)
 
 
+def test_a_student_of_a_guided_teacher_is_asked_once_and_its_critic_is_not_guided():
+    run = DistillationRun(Guided(Ranged(), 3.0), DistillSettings())
+    assert isinstance(run.generator.denoiser, Ranged)
+    assert isinstance(run.critic, Ranged)
+    assert isinstance(run.teacher, Guided)
+
+
 # --- diffusers ------------------------------------------------------------------------------------
 
 diffusers = pytest.importorskip("diffusers")  # whose schedulers numpy warns of
