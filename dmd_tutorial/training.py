@@ -392,10 +392,8 @@ def _to(device: torch.device, batch: Any) -> Any:
 def _check_weights(network: nn.Module) -> None:
     for name, weight in network.named_parameters():
         if weight.element_size() < 4:
-            raise ValueError(
-                f"{name} is {weight.dtype}: small steps would be lost in it, train float32 weights "
-                "and ask for mixed precision instead"
-            )
+            lost = "small steps would be lost in it, train in float32 with mixed precision"
+            raise ValueError(f"{name} is {weight.dtype}: {lost}")
 
 
 def _without_dropout(network: nn.Module) -> None:

@@ -51,10 +51,9 @@ class Compute(Checked):
 def prepare(denoiser: Network, compute: Compute, frozen: bool = False) -> Network:
     """Make a denoiser compute as asked, in place, or refuse what it cannot do.
 
-    A part with the attribute `precision` (`EDMDenoiser` has it) computes its inside in that type, a
-    block with `recompute` its activations again. Where a frozen one has a precision, its matrices
-    take that type. Vectors and buffers (norms, the frequencies of the noise embedding) are few and
-    stay exact.
+    A part with the attribute `precision`, such as an `EDMDenoiser`, computes its inside in that
+    type; a block with `recompute` computes its activations again. A frozen part's matrices take the
+    type, too. Vectors and buffers (norms, frequencies of the noise embedding) are few: they do not.
     """
     option = "frozen" if frozen else "mixed_precision"
     dtype = PRECISIONS[low := getattr(compute, option)]

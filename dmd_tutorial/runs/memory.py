@@ -138,8 +138,8 @@ def advice(
         option = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
         try:
             total = estimate_with(replace(compute, **{name: value})).total
-        except ValueError:  # this network cannot
-            continue
+        except ValueError:
+            continue  # this network cannot
         if total < 0.99 * now:
             saved, fits = (now - total) / GIB, "fits" if total <= free else "does not fit yet"
             sentences.append(f"{option} saves {saved:.2f} GiB: {total / GIB:.2f} GiB, {fits}.")
