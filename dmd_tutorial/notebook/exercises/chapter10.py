@@ -9,23 +9,11 @@ from torch import Tensor
 from dmd_tutorial.notebook.exercises import Exercise, Network, Raised, gradients_by
 
 
-def target(x: Tensor, x_next: Tensor, sigma: float, sigma_next: float) -> Tensor:
-    """The estimate from which a DDIM step lands at x_next: the answer to 10.1."""
-    ratio = sigma_next / sigma
-    return (x_next - ratio * x) / (1 - ratio)
-
-
-def loss_on_v(denoised: Tensor, target: Tensor, sigma: Tensor) -> Tensor:
-    """Mean squared error between the v of two estimates: the answer to 10.2."""
-    return _weighted(1 / sigma**2 + 1, denoised, target)
-
-
 def _weighted(weight: Tensor, denoised: Tensor, target: Tensor) -> Tensor:
     return (weight[:, None] * (denoised - target) ** 2).mean()
 
 
 def teacher_term(teacher: Callable, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    """The student's output against one denoising of its noised self: the answer to 10.3."""
     return _weighted(_c(sigma), x, teacher(x + sigma[:, None] * noise, sigma).detach())
 
 
@@ -34,7 +22,6 @@ def _c(sigma: Tensor) -> Tensor:
 
 
 def hinge(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses of the discriminator and of the student: the answer to 10.4."""
     return torch.relu(1 - real).mean() + torch.relu(1 + fake).mean(), -fake.mean()
 
 
@@ -55,7 +42,8 @@ def _part(losses: Any, i: int) -> Tensor:
 
 
 EXERCISES = [
-    Exercise("10.1", "target of progressive distillation", target, {
+    Exercise("10.1", "target of progressive distillation",
+             lambda x, x_next, s, t: (x_next - t / s * x) / (1 - t / s), {
         "that is where two steps land, x_next; the target is the estimate from which one DDIM "
         "step lands there": lambda x, x_next, s, t: x_next,
         "that is a DDIM step from x towards x_next; solve the step for the estimate":
@@ -68,7 +56,8 @@ EXERCISES = [
             lambda x, x_next, s, t: (x_next + t / s * x) / (1 - t / s),
     }, inputs=lambda: [(*torch.randn(2, *shape), *levels) for shape in ((5, 2), (1, 3))
                        for levels in ((2.0, 0.6), (0.02, 0.002), (0.5, 0.0))]),
-    Exercise("10.2", "loss on v", loss_on_v, {
+    Exercise("10.2", "loss on v",
+             lambda denoised, target, s: _weighted(1 / s**2 + 1, denoised, target), {
         "that is the error on x, with weight 1":
             lambda denoised, target, s: ((denoised - target) ** 2).mean(),
         "that is the error on eps, with weight SNR: add 1":

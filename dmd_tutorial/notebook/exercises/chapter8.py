@@ -11,17 +11,14 @@ Field = Callable[[Tensor, Tensor], Tensor]  # a denoiser of (x, sigma), or a vel
 
 
 def code_price(mean: Tensor, std: Tensor) -> Tensor:
-    """KL divergence of a Gaussian code from the standard normal prior: the answer to 8.1."""
     return (0.5 * (mean**2 + std**2 - 1) - std.log()).sum(1)
 
 
 def undo(z_b: Tensor, log_scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """The other half of the data, and the log-determinant of that map: the answer to 8.2."""
     return (z_b - shift) * (-log_scale).exp(), -log_scale.sum(1)
 
 
 def velocity_of(denoise: Field, x_t: Tensor, t: Tensor) -> Tensor:
-    """Velocity dx_t/dt that a denoiser implies: the answer to 8.3."""
     return (x_t - denoise(x_t / (1 - t[:, None]), t / (1 - t))) / t[:, None]
 
 
@@ -30,7 +27,6 @@ def _slope(denoise: Field, x: Tensor, sigma: Tensor) -> Tensor:
 
 
 def cfm_loss(v: Field, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
-    """Conditional flow matching, to the velocity of the drawn line: the answer to 8.4."""
     return _square(v, (1 - t[:, None]) * x + t[:, None] * z, t, z - x)
 
 
