@@ -7,15 +7,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dmd_tutorial.denoisers import Denoiser
+from dmd_tutorial.denoisers import Denoiser, edm_preconditioning
 from dmd_tutorial.notebook.exercises import Exercise, Network, gradients_by
 
 
 def factors(sigma: Tensor, sigma_data: float, **wrong: Callable) -> tuple[Tensor, ...]:
-    total = sigma**2 + sigma_data**2
-    right = {"c_skip": sigma_data**2 / total, "c_out": sigma * sigma_data / total.sqrt()}
-    right["c_in"] = 1 / total.sqrt()
-    return tuple((right | {k: c(sigma, sigma_data) for k, c in wrong.items()}).values())
+    changed = {name: factor(sigma, sigma_data) for name, factor in wrong.items()}
+    return edm_preconditioning(sigma, sigma_data)._replace(**changed)[:3]
 
 
 def denoise(

@@ -83,8 +83,7 @@ EXERCISES = [
              lambda x, noise, tau, low: x + math.sqrt(tau**2 - low**2) * noise, {
         "variances add, and the sample has sigma_min already: the new noise has the variance "
         "tau^2 - sigma_min^2": lambda x, noise, tau, low: x + tau * noise,
-        "variances add, not standard deviations":
-            lambda x, noise, tau, low: x + (tau - low) * noise,
+        "variances add, not standard deviations": lambda x, n, tau, low: x + (tau - low) * n,
         "that is a variance; noise is multiplied by a standard deviation":
             lambda x, noise, tau, low: x + (tau**2 - low**2) * noise,
         "the new noise is added to the sample; without it the step starts anywhere":
