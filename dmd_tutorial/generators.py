@@ -8,8 +8,8 @@ from jaxtyping import Int
 from torch import Generator, Tensor, nn
 
 from dmd_tutorial.checks import Condition, Samples
-from dmd_tutorial.denoisers import SIGMA_DATA
-from dmd_tutorial.noise import SIGMA_MAX, noise_like
+from dmd_tutorial.denoisers import SIGMA_DATA, sigma_range
+from dmd_tutorial.noise import noise_like
 
 
 class OneStepGenerator(nn.Module):
@@ -17,13 +17,13 @@ class OneStepGenerator(nn.Module):
 
     At sigma_max a noisy sample holds almost nothing of the clean one, so a denoiser's single
     answer there is close to the mean of the data. Distillation makes it a sample instead.
-    sigma_max must be the level from which the teacher's pairs start.
+    Without sigma_max it is the top of the denoiser's range, from which its pairs start, too.
     """
 
-    def __init__(self, denoiser: nn.Module, sigma_max: float = SIGMA_MAX) -> None:
+    def __init__(self, denoiser: nn.Module, sigma_max: float | None = None) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.sigma_max = sigma_max
+        self.sigma_max = sigma_range(denoiser)[1] if sigma_max is None else sigma_max
 
     def forward(self, z: Samples, label: Condition | None = None) -> Samples:
         """Make samples, not clamped, of standard normal noise."""

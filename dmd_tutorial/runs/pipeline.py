@@ -23,7 +23,7 @@ from dmd_tutorial import dmd, metrics, pretrained, training
 from dmd_tutorial.anchor import Pairs, fingerprint, make_pairs
 from dmd_tutorial.checks import Checked, CountOrNone, NotFiniteError, NotNegative
 from dmd_tutorial.data import Images, balanced_labels, normal
-from dmd_tutorial.denoisers import image_shape
+from dmd_tutorial.denoisers import device_of, image_shape
 from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.noise import Purpose, stream
 from dmd_tutorial.runs import checkpoints, monitor
@@ -197,7 +197,7 @@ def draw(
     Each process makes its share, and all of them get the whole.
     """
     model.eval()
-    processes, device = Processes(), next(model.parameters()).device
+    processes, device = Processes(), device_of(model)
     mine = processes.mine(len(z))
     z_mine = z.cpu()[mine].to(device)
     label_mine = None if label is None else label.cpu()[mine].to(device)
