@@ -19,10 +19,3 @@ from dmd_tutorial.samplers.langevin import annealed_langevin, langevin
 from dmd_tutorial.samplers.multistep import deis, dpm_solver, polynomial_weights, unipc
 from dmd_tutorial.samplers.run import one_step, sample
 from dmd_tutorial.samplers.step import Step
-
-__all__ = [
-    "VE", "VP", "Process", "Step", "ancestral", "annealed_langevin", "ddim", "ddim_noise",
-    "ddpm_levels", "deis", "dpm_solver", "euler", "heun", "heun_step", "langevin", "one_step",
-    "polynomial_weights", "probability_flow", "reverse_sde", "rk45", "sample", "stochastic",
-    "unipc",
-]  # fmt: skip

@@ -147,7 +147,6 @@ class ConsistencyModel(nn.Module):
         self.sigma_min = sigma_min
 
     def forward(self, x: Samples, sigma: PerSample, label: Condition | None = None) -> Samples:
-        """Send points to the ends of their paths."""
         check_sigma(x, sigma)
         if (sigma < self.sigma_min * (1 - 1e-5)).any():
             raise ValueError(f"sigma is {sigma.min().item():g}, paths end at {self.sigma_min:g}")
