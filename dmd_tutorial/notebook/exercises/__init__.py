@@ -3,7 +3,7 @@
 `check` runs the learner's answer on an exercise's inputs and compares what comes out: with the
 truth, then with each mistake that the exercise knows. It never raises on an answer, ends where the
 answer does not, and tells no right number: a notebook runs through. The exercises stand in
-`chapter1.py`, `chapter2.py`, ..., each with a list `EXERCISES`.
+`chapter1.py`, ...: the right answers, then a list `EXERCISES` that says what each is and what not.
 """
 
 import html

@@ -35,10 +35,7 @@ def _images() -> list[tuple]:
 def heun_step(
     denoiser, x, sigma, sigma_next, a=0.5, b=0.5, moved=True, guarded=True, old=False, ahead=1
 ) -> Tensor:
-    """One of Heun's steps, Euler's where it ends at noise level 0: the answer to 2.3.
-
-    Wrong ones have other shares, a and b, of the slopes, or take another second slope.
-    """
+    # wrong ones have other shares, a and b, of the slopes, or take another second slope
     step = ahead * (sigma_next - sigma)
     first = _slope(denoiser, x, sigma)
     predicted = x + step * first
