@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
@@ -100,7 +101,9 @@ class Processes:
             from accelerate import PartialState
 
             asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
-            state = PartialState(cpu=asked or not torch.cuda.is_available())
+            # the others wait while the first reads images
+            long = timedelta(hours=6)
+            state = PartialState(cpu=asked or not torch.cuda.is_available(), timeout=long)
             self.rank, self.count = state.process_index, state.num_processes
             self.device = state.device
         if self.count != started:  # each would do the whole work and write the same files

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dmd_tutorial.denoisers import EDMDenoiser, device_of, image_shape, sigma_range
 from dmd_tutorial.runs.compute import Compute, Precision, Processes, prepare
+from dmd_tutorial.training import DistillSettings
 
 GIB = 2**30
 # VGG-16 to its last of five layers, at 224 x 224: 13.6 million values of convolutions and as many
@@ -55,6 +56,16 @@ def distillation_memory(
         pairs = max(1, batch_pairs // compute.accumulation)
         items.append(("LPIPS: weights and activations", 4 * 14_700_000 + LPIPS_PER_IMAGE * pairs))
     return Estimate(items)
+
+
+def largest(teacher: nn.Module, stages: list[DistillSettings | None], compute: Compute) -> Estimate:
+    """What that stage of a distillation needs which needs most."""
+    estimates = []
+    for stage in filter(None, stages):
+        batches = stage.batch * stage.matching, stage.batch_pairs if stage.lambda_reg else 0
+        lpips = stage.distance == "lpips" and stage.lambda_reg > 0
+        estimates.append(distillation_memory(teacher, *batches, compute, lpips=lpips))
+    return max(estimates, key=lambda estimate: estimate.total)
 
 
 def teacher_memory(teacher: nn.Module, batch: int, compute: Compute) -> Estimate:
