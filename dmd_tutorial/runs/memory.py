@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dmd_tutorial.denoisers import EDMDenoiser, device_of, image_shape, sigma_range
-from dmd_tutorial.runs.compute import PRECISIONS, Compute, Precision, Processes, prepare
+from dmd_tutorial.runs.compute import Compute, Precision, Processes, prepare
 from dmd_tutorial.training import DistillSettings
 
 GIB = 2**30
@@ -41,9 +41,15 @@ def distillation_memory(
     run on torch's "meta" device, which computes shapes and no numbers, while what they keep for the
     backward pass is added up. A GPU's allocator and libraries need some more, a tenth or so.
     """
-    frozen = 4 if PRECISIONS[compute.frozen] is None else 2
-    weights = ("teacher: weights", frozen * sum(p.numel() for p in teacher.parameters()))
-    items = [weights, *_trained("generator", teacher), *_trained("critic", teacher)[:2]]
+    frozen = prepare(
+        copy.deepcopy(teacher).to("meta"), replace(compute, compile=False), frozen=True
+    )
+    weights = sum(p.numel() * p.element_size() for p in frozen.parameters())
+    items = [
+        ("teacher: weights", weights),
+        *_trained("generator", teacher),
+        *_trained("critic", teacher)[:2],
+    ]
     # the critic's part, of fewer images, comes after the generator's is freed
     items.append(_activations(teacher, batch + batch_pairs, compute))
     if lpips:
@@ -141,7 +147,10 @@ def advice(
     sentences = []
     for name, value in changes:
         option = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
-        total = estimate_with(replace(compute, **{name: value})).total
+        try:
+            total = estimate_with(replace(compute, **{name: value})).total
+        except ValueError:
+            continue  # this network cannot
         if total < 0.99 * now:
             saved, fits = (now - total) / GIB, "fits" if total <= free else "does not fit yet"
             sentences.append(f"{option} saves {saved:.2f} GiB: {total / GIB:.2f} GiB, {fits}.")
