@@ -58,7 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
         with pipeline.signals(signal.default_int_handler):
             parse(arguments).run(f"dmd {shlex.join(arguments)}")
     except KeyboardInterrupt as stopped:
-        print(f"dmd {arguments[0]}: {str(stopped) or 'stopped'}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # the first of several processes
+            print(f"dmd {arguments[0]}: {str(stopped) or 'stopped'}", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError) as error:
         print(f"dmd {arguments[0]}: {error}", file=sys.stderr)

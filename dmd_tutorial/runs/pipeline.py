@@ -51,13 +51,13 @@ class Control(Checked):
 class Stop:
     """Handles signals: asked to stop, a training ends after its step; asked again, at once."""
 
-    asked = False
+    asked = 0.0  # when, in seconds; 0 for not yet
 
     def __call__(self, *_: Any) -> None:
-        """Note a signal."""
-        if self.asked:
+        """Note a signal; one of a second later is another, and no launcher's echo of the first."""
+        if 0 < self.asked < time.monotonic() - 1:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked = self.asked or time.monotonic()
 
 
 @contextmanager
@@ -179,10 +179,10 @@ def _drive(
                     save()
                     saved = time.monotonic()
                 out_of_time = time.monotonic() - started > 60 * control.minutes
-                if processes.any(stop.asked or out_of_time):
+                if processes.any(stop.asked > 0 or out_of_time):
                     break
             save()
-            stopped = processes.any(stop.asked)
+            stopped = processes.any(stop.asked > 0)
     except NotFiniteError as error:
         mine = checkpoint if saved > started or not control.fresh else None  # or of a run before
         raise NotFiniteError(f"{error} ({checkpoints.last_good(mine)})") from error
