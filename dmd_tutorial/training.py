@@ -23,7 +23,7 @@ from dmd_tutorial.anchor import LPIPS, Pairs, l2
 from dmd_tutorial.checks import NO_CLASS, Checked, NotFiniteError, check_finite
 from dmd_tutorial.data import Images
 from dmd_tutorial.denoisers import denoising_loss
-from dmd_tutorial.generators import OneStepGenerator
+from dmd_tutorial.generators import OneStepGenerator, with_steps
 from dmd_tutorial.noise import SIGMA_MAX, karras_grid, lognormal_sigma, noise_like, stream
 
 
@@ -75,10 +75,19 @@ class DistillSettings(Checked):
     clip: checks.Positive = 10.0  # Largest L2 norm of each network's gradient.
     # Highest level of the grid on which scores are compared, in the units of x.
     grid_max: checks.Positive = SIGMA_MAX
+    # Steps of the student, evaluations of its network; more than one exclude the anchor.
+    student_steps: checks.Count = 1
+    # Share of training that the last of several steps gets; a start with as many keeps its own.
+    last_step: checks.Share = 0.9
     seed: int = 0  # Seed of everything drawn.
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.student_steps > 1 and self.lambda_reg:
+            raise ValueError(
+                f"lambda_reg must be 0 with student_steps {self.student_steps}, not "
+                f"{self.lambda_reg}: a pair says what one step makes of its noise"
+            )
         if not self.matching and not self.lambda_reg:
             raise ValueError("lambda_reg must be above 0 without matching: nothing else is learnt")
 
@@ -284,7 +293,8 @@ class DistillationRun(_Run):
     """A student in distillation: generator, its average, critic and both optimisers.
 
     The critic starts as a copy of the teacher, a network, which is frozen. The generator starts as
-    one, too, held at the level sigma_max, or as a copy of `start`, such as an earlier student.
+    one, too, held at the level sigma_max, or as a copy of `start`, such as an earlier student; it
+    takes the settings' number of steps.
     """
 
     parts = ("generator", "ema", "critic", "generator_optimizer", "critic_optimizer")
@@ -299,6 +309,8 @@ class DistillationRun(_Run):
         super().__init__(settings.seed)
         self.settings = settings
         generator = OneStepGenerator(teacher) if start is None else start
+        if isinstance(generator, OneStepGenerator):
+            generator = with_steps(generator, settings.student_steps, settings.last_step)
         self.generator = copy.deepcopy(generator).requires_grad_(True).train()
         self.critic = copy.deepcopy(critic or teacher).requires_grad_(True).train()
         self.ema = averaged(self.generator, settings.ema)

@@ -262,6 +262,7 @@ ALLOWED = {  # of each option: values that mean something; and the rest of those
     DistillSettings: {
         "warm_up": (0,), "learning_rate": (0,), "critic_learning_rate": (0,), "decay": (0,),
         "weight_decay": (0,), "ema": (0,), "lambda_reg": (0,), "critic_steps": (0,),
+        "last_step": (0,),
     },
     Control: {"checkpoint_minutes": (0,), "minutes": (0,), "picture_steps": (0,)},
     Compute: {},
@@ -297,7 +298,7 @@ def test_zero_negative_and_endless_numbers_mean_something_or_are_refused_by_name
         (["distill", "--mixed-precision", "fp8"], "fp8"),
         (["distill", "--accumulation", "0"], "1 part or more, not 0"),
         (["distill", "--preset", "cifar"], "there is no preset 'cifar', but digits, demo"),
-        (["distill", "--start", "digits-teacher"], "digits-teacher is no one-step student"),
+        (["distill", "--start", "digits-teacher"], "digits-teacher is no student"),
         (["train-teacher", "--preset", "own-images"], "which images?"),
         (["survey"], "survey"),
         ([], "Expected one of"),

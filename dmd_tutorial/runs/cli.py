@@ -15,7 +15,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, Literal, Union
 
 import torch
 import tyro
@@ -36,6 +36,7 @@ from dmd_tutorial.runs.images import load_images, save_grid
 from dmd_tutorial.runs.pipeline import Control
 from dmd_tutorial.runs.presets import PRESETS, Preset
 from dmd_tutorial.runs.provenance import runs_folder
+from dmd_tutorial.survey.score_distillation import Dmd2Settings, dmd2
 from dmd_tutorial.training import DistillSettings, TeacherSettings
 
 Model = Annotated[str, arg(aliases=["--teacher", "--student"])]
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str]) -> Any:
     """The command that is asked for, with the options given and the preset's."""
-    made = commands_of(_preset_name(arguments))
+    made = commands_of(_preset_name(arguments), method=_scan(arguments).method)
     kinds = [Annotated[type(of), subcommand(name, default=of)] for name, of in made.items()]
     commands: Any = Union[tuple(kinds)]  # noqa: UP007
     about = "Distribution matching distillation, from a teacher to a measured one-step student."
@@ -153,8 +154,14 @@ class MakePairs(Placed):
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(Placed):
-    """Distil a teacher into a one-step student: regression on the pairs, then DMD."""
+    """Distil a teacher into a student: regression on the pairs, then DMD; or DMD2, on images."""
 
+    # dmd: with an anchor on pairs; dmd2: without pairs, with a head on the critic that tells real
+    # images from samples; a method brings settings of its own
+    method: Literal["dmd", "dmd2"]
+    data: (
+        str  # dmd2's images: a folder, a zip, or a data set's name; read at the teacher's own size
+    )
     teacher: str  # a shipped or published name, or a file
     pairs: Path  # folder of the pairs
     count: Some = None  # use only so many pairs; None for all
@@ -170,7 +177,7 @@ class Distill(Placed):
         settings, teacher, warm = self.settings, self.load(self.teacher), self.table.warm_start
         start = None if self.start is None else self.load(self.start)
         if not isinstance(start, OneStepGenerator | None):
-            raise ValueError(f"{self.start} is no one-step student to start from")
+            raise ValueError(f"{self.start} is no student to start from")
         if start is not None or not self.warm_start_steps:
             warm = None
         elif warm is None:
@@ -179,14 +186,21 @@ class Distill(Placed):
             warm = replace(warm, steps=self.warm_start_steps, seed=settings.seed)
         anchored = settings.lambda_reg or warm is not None
         pairs = load_pairs(self.pairs, teacher, self.count) if anchored else None
-        batches = settings.batch, settings.batch_pairs if settings.lambda_reg else 0
+        images, second = None, settings.batch_pairs if settings.lambda_reg else 0
+        if isinstance(settings, Dmd2Settings):  # its critic judges images beside the samples
+            images, second = _images_for(teacher, self.table, self.data), settings.batch
+        batches = settings.batch, second
         lpips = settings.distance == "lpips" and settings.lambda_reg > 0
         needs = partial(memory.distillation_memory, teacher, *batches, lpips=lpips)
         memory.say(needs, self.compute, self.place)
-        notes = {"command": command, "preset": self.preset, "pairs": len(pairs.z) if pairs else 0}
+        notes = {
+            "command": command, "preset": self.preset, "method": self.method,
+            "pairs": len(pairs.z) if pairs else 0, "images": len(images.x) if images else 0,
+        }  # fmt: skip
         pipeline.make_student_in(
-            self.out, teacher, warm, settings, pairs, start, self.compute, self.control, notes
-        )
+            self.out, teacher, warm, settings, pairs, start, self.compute, self.control, notes,
+            images,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,7 +271,7 @@ class Evaluate(Drawing):
         if not Processes().first:
             return
         with redirect_stdout(sys.stderr):  # what is printed is the report alone
-            images = _images(replace(self.table, data=self.data, shape=shape), self.data, shape[1])
+            images = _images_for(model, self.table, self.data)
         speed = round(len(x) / seconds, 1)
         drawn = {"seed": self.seed, "data": self.data, "images_per_second": speed}
         measured = pipeline.measure(model, x, label, images, self.features, self.steps)
@@ -308,8 +322,9 @@ class Verify:
 
 
 def commands_of(
-    name: str, device: str = "", folder: Path | None = None, control: Control | None = None
-) -> dict[str, Any]:
+    name: str, device: str = "", folder: Path | None = None, control: Control | None = None,
+    method: str = "dmd",
+) -> dict[str, Any]:  # fmt: skip
     """Every command with a preset's defaults, for results in a folder, ``runs/<preset>``."""
     preset, folder = PRESETS[name], folder or runs_folder() / name
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -319,14 +334,17 @@ def commands_of(
     anchor: dict[str, Any] = {"teacher": preset.published or trained, "pairs": folder / "pairs"}
     control = control or Control()
     training: dict[str, Any] = {"out": folder, "control": control, "compute": preset.compute}
-    warm_steps = preset.warm_start.steps if preset.warm_start else 0
+    distillation: dict[str, Any] = {"method": method, "data": preset.data}
+    warm_steps = preset.warm_start.steps if preset.warm_start and method == "dmd" else 0
+    settings = dmd2(preset.distill) if method == "dmd2" else preset.distill
     return {
         "train-teacher": TrainTeacher(**place, **data, **training, settings=preset.teacher),
         "make-pairs": MakePairs(
             **place, **anchor, count=preset.pairs, steps=preset.pair_steps, batch=preset.pair_batch
         ),
         "distill": Distill(
-            **place, **anchor, **training, settings=preset.distill, warm_start_steps=warm_steps
+            **place, **anchor, **training, **distillation, settings=settings,
+            warm_start_steps=warm_steps,
         ),
         "sample": Sample(**place, model="digits-student", count=100, out=folder / "samples"),
         "evaluate": Evaluate(
@@ -338,13 +356,19 @@ def commands_of(
     }  # fmt: skip
 
 
-def _preset_name(arguments: list[str]) -> str:
-    """The preset that is named, or the one that the given network or data belong to."""
+def _scan(arguments: list[str]) -> argparse.Namespace:
+    """The options on which the defaults of others depend."""
     scan = argparse.ArgumentParser(prog="dmd", add_help=False, allow_abbrev=False)
     scan.add_argument("--preset")
     scan.add_argument("--data")
+    scan.add_argument("--method", default="dmd")
     scan.add_argument("--model", "--teacher", "--student")
-    given, _ = scan.parse_known_args(arguments)
+    return scan.parse_known_args(arguments)[0]
+
+
+def _preset_name(arguments: list[str]) -> str:
+    """The preset that is named, or the one that the given network or data belong to."""
+    given = _scan(arguments)
     if given.preset not in (None, *PRESETS):
         raise ValueError(f"there is no preset {given.preset!r}, but {', '.join(PRESETS)}")
     if given.preset is not None:
@@ -359,6 +383,12 @@ def _preset_name(arguments: list[str]) -> str:
         if made_with in PRESETS:
             return made_with
     return "digits"
+
+
+def _images_for(model: nn.Module, preset: Preset, data: str) -> Images:
+    """Images of the size and colours of a model's."""
+    shape, _ = image_shape(model)
+    return _images(replace(preset, data=data, shape=shape), data, shape[1])
 
 
 def _images(preset: Preset, data: str, size: int) -> Images:
