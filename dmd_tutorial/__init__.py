@@ -6,6 +6,7 @@ imports only from rooms below it. From the ground up, with their chapters:
     checks      what every room refuses: shapes, types, values; one number a sample beside x
     noise       random streams, noise levels, the ways to draw them, schedules    ch. 1
     denoisers   preconditioning, score, noise and v, the denoising loss           ch. 1, 2
+    adapters    models trained in other terms as denoisers: yours, diffusers'     own model
     generators  the students: a denoiser used once, or at a few levels            ch. 2, 11
     networks/   raw networks: an MLP for points, a U-Net, a classifier            ch. 1
     mixtures    Gaussian mixtures, whose denoiser is exact                        ch. 1

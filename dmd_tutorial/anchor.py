@@ -10,7 +10,7 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -20,10 +20,12 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from dmd_tutorial.checks import Condition, check_finite, check_same_shape
-from dmd_tutorial.noise import source, stream
+from dmd_tutorial.denoisers import device_of, sigma_range
+from dmd_tutorial.noise import SIGMA_MAX, SIGMA_MIN, source, stream
 from dmd_tutorial.samplers import heun, sample
 
 CHUNK = 1000
+EARLIER = {"sigma_range": [SIGMA_MIN, SIGMA_MAX]}  # of files from before they said it
 
 
 class Pairs(NamedTuple):
@@ -68,6 +70,7 @@ def make_pairs(
     made_by = {
         "teacher": fingerprint(teacher), "sampler": "heun", "steps": steps, "seed": seed,
         "evaluations": 2 * steps - 1, "noise": "stream of pairs",
+        "sigma_range": list(sigma_range(teacher)),
     }  # fmt: skip
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +80,7 @@ def make_pairs(
         if path.exists():
             _check_made_by(path, made_by)
         else:
-            device = next(teacher.parameters()).device
+            device = device_of(teacher)
             z = torch.randn(CHUNK, *shape, generator=stream("pairs", seed, chunk))
             label = torch.arange(CHUNK, device=device) % classes if classes else None
             y = sample(teacher, z.to(device), label, steps=steps, sampler=heun, batch=batch)
@@ -97,7 +100,9 @@ def load_pairs(
     files = sorted(Path(folder).glob("*.safetensors"))[: count and -(-count // CHUNK)]
     if not files:
         raise FileNotFoundError(f"{folder} holds no pairs (*.safetensors)")
-    wanted = {} if teacher is None else {"teacher": fingerprint(teacher)}
+    wanted: dict[str, Any] = {}
+    if teacher is not None:
+        wanted = {"teacher": fingerprint(teacher), "sigma_range": list(sigma_range(teacher))}
     parts: dict[str, list[Tensor]] = {}
     for path in files:
         wanted = {"noise": None} | _check_made_by(path, wanted)
@@ -116,7 +121,7 @@ def _check_made_by(path: Path, wanted: dict) -> dict:
     """Refuse a file that was not made as wanted; returns what all files of a folder share."""
     try:
         with safe_open(path, "pt") as file:
-            made_by = json.loads((file.metadata() or {})["made_by"])
+            made_by = EARLIER | json.loads((file.metadata() or {})["made_by"])
     except (SafetensorError, KeyError, ValueError) as error:
         raise ValueError(f"{path} is damaged or not a file of pairs: {error}") from error
     for name, value in wanted.items():

@@ -5,7 +5,9 @@ of the clean sample behind a noisy one. Everything else in the book is built on 
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -13,13 +15,23 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dmd_tutorial.checks import Condition, PerSample, Samples, check_finite, check_sigma, expand
-from dmd_tutorial.noise import add_noise
+from dmd_tutorial.noise import SIGMA_MAX, SIGMA_MIN, add_noise
 
 SIGMA_DATA = 0.5  # standard deviation of images in [-1, 1]; EDM's
 
 
 class Denoiser(Protocol):
-    """Anything that answers ``D(x, sigma, label)``: a mixture, an MLP, a U-Net, a checkpoint."""
+    """Anything that answers ``D(x, sigma, label)``: a mixture, an MLP, a U-Net, a checkpoint.
+
+    What it, or a network inside, may say of itself by attributes, see `says`:
+
+        size, channels   of its images, in pixels; needed by the command line
+        classes          how many it knows, 0 for none
+        sigma_range      the levels it was trained on, lowest and highest; EDM's without it
+        sigma_data       the standard deviation of its data, 0.5 without it
+        precision        the type its inside computes in, where that can be chosen
+        feature_layers() layers that a discriminator can read, first to last, with their channels
+    """
 
     def __call__(self, x: Samples, sigma: PerSample, label: Condition | None = None) -> Samples:
         """Estimate the clean samples behind noisy ones."""
@@ -54,6 +66,11 @@ def edm_preconditioning(sigma: PerSample, sigma_data: float = SIGMA_DATA) -> Pre
     )
 
 
+def inside(x: Tensor, precision: torch.dtype | None) -> AbstractContextManager:
+    """What a network computes in, where x is: in a precision of its own, or in its caller's."""
+    return nullcontext() if precision is None else torch.autocast(x.device.type, precision)
+
+
 class EDMDenoiser(nn.Module):
     """A raw network F as a denoiser, ``D = c_skip x + c_out F(c_in x, c_noise)`` (EDM, Eq. 7).
 
@@ -81,7 +98,7 @@ class EDMDenoiser(nn.Module):
         dtype = torch.float64 if weights.dtype == torch.float64 else torch.float32
         own = x.to(dtype)
         c_skip, c_out, c_in, c_noise = edm_preconditioning(sigma.to(own), self.sigma_data)
-        with torch.autocast(x.device.type, self.precision, enabled=self.precision is not None):
+        with inside(x, self.precision):
             raw = self.network(expand(c_in, x) * own, c_noise, label)
         return (expand(c_skip, x) * own + expand(c_out, x) * raw.to(dtype)).to(x.dtype)
 
@@ -153,16 +170,46 @@ def denoising_loss(
     check_sigma(x, sigma, above_zero=True, noise=noise)
     check_finite(x=x)
     if weight is None:
-        weight = partial(denoising_weight, sigma_data=getattr(denoiser, "sigma_data", SIGMA_DATA))
+        weight = partial(denoising_weight, sigma_data=says(denoiser, "sigma_data", SIGMA_DATA))
     denoised = denoiser(add_noise(x, sigma, noise), sigma, label)
     answer, clean, level = exact(denoised, x, sigma)
     return (expand(weight(level), x) * (answer - clean) ** 2).mean()
 
 
-def image_shape(model: nn.Module) -> tuple[tuple[int, int, int], int]:
-    """The shape of a network's images, and its number of classes, 0 for none."""
-    denoiser = getattr(model, "denoiser", model)
-    network: Any = getattr(denoiser, "network", denoiser)
-    if not hasattr(network, "size"):
-        raise ValueError(f"{type(network).__name__} does not say what images it makes")
-    return (network.channels, network.size, network.size), network.classes
+def says(model: Any, name: str, default: Any = None) -> Any:
+    """What a model, or else what it wraps (a generator's denoiser, its network), says of itself."""
+    inner = model
+    while inner is not None:
+        if hasattr(inner, name):
+            return getattr(inner, name)
+        inner = getattr(inner, "denoiser", getattr(inner, "network", None))
+    return default
+
+
+def sigma_range(model: Any) -> tuple[float, float]:
+    """The lowest and the highest level that a denoiser was trained on, in the units of x."""
+    low, high = says(model, "sigma_range", (SIGMA_MIN, SIGMA_MAX))
+    return float(low), float(high)
+
+
+def image_shape(model: Any) -> tuple[tuple[int, int, int], int]:
+    """The shape of a model's images, and its number of classes, 0 for none."""
+    size, channels = says(model, "size"), says(model, "channels")
+    if size is None or channels is None:
+        name = type(model).__name__
+        raise ValueError(f"{name} does not say what images it makes: it needs size and channels")
+    return (channels, size, size), says(model, "classes", 0)
+
+
+def feature_layers(model: Any) -> list[tuple[nn.Module, int]]:
+    """Layers that a discriminator can read, first to last, and how many channels each answers."""
+    layers = says(model, "feature_layers")
+    if layers is None:
+        name = type(getattr(model, "network", model)).__name__
+        raise ValueError(f"{name} has no method feature_layers: see Denoiser")
+    return layers()
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model is; one without numbers of its own is on the CPU."""
+    return next(chain(model.parameters(), model.buffers()), torch.empty(0)).device

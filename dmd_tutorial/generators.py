@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from dmd_tutorial.checks import Condition, Samples
-from dmd_tutorial.denoisers import SIGMA_DATA
-from dmd_tutorial.noise import SIGMA_MAX, noise_of
+from dmd_tutorial.denoisers import SIGMA_DATA, says, sigma_range
+from dmd_tutorial.noise import noise_of
 
 
 class OneStepGenerator(nn.Module):
@@ -17,13 +17,13 @@ class OneStepGenerator(nn.Module):
 
     At sigma_max a noisy sample holds almost nothing of the clean one, so a denoiser's single
     answer there is close to the mean of the data. Distillation makes it a sample instead.
-    sigma_max must be the level from which the teacher's pairs start.
+    Without sigma_max it is the top of the denoiser's range, from which its pairs start, too.
     """
 
-    def __init__(self, denoiser: nn.Module, sigma_max: float = SIGMA_MAX) -> None:
+    def __init__(self, denoiser: nn.Module, sigma_max: float | None = None) -> None:
         super().__init__()
         self.denoiser = denoiser
-        self.sigma_max = sigma_max
+        self.sigma_max = sigma_range(denoiser)[1] if sigma_max is None else sigma_max
 
     @property
     def evaluations(self) -> int:
@@ -119,6 +119,6 @@ def with_steps(start: OneStepGenerator, evaluations: int, last: float) -> OneSte
         return start
     if evaluations == 1:
         return OneStepGenerator(start.denoiser, start.sigma_max)
-    width = getattr(start.denoiser, "sigma_data", SIGMA_DATA)
+    width = says(start.denoiser, "sigma_data", SIGMA_DATA)
     levels = few_step_levels(evaluations, start.sigma_max, width)
     return FewStepGenerator(start.denoiser, levels, last)

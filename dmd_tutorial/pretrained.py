@@ -4,9 +4,13 @@ Our files are safetensors with a header that says how they were made. They hold 
 only, so reading one never runs code.
 """
 
+import copy
 import hashlib
+import importlib
 import json
 import os
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from dmd_tutorial.adapters import FromFunction
 from dmd_tutorial.checks import check_finite
-from dmd_tutorial.denoisers import EDMDenoiser
+from dmd_tutorial.denoisers import EDMDenoiser, says, sigma_range
 from dmd_tutorial.edm.checkpoint import PUBLISHED, load_edm, renamed
 from dmd_tutorial.edm.networks import NETWORKS as EDM_NETWORKS
 from dmd_tutorial.edm.networks import published_denoiser
@@ -24,6 +29,7 @@ from dmd_tutorial.generators import FewStepGenerator, OneStepGenerator
 from dmd_tutorial.networks import UNet
 
 NETWORKS: dict[str, type[nn.Module]] = {"UNet": UNet, **EDM_NETWORKS}
+OWN = re.compile(r"[A-Za-z_][\w.]+:[A-Za-z_]\w*")  # package.module:factory
 WEIGHTS = Path(__file__).parent / "weights"
 
 # the shipped networks: name -> SHA-256 of the file
@@ -33,17 +39,20 @@ SHIPPED = {
 }
 
 
-def save_denoiser(
-    path: str | Path, model: EDMDenoiser | OneStepGenerator, **made_by: object
-) -> None:
+def save_denoiser(path: str | Path, model: nn.Module, **made_by: object) -> None:
     """Write a denoiser or a generator to a .safetensors file, whole or not at all.
 
-    Its network is one of `NETWORKS`. `made_by` are plain values: settings, seeds, versions.
+    `made_by` are plain values: settings, seeds, versions. Of a network that is none of `NETWORKS`
+    the weights are kept, and the name of the code that made it, if `load` knew that.
     """
     denoiser: Any = model.denoiser if isinstance(model, OneStepGenerator) else model
-    network = denoiser.network
-    header = {"class": type(network).__name__, "network": network.config,
-              "sigma_data": denoiser.sigma_data}  # fmt: skip
+    network = getattr(denoiser, "network", None)
+    if isinstance(denoiser, EDMDenoiser) and type(network) in NETWORKS.values():
+        header = {"class": type(network).__name__, "network": network.config,  # type: ignore[union-attr]
+                  "sigma_data": denoiser.sigma_data}  # fmt: skip
+    else:
+        header = {"own": says(denoiser, "loaded_from", type(denoiser).__name__)}
+    header["sigma_range"] = sigma_range(denoiser)
     if isinstance(model, OneStepGenerator):
         header["sigma_max"] = model.sigma_max
     if isinstance(model, FewStepGenerator):
@@ -63,19 +72,31 @@ def plain_json(value: Any, **how: Any) -> str:
     return json.dumps(known, **how)
 
 
-def load_denoiser(path: str | Path) -> EDMDenoiser | OneStepGenerator:
+def load_denoiser(path: str | Path, network: nn.Module | None = None) -> nn.Module:
     """Read what `save_denoiser` wrote: frozen, in evaluation mode, on the CPU.
 
-    ValueError means a file that is damaged or none of ours, or weights that are not finite or do
-    not fit the header.
+    A denoiser of your own code, whose weights alone are in the file, is `network`; a copy of it
+    gets them. ValueError means a file that is damaged or none of ours, or weights that are not
+    finite or do not fit.
     """
     tensors, header, _ = _read(Path(path))
+    if "own" in header and network is None:
+        name = header["own"]
+        raise ValueError(
+            f"{path} holds weights for {name}, which is code and not in the file: "
+            "give it, --network package.module:factory or load(path, network)"
+        )
     try:
-        if "edm" in header:  # as files were written before all networks shared one form
+        denoiser: nn.Module
+        if "own" in header:
+            denoiser = copy.deepcopy(getattr(network, "denoiser", network))  # type: ignore[assignment]
+        elif "edm" in header:  # as files were written before all networks shared one form
             denoiser, tensors = published_denoiser(**header["edm"]), renamed(tensors)
         else:
-            network = NETWORKS[header.get("class", "UNet")](**header["network"])
-            denoiser = EDMDenoiser(network, header["sigma_data"])
+            raw = NETWORKS[header.get("class", "UNet")](**header["network"])
+            denoiser = EDMDenoiser(raw, header["sigma_data"])
+        if "own" not in header and "sigma_range" in header:
+            denoiser.sigma_range = tuple(header["sigma_range"])  # type: ignore[assignment]
         denoiser.load_state_dict(tensors)
         model: Any = denoiser
         if "levels" in header:
@@ -94,12 +115,16 @@ def made_by(path_or_name: str | Path) -> dict:
     return _read(_path(path_or_name))[2]
 
 
-def load(path_or_name: str | Path) -> EDMDenoiser | OneStepGenerator:
+def load(path_or_name: str | Path, network: nn.Module | None = None) -> nn.Module:
     """Load a shipped or published network by name, or any network file by path, frozen.
 
-    Names are those of `SHIPPED` and `PUBLISHED`; a path that ends in .pkl goes through `load_edm`.
-    A shipped file that is not the one that was shipped is refused.
+    Names are those of `SHIPPED` and `PUBLISHED`, or ``package.module:factory``, your own code that
+    makes a denoiser; a path that ends in .pkl goes through `load_edm`. `network` is what a file of
+    weights for your own code is read into. A shipped file that is not the one that was shipped is
+    refused.
     """
+    if OWN.fullmatch(str(path_or_name)):
+        return _own(str(path_or_name))
     if str(path_or_name) in PUBLISHED or str(path_or_name).endswith(".pkl"):
         return load_edm(path_or_name)[0]
     path = _path(path_or_name)
@@ -108,7 +133,24 @@ def load(path_or_name: str | Path) -> EDMDenoiser | OneStepGenerator:
         found = hashlib.sha256(path.read_bytes()).hexdigest()
         if found != wanted:
             raise ValueError(f"{path} has SHA-256 {found}, the shipped one has {wanted}")
-    return load_denoiser(path)
+    return load_denoiser(path, network)
+
+
+def _own(name: str) -> nn.Module:
+    """What a factory in the user's code makes; the current folder is searched, too."""
+    if os.getcwd() not in sys.path:  # as with `python -m`
+        sys.path.append(os.getcwd())
+    module, _, factory = name.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), factory)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{name} cannot be imported: {error}") from error
+    made = make()
+    if not callable(made):
+        raise ValueError(f"{name} makes a {type(made).__name__}, not a denoiser D(x, sigma, label)")
+    model = made if isinstance(made, nn.Module) else FromFunction(made)
+    model.loaded_from = name  # type: ignore[assignment]
+    return model.requires_grad_(False).eval()
 
 
 def _path(path_or_name: str | Path) -> Path:

@@ -19,12 +19,20 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
 from dmd_tutorial import checks, dmd
+from dmd_tutorial.adapters import Guided
 from dmd_tutorial.anchor import LPIPS, Pairs, l2
 from dmd_tutorial.checks import NO_CLASS, Checked, NotFiniteError, check_finite
 from dmd_tutorial.data import Images
-from dmd_tutorial.denoisers import denoising_loss
+from dmd_tutorial.denoisers import denoising_loss, device_of, sigma_range
 from dmd_tutorial.generators import OneStepGenerator, with_steps
-from dmd_tutorial.noise import SIGMA_MAX, karras_grid, lognormal_sigma, noise_like, stream
+from dmd_tutorial.noise import (
+    SIGMA_MAX,
+    SIGMA_MIN,
+    karras_grid,
+    lognormal_sigma,
+    noise_like,
+    stream,
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +81,8 @@ class DistillSettings(Checked):
     # Critic updates per generator update; 0 freezes the critic.
     critic_steps: checks.CountOrNone = 2
     clip: checks.Positive = 10.0  # Largest L2 norm of each network's gradient.
-    # Highest level of the grid on which scores are compared, in the units of x.
+    # Highest level of the grid on which scores are compared, in the units of x; the teacher's own
+    # range bounds it.
     grid_max: checks.Positive = SIGMA_MAX
     # Steps of the student, evaluations of its network; more than one exclude the anchor.
     student_steps: checks.Count = 1
@@ -91,8 +100,13 @@ class DistillSettings(Checked):
         if not self.matching and not self.lambda_reg:
             raise ValueError("lambda_reg must be above 0 without matching: nothing else is learnt")
 
-    def objective(self, device: torch.device | str = "cpu") -> dmd.Objective:
-        """The settings in the terms of `dmd.iteration`; the device is that of LPIPS."""
+    def objective(
+        self, device: torch.device | str = "cpu", low: float = SIGMA_MIN, high: float = math.inf
+    ) -> dmd.Objective:
+        """The settings in the terms of `dmd.iteration`, on levels from low to high at most.
+
+        The device is that of LPIPS.
+        """
         perceptual = self.distance == "lpips" and self.lambda_reg  # it needs VGG's weights
         return dmd.Objective(
             weighting=dmd.Weighting(self.weighting),
@@ -101,7 +115,7 @@ class DistillSettings(Checked):
             distance=LPIPS().to(device) if perceptual else l2,
             critic_steps=self.critic_steps,
             clip=self.clip,
-            grid=karras_grid(sigma_max=self.grid_max),
+            grid=karras_grid(sigma_min=low, sigma_max=min(self.grid_max, high)),
         )
 
 
@@ -175,7 +189,7 @@ class _Run:
     @property
     def device(self) -> torch.device:
         """Where the networks are."""
-        return next(self.average.parameters()).device
+        return device_of(self.average)
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
@@ -289,12 +303,18 @@ def draw_images(run: FitRun, images: Images) -> Noised:
     return Noised(x, sigma, noise, label if images.classes else None)
 
 
+def unguided(teacher: nn.Module) -> Any:
+    """The network that student and critic start from: of a guided teacher that without guidance."""
+    return teacher.denoiser if isinstance(teacher, Guided) else teacher
+
+
 class DistillationRun(_Run):
     """A student in distillation: generator, its average, critic and both optimisers.
 
     The critic starts as a copy of the teacher, a network, which is frozen. The generator starts as
-    one, too, held at the level sigma_max, or as a copy of `start`, such as an earlier student; it
-    takes the settings' number of steps.
+    one, too, held at the teacher's highest level, or as a copy of `start`, such as an earlier
+    student; it takes the settings' number of steps. A teacher that is a function without weights
+    needs `start` and `critic`.
     """
 
     parts = ("generator", "ema", "critic", "generator_optimizer", "critic_optimizer")
@@ -308,11 +328,14 @@ class DistillationRun(_Run):
     ) -> None:
         super().__init__(settings.seed)
         self.settings = settings
-        generator = OneStepGenerator(teacher) if start is None else start
+        if not any(True for _ in teacher.parameters()) and (start is None or critic is None):
+            raise ValueError("the teacher has no weights to start from: give a start and a critic")
+        copied = unguided(teacher)
+        generator = OneStepGenerator(copied) if start is None else start
         if isinstance(generator, OneStepGenerator):
             generator = with_steps(generator, settings.student_steps, settings.last_step)
         self.generator = copy.deepcopy(generator).requires_grad_(True).train()
-        self.critic = copy.deepcopy(critic or teacher).requires_grad_(True).train()
+        self.critic = copy.deepcopy(critic or copied).requires_grad_(True).train()
         self.ema = averaged(self.generator, settings.ema)
         self.teacher = teacher.requires_grad_(False).eval()
         for network in (self.generator, self.critic, self.teacher):
@@ -323,6 +346,10 @@ class DistillationRun(_Run):
             torch.optim.AdamW(n.parameters(), weight_decay=settings.weight_decay, fused=True)
             for n in (self.generator, self.critic)
         )
+
+    def objective(self) -> dmd.Objective:
+        """The settings' objective, on the teacher's levels, where the networks are."""
+        return self.settings.objective(self.device, *sigma_range(self.teacher))
 
 
 def distill(
@@ -340,7 +367,7 @@ def distill(
     another distance, say; `iteration` takes the arguments of `dmd.iteration`: another method, or
     the same one with another updater. Source: Yin et al. 2024 (DMD), Algorithm 1.
     """
-    settings, objective = run.settings, objective or run.settings.objective(run.device)
+    settings, objective = run.settings, objective or run.objective()
     while run.step < settings.steps:
         factor = rate_factor(run.step, settings.steps, settings.warm_up, settings.decay)
         rate = set_rate(run.generator_optimizer, settings.learning_rate * factor)

@@ -55,7 +55,7 @@ def test_a_file_says_how_it_was_made(tmp_path):
         made_by = json.loads(file.metadata()["made_by"])
     assert made_by == {"teacher": fingerprint(teacher()), "sampler": "heun", "steps": 3,
                        "evaluations": 5, "seed": 5, "noise": "stream of pairs",
-                       "chunk": 2}  # fmt: skip
+                       "sigma_range": [0.002, 80.0], "chunk": 2}  # fmt: skip
 
 
 def test_a_run_that_stopped_continues_and_makes_the_same_pairs(tmp_path):

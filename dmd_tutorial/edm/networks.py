@@ -86,6 +86,11 @@ class _RawNetwork(nn.Module):
             raise ValueError(f"label has shape {tuple(label.shape)}, not {wanted}")
         return label.to(x)
 
+    def feature_layers(self) -> list[tuple[nn.Module, int]]:
+        """The blocks of the encoder and the first at the bottom, with their channels."""
+        layers = [*self.enc.values(), next(iter(self.dec.values()))]
+        return [(layer, layer.out_channels) for layer in layers if isinstance(layer, UNetBlock)]
+
     def _walk(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, Tensor]:
         """Down and up: the last features, and the sum of the images that the decoder made."""
         skips: list[Tensor] = []

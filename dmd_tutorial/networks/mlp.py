@@ -61,6 +61,10 @@ class MLP(nn.Module):
             h = functional.silu(layer(h))
         return self.out(h).reshape(x.shape)
 
+    def feature_layers(self) -> list[tuple[nn.Module, int]]:
+        """The hidden layers, with their widths."""
+        return [(layer, layer.bias.shape[-1]) for layer in self.hidden]  # type: ignore[misc,index]
+
 
 class Linears(nn.Module):
     """One linear layer for each copy: (copies, block, before) -> (copies, block, after)."""

@@ -89,6 +89,11 @@ class UNet(nn.Module):
                 h = block(h, embedding)
         return self.last(functional.silu(self.last_norm(h)))
 
+    def feature_layers(self) -> list[tuple[nn.Module, int]]:
+        """The blocks on the way down and the attention at the bottom, with their channels."""
+        blocks = [(m, m.conv2.out_channels) for m in self.down.modules() if isinstance(m, Block)]
+        return [*blocks, (self.attention, self.attention.out.out_channels)]
+
 
 class Recomputable(nn.Module):
     """A block that may compute its inside again in the backward pass, instead of keeping it."""

@@ -91,6 +91,9 @@ class Placed(Checked):
     # network was made with
     preset: PresetName
     device: str  # where networks run
+    # code of your own that makes a denoiser, package.module:factory: the network of files that hold
+    # its weights
+    network: str | None = None
 
     @property
     def table(self) -> Preset:
@@ -102,9 +105,10 @@ class Placed(Checked):
         """The device; each of several processes has its own."""
         return str(Processes().device or self.device)
 
-    def load(self, network: str) -> Any:
+    def load(self, name: str) -> Any:
         """A network on its device."""
-        return pretrained.load(network).to(self.place)
+        network = pretrained.load(self.network) if self.network else None
+        return pretrained.load(name, network).to(self.place)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +143,7 @@ class TrainTeacher(Placed):
 class MakePairs(Placed):
     """Make pairs (z, y) with the teacher's ODE sampler."""
 
-    teacher: str  # a shipped or published name, or a file
+    teacher: str  # a shipped or published name, a file, or package.module:factory
     pairs: Path  # folder of the pairs
     count: Count  # number of pairs, a multiple of 1000
     steps: Count  # Heun steps per pair; N cost 2N-1 evaluations
@@ -159,10 +163,8 @@ class Distill(Placed):
     # dmd: with an anchor on pairs; dmd2: without pairs, with a head on the critic that tells real
     # images from samples; a method brings settings of its own
     method: Literal["dmd", "dmd2"]
-    data: (
-        str  # dmd2's images: a folder, a zip, or a data set's name; read at the teacher's own size
-    )
-    teacher: str  # a shipped or published name, or a file
+    data: str  # dmd2's images: a folder, a zip, or a data set's name; read at the teacher's size
+    teacher: str  # a shipped or published name, a file, or package.module:factory
     pairs: Path  # folder of the pairs
     count: Some = None  # use only so many pairs; None for all
     start: str | None = None  # student (.safetensors) to start from, without warm start
@@ -207,7 +209,7 @@ class Distill(Placed):
 class Drawing(Placed):
     """What draws samples."""
 
-    model: Model  # a shipped or published name, or a file
+    model: Model  # a shipped or published name, a file, or package.module:factory
     count: Count  # number of samples, classes balanced
     steps: Count = 18  # Heun steps of a teacher; N cost 2N-1 evaluations
     seed: int = 0  # seed of the noise, which is neither a training's nor that of pairs

@@ -9,7 +9,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
-from dmd_tutorial.denoisers import image_shape
+from dmd_tutorial.denoisers import EDMDenoiser, device_of, image_shape, sigma_range
 from dmd_tutorial.runs.compute import PRECISIONS, Compute, Precision, Processes, prepare
 
 GIB = 2**30
@@ -65,19 +65,31 @@ def _trained(name: str, network: nn.Module) -> list[tuple[str, int]]:
 
 def _activations(model: nn.Module, images: int, compute: Compute) -> tuple[str, int]:
     """What a forward pass of one part of a batch keeps for the backward pass."""
-    shape, _ = image_shape(model)
-    denoiser: Any = copy.deepcopy(getattr(model, "denoiser", model)).to("meta")
+    denoiser: Any = copy.deepcopy(getattr(model, "denoiser", model))
     prepare(denoiser.requires_grad_(True).train(), replace(compute, compile=False))
-    # on "meta" there is no autocast: the whole is run in the lower precision instead
-    network = denoiser.network.to(denoiser.precision or torch.float32)
+    of = _of_ours if isinstance(denoiser, EDMDenoiser) else _of_any
     # what does not grow with the batch, such as cast weights, falls out
-    per_image = _kept(network, shape, 2) - _kept(network, shape, 1)
+    per_image = _kept(*of(denoiser, 2)) - _kept(*of(denoiser, 1))
     return "activations", per_image * max(1, images // compute.accumulation)
 
 
-def _kept(network: nn.Module, shape: tuple[int, ...], count: int) -> int:
-    """Bytes kept of `count` images, without the weights; a storage that is shared counts once."""
-    x = torch.empty(count, *shape, device="meta", dtype=next(network.parameters()).dtype)
+def _of_ours(denoiser: Any, count: int) -> tuple[nn.Module, tuple]:
+    """A raw network on "meta" with inputs; without autocast there, all is in its precision."""
+    network = copy.deepcopy(denoiser.network).to("meta", denoiser.precision or torch.float32)
+    x = torch.empty(count, *image_shape(denoiser)[0], device="meta", dtype=denoiser.precision)
+    return network, (x, x.new_empty(count), None)
+
+
+def _of_any(denoiser: Any, count: int) -> tuple[nn.Module, tuple]:
+    """A denoiser that may look at its numbers: it is run with some, where it is."""
+    shape, classes = image_shape(denoiser)
+    x = torch.zeros(count, *shape, device=device_of(denoiser))
+    label = torch.zeros(count, dtype=torch.int64, device=x.device) if classes else None
+    return denoiser, (x, x.new_full((count,), sigma_range(denoiser)[1]), label)
+
+
+def _kept(network: nn.Module, inputs: tuple) -> int:
+    """Bytes kept of a call, without the weights; a storage that is shared counts once."""
     own = {id(parameter) for parameter in network.parameters()}
     kept: dict[int, Tensor] = {}  # alive, so that ids are unique
 
@@ -88,7 +100,7 @@ def _kept(network: nn.Module, shape: tuple[int, ...], count: int) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        network(x, x.new_empty(count), None)
+        network(*inputs)
     return sum(base.numel() * base.element_size() for base in kept.values())
 
 

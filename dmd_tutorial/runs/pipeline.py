@@ -23,7 +23,7 @@ from dmd_tutorial import dmd, metrics, pretrained, training
 from dmd_tutorial.anchor import Pairs, fingerprint, make_pairs
 from dmd_tutorial.checks import Checked, CountOrNone, NotFiniteError, NotNegative
 from dmd_tutorial.data import Images, balanced_labels, normal
-from dmd_tutorial.denoisers import image_shape
+from dmd_tutorial.denoisers import device_of, image_shape
 from dmd_tutorial.noise import Purpose, stream
 from dmd_tutorial.runs import checkpoints, monitor
 from dmd_tutorial.runs.compute import Compute, Processes, Updater, prepare
@@ -78,13 +78,13 @@ def make_student(
     The settings are those of a method: DMD's, or DMD2's, which needs images.
     """
     shape, classes = image_shape(teacher)
-    judge: Any = None
+    judge = None
     step: Callable = dmd.iteration
     if isinstance(settings, Dmd2Settings):
         if images is None:
             raise ValueError("dmd2 needs real images, none are given")
-        judge, step = copy.deepcopy(teacher), settings.step(images, classes)
-        judge = Judge(judge).to(next(teacher.parameters()).device)
+        step = settings.step(images, classes)
+        judge = Judge(copy.deepcopy(training.unguided(teacher))).to(device_of(teacher))
     run = training.DistillationRun(teacher, settings, start, judge)
     prepare(run.generator, compute)
     prepare(run.critic, compute)
@@ -208,7 +208,7 @@ def draw(
     Each process makes its share, and all of them get the whole.
     """
     model.eval()
-    processes, device = Processes(), next(model.parameters()).device
+    processes, device = Processes(), device_of(model)
     mine = processes.mine(len(z))
     z_mine = z.cpu()[mine].to(device)
     label_mine = None if label is None else label.cpu()[mine].to(device)

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dmd_tutorial.checks import Condition, Samples
-from dmd_tutorial.denoisers import Denoiser
+from dmd_tutorial.denoisers import Denoiser, sigma_range
 from dmd_tutorial.noise import sampling_levels
 from dmd_tutorial.samplers.classical import heun
 from dmd_tutorial.samplers.step import Ladder, Step
@@ -18,13 +18,13 @@ def sample(
     denoiser: Denoiser, z: Samples, label: Condition | None = None, *, steps: int = 18,
     sampler: Callable[..., Iterator[Step]] = heun, levels: Ladder | None = None, batch: int = 1000,
 ) -> Samples:  # fmt: skip
-    """Run a sampler to its end; without levels it takes `steps` steps on EDM's.
+    """Run a sampler to its end; without levels, `steps` of EDM's spacing over the denoiser's range.
 
     Options of the sampler are bound by `functools.partial`. The samples come back in the type of z;
     `batch` is how many are made at a time: a matter of memory.
     """
     if levels is None:
-        levels = sampling_levels(steps)
+        levels = sampling_levels(steps, *sigma_range(denoiser))
     finished = [z[:0]]
     for z_part, label_part in _in_batches(z, label, batch):
         walk = sampler(denoiser, z_part, levels, label_part)

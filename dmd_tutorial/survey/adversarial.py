@@ -14,10 +14,9 @@ from torch.nn import functional
 
 from dmd_tutorial import dmd
 from dmd_tutorial.checks import Condition, PerSample, Samples, expand
-from dmd_tutorial.denoisers import Denoiser, EDMDenoiser
+from dmd_tutorial.denoisers import Denoiser, feature_layers
 from dmd_tutorial.dmd import Batch
-from dmd_tutorial.networks.mlp import MLP, Linears
-from dmd_tutorial.networks.unet import Block, UNet
+from dmd_tutorial.networks.mlp import Linears
 from dmd_tutorial.noise import add_noise, dmd_sigma, karras_grid, noise_like
 
 
@@ -57,19 +56,12 @@ def r1_penalty(
 
 
 class FrozenFeatures(nn.Module):
-    """What hidden layers of a frozen `EDMDenoiser` (MLP or `UNet`) make of samples, at a level."""
+    """What a frozen denoiser's `feature_layers` make of samples, at a level."""
 
-    def __init__(self, denoiser: EDMDenoiser, sigma: float = 0.1) -> None:
+    def __init__(self, denoiser: nn.Module, sigma: float = 0.1) -> None:
         super().__init__()
         self.denoiser, self.sigma = denoiser, sigma
-        network = denoiser.network
-        if isinstance(network, MLP):
-            self.layers: list[nn.Module] = list(network.hidden)
-        elif isinstance(network, UNet):
-            blocks = [module for module in network.down.modules() if isinstance(module, Block)]
-            self.layers = [*blocks, network.attention]
-        else:
-            raise ValueError(f"a {type(network).__name__} has no features that are known here")
+        self.layers = [layer for layer, _ in feature_layers(denoiser)]
 
     def forward(
         self, x: Samples, label: Condition | None = None

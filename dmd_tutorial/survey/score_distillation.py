@@ -22,9 +22,14 @@ from torch.optim import Optimizer
 from dmd_tutorial import checks, dmd
 from dmd_tutorial.checks import Condition, PerSample, Samples, check_same_shape, expand
 from dmd_tutorial.data import Images
-from dmd_tutorial.denoisers import SIGMA_DATA, Denoiser, EDMDenoiser, denoised_from_noise
+from dmd_tutorial.denoisers import (
+    SIGMA_DATA,
+    Denoiser,
+    denoised_from_noise,
+    feature_layers,
+    says,
+)  # fmt: skip
 from dmd_tutorial.dmd import Batch, Objective, Record, Weighting
-from dmd_tutorial.networks import MLP, UNet
 from dmd_tutorial.noise import BINS, add_noise, karras_grid, linear_schedule, noise_like
 from dmd_tutorial.survey import classical
 from dmd_tutorial.training import DistillSettings
@@ -40,19 +45,14 @@ def known_noise(noise: Samples) -> Denoiser:
 class Judge(nn.Module):
     """A critic with a second answer: a logit that says whether a noisy sample began as data.
 
-    The head reads what the critic's network, `UNet` or `MLP`, computes half-way (DMD2, 4.3).
+    The head reads the last of the critic's `feature_layers`, half-way through (DMD2, 4.3).
     """
 
-    def __init__(self, critic: EDMDenoiser) -> None:
+    def __init__(self, critic: nn.Module) -> None:
         super().__init__()
-        self.critic, self.sigma_data = critic, critic.sigma_data
-        network = critic.network
-        if isinstance(network, MLP):  # its last hidden layer
-            inner, width, copies = network.hidden[-1], network.out.weight.shape[1], network.copies
-        elif isinstance(network, UNet):  # its lowest resolution
-            inner, width, copies = network.attention, network.attention.out.out_channels, 1
-        else:
-            raise ValueError(f"a judge reads an MLP or a UNet, not {type(network).__name__}")
+        self.critic, self.sigma_data = critic, says(critic, "sigma_data", SIGMA_DATA)
+        inner, width = feature_layers(critic)[-1]
+        copies = says(critic, "copies", 1)
         inner.register_forward_hook(self._see)
         self._seen: Tensor | None = None
         self.weight = nn.Parameter(torch.zeros(copies, width, 1))  # undecided at first
