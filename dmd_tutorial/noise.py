@@ -59,9 +59,9 @@ def noise_of(z: Samples, count: int) -> tuple[PerSample, Float[Tensor, "count ba
     """
     keys = [zlib.crc32(row.tobytes()) for row in z.detach().cpu().float().numpy()]
     fresh, first = torch.empty(len(z), count, *z.shape[1:]), get_args(Purpose).index("evaluation")
-    for key, own in zip(keys, fresh, strict=True):
-        number = first * 2**30 + 2**14 + key % (2**30 - 2**14)
-        torch.randn(own.shape, generator=Generator().manual_seed(number), out=own)
+    rng = Generator()
+    for key, own in zip(keys, fresh, strict=True) if count else ():
+        own.normal_(generator=rng.manual_seed(first * 2**30 + 2**14 + key % (2**30 - 2**14)))
     uniform = torch.tensor(keys, dtype=torch.float64) / 2**32
     return uniform.float(), fresh.transpose(0, 1).to(z)
 

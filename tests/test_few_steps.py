@@ -5,6 +5,7 @@ import itertools
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -176,6 +177,8 @@ def test_images_that_do_not_fit_the_teacher_are_refused():
     settings, images = Dmd2Settings(**SHORT), digits()
     with pytest.raises(ValueError, match="dmd2 needs real images"):
         pipeline.make_student(small(), settings, None)
+    with pytest.raises(ValueError, match="compile must be off with dmd2"):
+        pipeline.make_student(small(), settings, None, compute=Compute(compile=True), images=images)
     with pytest.raises(ValueError, match="the images have 0 classes, the teacher has 10"):
         pipeline.make_student(small(), settings, None, images=images._replace(classes=0))
     unconditional = small(classes=0)  # needs no classes, whatever the images have
@@ -186,8 +189,11 @@ def test_images_that_do_not_fit_the_teacher_are_refused():
 
 
 @pytest.mark.parametrize("critic_steps", [1, 2])
-def test_a_batch_in_parts_takes_the_step_of_the_whole(critic_steps):
-    """To rounding: levels and noise are drawn for the whole batch, before it is cut."""
+def test_a_batch_in_parts_or_shares_takes_the_step_of_the_whole(critic_steps):
+    """To rounding: levels and noise are drawn for the whole batch, before it is cut.
+
+    Of two processes without a connection each goes its own way; the whole's is the middle.
+    """
     torch.manual_seed(0)
     teacher, start = (EDMDenoiser(MLP(hidden=8)).double() for _ in range(2))
     judge = Judge(copy.deepcopy(teacher)).double()
@@ -195,21 +201,28 @@ def test_a_batch_in_parts_takes_the_step_of_the_whole(critic_steps):
         nn.init.normal_(p, std=0.5)
     generator = FewStepGenerator(start, few_step_levels(3, 80.0)).train()
     z, y = torch.randn(2, 12, 2, dtype=torch.float64)
-    objective = dmd.Objective(lambda_reg=0, critic_steps=critic_steps)
+    objective = dmd.Objective(lambda_reg=0, critic_steps=critic_steps, clip=math.inf)
     after = []
-    for parts in (1, 1, 4):
+    for parts, rank in ((1, None), (4, None), (2, 0), (2, 1)):
         networks = copy.deepcopy((generator, judge))
         optimizers = [torch.optim.SGD(net.parameters(), 0.1) for net in networks]
         updater = Updater(Compute(accumulation=parts), *optimizers)
+        if rank is not None:
+            updater.processes = SimpleNamespace(rank=rank, count=2, mean_=lambda tensors: None)
         rng = torch.Generator().manual_seed(0)
         record = adversarial_step(
             *networks, teacher, *optimizers, Batch(z, y_ref=y), objective, rng, updater,
             fooling=1.0, discrimination=1.0,
         )  # fmt: skip
         weights = torch.cat([p.detach().flatten() for net in networks for p in net.parameters()])
-        after.append((weights, record.x, torch.tensor([*record[4:]])))
-    for found in after[1:]:
-        torch.testing.assert_close(found, after[0], rtol=1e-6, atol=1e-9)
+        losses = torch.tensor([record.loss_matching, record.loss_critic])
+        after.append((weights, record.x, losses))
+    whole, parts, *shares = after
+    torch.testing.assert_close(parts, whole, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(torch.cat([x for _, x, _ in shares]), whole[1])
+    if critic_steps == 1:  # a second one sees samples of generators that have gone apart
+        middle = (sum(share[i] for share in shares) / 2 for i in (0, 2))
+        torch.testing.assert_close([*middle], [whole[0], whole[2]], rtol=1e-6, atol=1e-9)
 
 
 def test_dmd2_in_low_precision_is_nearly_the_exact_one():

@@ -83,6 +83,8 @@ def make_student(
     if isinstance(settings, Dmd2Settings):
         if images is None:
             raise ValueError("dmd2 needs real images, none are given")
+        if compute.compile:
+            raise ValueError("compile must be off with dmd2: its head reads inside of the critic")
         step = settings.step(images, classes)
         judge = Judge(copy.deepcopy(training.unguided(teacher))).to(device_of(teacher))
     run = training.DistillationRun(teacher, settings, start, judge)
