@@ -100,6 +100,11 @@ class DistillSettings(Checked):
         if not self.matching and not self.lambda_reg:
             raise ValueError("lambda_reg must be above 0 without matching: nothing else is learnt")
 
+    @property
+    def beside(self) -> int:
+        """Samples per iteration beside the generator's own: the anchor's pairs."""
+        return self.batch_pairs if self.lambda_reg else 0
+
     def objective(
         self, device: torch.device | str = "cpu", low: float = SIGMA_MIN, high: float = math.inf
     ) -> dmd.Objective:
@@ -145,6 +150,7 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
     """
     if not 0 <= decay < 1:
         raise ValueError(f"ema, the decay of an average, must be in [0, 1), not {decay}")
+    _check_weights(network)
 
     def follow(averages: Any, values: Any, count: Tensor | int) -> None:
         steps = int(count) - 1
@@ -336,6 +342,7 @@ class DistillationRun(_Run):
             generator = with_steps(generator, settings.student_steps, settings.last_step)
         self.generator = copy.deepcopy(generator).requires_grad_(True).train()
         self.critic = copy.deepcopy(critic or copied).requires_grad_(True).train()
+        _check_weights(self.critic)
         self.ema = averaged(self.generator, settings.ema)
         self.teacher = teacher.requires_grad_(False).eval()
         for network in (self.generator, self.critic, self.teacher):
@@ -402,6 +409,13 @@ def rebuilt(batch: Any, values: Iterable[Any]) -> Any:
 
 def _to(device: torch.device, batch: Any) -> Any:
     return rebuilt(batch, [None if tensor is None else tensor.to(device) for tensor in batch])
+
+
+def _check_weights(network: nn.Module) -> None:
+    for name, weight in network.named_parameters():
+        if weight.element_size() < 4:
+            lost = "small steps would be lost in it, train in float32 with mixed precision"
+            raise ValueError(f"{name} is {weight.dtype}: {lost}")
 
 
 def _without_dropout(network: nn.Module) -> None:

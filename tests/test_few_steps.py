@@ -181,6 +181,9 @@ def test_images_that_do_not_fit_the_teacher_are_refused():
         pipeline.make_student(small(), settings, None, compute=Compute(compile=True), images=images)
     with pytest.raises(ValueError, match="the images have 0 classes, the teacher has 10"):
         pipeline.make_student(small(), settings, None, images=images._replace(classes=0))
+    cut = images._replace(x=images.x[:, :, :4])
+    with pytest.raises(ValueError, match=r"images have shape \(1, 4, 8\), the teacher's have"):
+        pipeline.make_student(small(), settings, None, images=cut)
     unconditional = small(classes=0)  # needs no classes, whatever the images have
     assert pipeline.make_student(unconditional, settings, None, images=images) is not None
 
@@ -289,12 +292,12 @@ def test_other_images_or_another_method_do_not_continue_a_run(trained, capsys, m
     out = ["--out", str(folder / "whole")]
     plain = [option for option in command if option not in ("--method", "dmd2")]
     assert main([*plain, "--lambda-reg", "0", "--warm-start-steps", "0", *out]) == 2
-    assert "student.ckpt was made with settings" in capsys.readouterr().err
+    assert "(fooling: 0.003 -> not said, " in capsys.readouterr().err
     fewer = digits()
     fewer = Images(fewer.x[:100], fewer.label[:100], 10)
     monkeypatch.setattr("dmd_tutorial.runs.cli.load_images", lambda *_: fewer)
     assert main([*command, *out]) == 2
-    assert "was made with images = '1797 of" in capsys.readouterr().err
+    assert "(images: 1797 of (1, 8, 8), " in capsys.readouterr().err
 
 
 def test_a_student_of_several_steps_is_drawn_and_measured_like_any_other(trained, capsys):

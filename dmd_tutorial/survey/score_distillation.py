@@ -204,8 +204,16 @@ class Dmd2Settings(DistillSettings):
                 f"lambda_reg must be 0 with dmd2, which has no pairs, not {self.lambda_reg}"
             )
 
-    def step(self, images: Images, classes: int) -> Step:
-        """The iteration, on images of a teacher's classes, 0 for none."""
+    @property
+    def beside(self) -> int:
+        """Samples per iteration beside the generator's own: images."""
+        return self.batch
+
+    def step(self, images: Images, shape: tuple[int, ...], classes: int) -> Step:
+        """The iteration, on images like a teacher's, of as many classes, 0 for none."""
+        if images.x.shape[1:] != shape:
+            found = tuple(images.x.shape[1:])
+            raise ValueError(f"the images have shape {found}, the teacher's have {shape}")
         if classes and images.classes != classes:
             raise ValueError(f"the images have {images.classes} classes, the teacher has {classes}")
 
