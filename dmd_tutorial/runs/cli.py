@@ -59,7 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
         with pipeline.signals(signal.default_int_handler):
             parse(arguments).run(f"dmd {shlex.join(arguments)}")
     except KeyboardInterrupt as stopped:
-        print(f"dmd {arguments[0]}: {str(stopped) or 'stopped'}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # the first of several processes
+            print(f"dmd {arguments[0]}: {str(stopped) or 'stopped'}", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError) as error:
         print(f"dmd {arguments[0]}: {error}", file=sys.stderr)
@@ -234,12 +235,15 @@ class Distill(Placed):
         try:
             return load_pairs(self.pairs, teacher, self.count)
         except (OSError, ValueError) as error:
-            empty = isinstance(error, FileNotFoundError)
-            where = shlex.quote(str(self.pairs)) if empty else "another_folder"
-            model = f"--preset {self.preset} --teacher {shlex.quote(self.teacher)}"
-            model += f" --network {self.network}" if self.network else ""
-            made = f"dmd make-pairs {model} --pairs {where}"
-            raise ValueError(f"{error}; {made} makes pairs of this teacher") from error
+            others = "was made with" in str(error)
+            values = {
+                "preset": self.preset, "teacher": self.teacher, "network": self.network,
+                "pairs": "another_folder" if others else self.pairs,
+                "count": self.count and -(-self.count // 1000) * 1000,
+            }  # fmt: skip
+            given = shlex.join(f"--{name}={value}" for name, value in values.items() if value)
+            makes = f"dmd make-pairs {given} makes pairs of this teacher"
+            raise ValueError(f"{error}; {makes}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,11 +49,8 @@ class Progress(tqdm):
         return False
 
     def say(self, text: str) -> None:
-        """Print a line above the bar."""
-        if self.terminal:
-            self.write(text)
-        else:
-            print(text, flush=True)
+        """Print a line, above the bar if there is one."""
+        self.write(text) if self.terminal else print(text, flush=True)
 
 
 @contextmanager
@@ -62,7 +59,7 @@ def counting(model: nn.Module, calls: int, stage: str, count: int) -> Iterator[P
     with Progress(stage, count, "sample") as bar:
 
         def called(_: nn.Module, inputs: tuple, __: Any) -> None:
-            bar.update(len(inputs[0]) / calls)
+            bar.update(min(len(inputs[0]) / calls, bar.total - bar.n))  # rounded parts are more
 
         hook = model.register_forward_hook(called)
         try:
@@ -85,10 +82,10 @@ class Watch:
         self.path, self.picture_steps, self.first = path, picture_steps, first
         self.signs, self.batch = Signs(settings.clip), settings.batch
         self.times: deque[float] = deque(maxlen=WINDOW)
-        self.bar = Progress(stage, settings.steps, "step", step)
         self.log = Log(path.with_suffix(".jsonl"), step) if first and path else None
         if self.log is not None and step < settings.steps:
             print(f"{stage}: {settings.steps - step} steps, log in {self.log.path}", flush=True)
+        self.bar = Progress(stage, settings.steps, "step", step)
 
     def close(self) -> None:
         """Close bar and log."""

@@ -51,22 +51,21 @@ class Control(Checked):
 class Stop:
     """Handles signals: asked to stop, a training ends after its step; asked again, at once."""
 
-    asked = False
+    asked = 0.0  # when, in seconds; 0 for not yet
 
     def __call__(self, *_: Any) -> None:
-        """Note a signal."""
-        if self.asked:
+        """Note a signal; one of a second later is another, and no launcher's echo of the first."""
+        if 0 < self.asked < time.monotonic() - 1:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked = self.asked or time.monotonic()
 
 
 @contextmanager
 def signals(handler: Callable) -> Iterator[Any]:
     """Let a handler have what asks a program to stop: Ctrl-C (SIGINT) and SIGTERM."""
-    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
-        yield handler
-        return
-    before = {kind: signal.signal(kind, handler) for kind in (signal.SIGINT, signal.SIGTERM)}
+    main = threading.current_thread() is threading.main_thread()  # which alone gets signals
+    kinds = (signal.SIGINT, signal.SIGTERM) if main else ()
+    before = {kind: signal.signal(kind, handler) for kind in kinds}
     try:
         yield handler
     finally:
@@ -199,10 +198,10 @@ def _drive(
                     save()
                     saved = time.monotonic()
                 out_of_time = time.monotonic() - started > 60 * control.minutes
-                if processes.any(stop.asked or out_of_time):
+                if processes.any(stop.asked > 0 or out_of_time):
                     break
             save()
-            stopped = processes.any(stop.asked)
+            stopped = processes.any(stop.asked > 0)
     except NotFiniteError as error:
         mine = checkpoint if saved > started or not control.fresh else None  # or of a run before
         raise NotFiniteError(f"{error} ({checkpoints.last_good(mine)})") from error
@@ -236,14 +235,15 @@ def make_pairs_in(
     )  # fmt: skip
     mine = len(processes.mine(count // 1_000)) * 1_000
     with monitor.counting(teacher, 2 * steps - 1, "pairs", mine) as bar:
+        total = 0
         try:
             for total in made:
                 bar.update(total - bar.n)  # those that were there, too
                 if total < mine and time.monotonic() - started > 60 * minutes:
                     return False
         except KeyboardInterrupt:
-            said = f"stopped after {bar.n:.0f} of {mine} pairs"
-            raise KeyboardInterrupt(f"{said}; the same command goes on") from None
+            said = f"stopped with {total} of {mine} pairs; the same command goes on"
+            raise KeyboardInterrupt(said) from None
     processes.wait()
     if processes.first:
         print(f"{count} pairs in {folder}, {time.monotonic() - started:.0f} s")
