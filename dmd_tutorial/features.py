@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch_fidelity.utils import create_feature_extractor
 
@@ -126,7 +126,8 @@ def save_classifier(path: str | Path, classifier: Classifier, **made_by: object)
     tensors = {name: t.cpu().contiguous() for name, t in classifier.state_dict().items()}
     header = {name: str(value) for name, value in made_by.items()}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path, metadata={"config": json.dumps(classifier.config)} | header)
+    metadata = {"config": json.dumps(classifier.config)} | header
+    Path(path).write_bytes(save(tensors, metadata))  # open() heeds the umask, save_file does not
 
 
 def load_classifier(path: str | Path = CLASSIFIER_FILE) -> Classifier:
