@@ -38,13 +38,13 @@ from dmd_tutorial.training import (
 
 LEVELS = {"noise": (157.0, 10.0, 80.0, 20.0), "flow": (80.0, 10.0)}  # the first: a teacher's own
 WARM_START = replace(
-    ON_DIGITS, matching=False, steps=600, learning_rate=1e-3, warm_up=100, decay=0.9, ema=0.99
+    ON_DIGITS, matching=False, steps=400, learning_rate=1e-3, warm_up=50, decay=0.9, ema=0.99
 )
 DISTILL = replace(
-    ON_DIGITS, steps=120, learning_rate=2e-5, critic_learning_rate=3e-4, warm_up=20, ema=0.98
+    ON_DIGITS, steps=60, learning_rate=2e-5, critic_learning_rate=3e-4, warm_up=20, ema=0.98
 )
-PAIRS, PAIR_STEPS = 2_000, 12
-FIRST = 20  # iterations that are looked at for warning signs
+PAIRS, PAIR_STEPS = 1_000, 12
+FIRST = 5  # iterations that are looked at for warning signs
 
 
 def noise_teacher() -> adapters.Adapted:
@@ -164,7 +164,7 @@ def main() -> None:
     parser.add_argument("--teacher", choices=TEACHERS, required=True)
     parser.add_argument("--steps", type=int, default=3_000, help="a teacher's (%(default)s)")
     parser.add_argument("--seeds", type=int, default=2, help="of each row (%(default)s)")
-    parser.add_argument("--count", type=int, default=2_000, help="samples (%(default)s)")
+    parser.add_argument("--count", type=int, default=1_000, help="samples (%(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("runs/own-teachers"))
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write and continue")
     options = parser.parse_args()
@@ -177,7 +177,8 @@ def main() -> None:
         if (name, level, seed) in done:
             continue
         if level is None:
-            row = measure(teacher, images, seed, options.count)
+            made_by = pretrained.made_by(options.folder / f"{name}.safetensors")
+            row = {**measure(teacher, images, seed, options.count), **made_by}
         else:
             row = distilled(teacher, name, level, seed, images, options)
         report["rows"].append({"teacher": name, "level": level, "seed": seed, **row})
