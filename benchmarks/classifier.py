@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dmd_tutorial.data import Images, digits
-from dmd_tutorial.features import CLASSIFIER_FILE, save_classifier
-from dmd_tutorial.networks.classifier import Classifier
+from dmd_tutorial.features import CLASSIFIER_FILE, Classifier, save_classifier
 
 HELD_OUT = 360  # digits that the classifier is not trained on
 

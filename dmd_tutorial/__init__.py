@@ -8,7 +8,7 @@ imports only from rooms below it. From the ground up, with their chapters:
     denoisers   preconditioning, score, noise and v, the denoising loss           ch. 1, 2
     adapters    models trained in other terms as denoisers: yours, diffusers'     own model
     generators  the students: a denoiser used once, or at a few levels            ch. 2, 11
-    networks/   raw networks: an MLP for points, a U-Net, a classifier            ch. 1
+    networks/   raw networks: an MLP for points, a U-Net for images               ch. 1
     mixtures    Gaussian mixtures, whose denoiser is exact                        ch. 1
     samplers/   from noise to samples, one algorithm a function                   ch. 2, 7
     data        points on a plane, handwritten digits; labels, noise by seed      ch. 1, 2

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
@@ -86,7 +86,8 @@ def make_pairs(
             y = sample(teacher, z.to(device), label, steps=steps, sampler=heun, batch=batch)
             tensors = {"z": z, "y": y.cpu()} | ({} if label is None else {"label": label.cpu()})
             partial = path.with_suffix(f".part{os.getpid()}")
-            save_file(tensors, partial, {"made_by": json.dumps(made_by, sort_keys=True)})
+            header = {"made_by": json.dumps(made_by, sort_keys=True)}
+            partial.write_bytes(save(tensors, header))  # open() heeds the umask, save_file does not
             os.replace(partial, path)  # a file is whole or not there
         yield number * CHUNK
 

@@ -19,6 +19,7 @@ class Images(NamedTuple):
     x: Shaped[Tensor, "count channels height width"]  # float32 in [-1, 1], or uint8 levels 0..255
     label: Int[Tensor, " count"]
     classes: int  # 0 for none
+    class_names: tuple[str, ...] = ()  # where they are known
 
     def take(
         self, index: Int[Tensor, " batch"], flip: Bool[Tensor, " batch"] | None = None
@@ -38,7 +39,7 @@ class Images(NamedTuple):
             raise ValueError(f"cannot hold out {held_out} of {count} images")
         order = torch.randperm(count, generator=Generator().manual_seed(seed))
         parts = order.split([held_out, count - held_out])
-        test, train = (Images(self.x[part], self.label[part], self.classes) for part in parts)
+        test, train = (self._replace(x=self.x[part], label=self.label[part]) for part in parts)
         return train, test
 
 

@@ -5,7 +5,6 @@ of the clean sample behind a noisy one. Everything else in the book is built on 
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
@@ -66,9 +65,15 @@ def edm_preconditioning(sigma: PerSample, sigma_data: float = SIGMA_DATA) -> Pre
     )
 
 
-def inside(x: Tensor, precision: torch.dtype | None) -> AbstractContextManager:
-    """What a network computes in, where x is: in a precision of its own, or in its caller's."""
-    return nullcontext() if precision is None else torch.autocast(x.device.type, precision)
+def inside(x: Tensor, precision: torch.dtype | None) -> torch.autocast:
+    """Where a network computes on x: in a precision, None for that of an autocast around it.
+
+    Cast weights are not kept: torch would keep them, as they were, over an optimiser's step.
+    """
+    device = x.device.type
+    enabled = precision is not None or torch.is_autocast_enabled(device)
+    dtype = precision or torch.get_autocast_dtype(device)
+    return torch.autocast(device, dtype, enabled, cache_enabled=False)
 
 
 class EDMDenoiser(nn.Module):
@@ -78,7 +83,7 @@ class EDMDenoiser(nn.Module):
     `classes` says how many classes it knows, 0 or none for an unconditional one.
     """
 
-    precision: torch.dtype | None = None  # of the network's inside: float16, bfloat16; None: x's
+    precision: torch.dtype | None = None  # of the network's inside: see `inside`
 
     def __init__(self, network: nn.Module, sigma_data: float = SIGMA_DATA) -> None:
         super().__init__()
@@ -90,7 +95,7 @@ class EDMDenoiser(nn.Module):
         """Denoise, for levels above 0; the type of x comes back.
 
         The arithmetic is that of the weights, float32 or float64, whatever the type of x. With
-        `precision` the network inside computes in that; what is outside of it stays exact.
+        `precision`, or an autocast around it, the network inside computes in that, and only it.
         """
         check_sigma(x, sigma, above_zero=True)
         check_finite(x=x)

@@ -83,8 +83,9 @@ def matching_gradient(
 def matching_loss(x: Samples, gradient: Samples) -> Float[Tensor, ""]:
     """A loss whose value says nothing and whose derivative by x is the gradient over its size."""
     check_same_shape(x=x, gradient=gradient)
+    own, step = exact(x, gradient)  # in 16 bits x would swallow a small step
     # a mean, for lambda_reg is calibrated to that (DMD, appendix)
-    return 0.5 * functional.mse_loss(x, (x - gradient).detach())
+    return 0.5 * functional.mse_loss(own, (own - step).detach())
 
 
 def critic_loss(
@@ -152,7 +153,7 @@ def generator_loss(
     if objective.lambda_reg:
         x_ref = generator(batch.z_ref, batch.label_ref)
         check_finite(**{"the generator's output": x_ref})
-        distance = objective.distance(x_ref, batch.y_ref)  # type: ignore[arg-type]
+        distance = objective.distance(*exact(x_ref, batch.y_ref))  # type: ignore[arg-type]
         loss = loss + objective.lambda_reg * distance
         x = record.x if objective.matching else x_ref.detach()
         record = record._replace(x=x, loss_anchor=distance.item())
@@ -167,6 +168,7 @@ def update(optimizer: Optimizer, loss: Tensor, clip: float) -> float:
     value, size = torch.stack([loss.detach().to(norm), norm]).tolist()  # a GPU waits once
     check_finite(**{"the loss": value, "the gradient's norm": size})
     optimizer.step()
+    torch.clear_autocast_cache()  # an outer autocast would go on with the old weights
     return size
 
 

@@ -113,7 +113,7 @@ class GaussianMixture:
         check_finite(x=x)
         check_label(x, label, self.classes)
         offsets = x[:, None] - self.means.to(x)
-        along_axes = torch.einsum("bkd,kde->bke", offsets, self.axes.to(x))
+        along_axes = _einsum("bkd,kde->bke", offsets, self.axes.to(x))
         variances = self.variances.to(x) + sigma.to(x.dtype)[:, None, None] ** 2
         constant = self.dim * math.log(2 * math.pi)
         squares = (along_axes**2 / variances).sum(-1)
@@ -127,5 +127,10 @@ class GaussianMixture:
 
     def _mean(self, joint: Tensor, along_axes: Tensor, centre: Tensor | float = 0.0) -> Tensor:
         """Average over components of a centre and an offset along the axes."""
-        each = torch.einsum("bke,kde->bkd", along_axes, self.axes.to(along_axes)) + centre
-        return torch.einsum("bk,bkd->bd", joint.softmax(dim=1), each)
+        each = _einsum("bke,kde->bkd", along_axes, self.axes.to(along_axes)) + centre
+        return _einsum("bk,bkd->bd", joint.softmax(dim=1), each)
+
+
+def _einsum(equation: str, *tensors: Tensor) -> Tensor:
+    with torch.autocast(tensors[0].device.type, enabled=False):  # exact under an outer one, too
+        return torch.einsum(equation, *tensors)

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from dmd_tutorial.adapters import FromFunction
@@ -60,7 +60,7 @@ def save_denoiser(path: str | Path, model: nn.Module, **made_by: object) -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
     metadata = {"model": plain_json(header), "made_by": plain_json(made_by, sort_keys=True)}
-    save_file(tensors, partial, metadata=metadata)
+    partial.write_bytes(save(tensors, metadata))  # open() heeds the umask, save_file does not
     os.replace(partial, path)
 
 

@@ -136,6 +136,7 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
     """
     if not 0 <= decay < 1:
         raise ValueError(f"ema, the decay of an average, must be in [0, 1), not {decay}")
+    _check_weights(network)
 
     def follow(averages: Any, values: Any, count: Tensor | int) -> None:
         steps = int(count) - 1
@@ -319,6 +320,7 @@ class DistillationRun(_Run):
         generator = OneStepGenerator(copied) if start is None else start
         self.generator = copy.deepcopy(generator).requires_grad_(True).train()
         self.critic = copy.deepcopy(critic or copied).requires_grad_(True).train()
+        _check_weights(self.critic)
         self.ema = averaged(self.generator, settings.ema)
         self.teacher = teacher.requires_grad_(False).eval()
         for network in (self.generator, self.critic, self.teacher):
@@ -385,6 +387,13 @@ def rebuilt(batch: Any, values: Iterable[Any]) -> Any:
 
 def _to(device: torch.device, batch: Any) -> Any:
     return rebuilt(batch, [None if tensor is None else tensor.to(device) for tensor in batch])
+
+
+def _check_weights(network: nn.Module) -> None:
+    for name, weight in network.named_parameters():
+        if weight.element_size() < 4:
+            lost = "small steps would be lost in it, train in float32 with mixed precision"
+            raise ValueError(f"{name} is {weight.dtype}: {lost}")
 
 
 def _without_dropout(network: nn.Module) -> None:

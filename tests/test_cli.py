@@ -3,7 +3,9 @@
 import itertools
 import json
 import math
+import os
 import re
+import signal
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -12,12 +14,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dmd_tutorial import anchor, pretrained
+from dmd_tutorial import __version__, anchor, features, pretrained
 from dmd_tutorial.data import Images
 from dmd_tutorial.denoisers import EDMDenoiser
 from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.networks import UNet
-from dmd_tutorial.runs import pipeline, provenance
+from dmd_tutorial.runs import memory, monitor, pipeline, provenance
 from dmd_tutorial.runs.cli import commands_of, main, parse
 from dmd_tutorial.runs.compute import Compute
 from dmd_tutorial.runs.pipeline import Control
@@ -28,7 +30,7 @@ from dmd_tutorial.training import DistillSettings, TeacherSettings, _Run
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder in which teacher, pairs and student have been made by the commands."""
-    folder = tmp_path_factory.mktemp("runs")
+    folder, usual = tmp_path_factory.mktemp("runs"), os.umask(0o022)
     teacher, pairs = str(folder / "teacher.safetensors"), str(folder / "pairs")
     commands = [
         ["train-teacher", "--out", str(folder), "--steps", "30", "--batch", "16"],
@@ -38,7 +40,8 @@ def folder(tmp_path_factory):
     ]  # fmt: skip
     for command in commands:
         assert main(command) == 0
-    return folder
+    yield folder
+    os.umask(usual)
 
 
 def test_every_result_is_on_disk(folder):
@@ -52,13 +55,17 @@ def test_every_result_is_on_disk(folder):
         with Image.open(folder / f"{name}.png") as grid:
             assert min(grid.size) >= 80
     assert json.loads((folder / "student.json").read_text())["settings"]["batch"] == 8
-    assert json.loads((folder / "warm-start.json").read_text())["settings"]["matching"] is False
+    warm = json.loads((folder / "warm-start.json").read_text())["settings"]
+    assert (warm["matching"], warm["batch_pairs"], warm["steps"]) == (False, 8, 5)
 
 
 def test_sample_and_evaluate(folder, capsys):
     student, out = str(folder / "student.safetensors"), folder / "samples"
     assert main(["sample", "--model", student, "--count", "20", "--out", str(out)]) == 0
     assert out.with_suffix(".png").exists()
+    modes = {path: path.stat().st_mode & 0o777 for path in folder.rglob("*") if path.is_file()}
+    assert len(modes) > 15
+    assert set(modes.values()) == {0o644}  # the group reads them, too
     capsys.readouterr()
     report = folder / "report.json"
     command = ["evaluate", "--model", student, "--count", "1000", "--out", str(report)]
@@ -168,7 +175,9 @@ def test_zero_pictures_and_zero_steps_of_warm_start_are_none(folder, tmp_path):
 def test_pairs_of_another_teacher_are_refused(folder, capsys):
     command = ["distill", "--pairs", str(folder / "pairs"), "--out", str(folder / "other")]
     assert main(command) == 2
-    assert "was made with teacher" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "was made with teacher" in error
+    assert "--teacher digits-teacher --pairs another_folder makes pairs of this teacher" in error
 
 
 def test_missing_files_and_pairs_are_one_sentence(tmp_path, capsys):
@@ -191,7 +200,7 @@ def test_a_run_on_other_images_is_refused_and_a_finished_one_says_so(tmp_path, c
     capsys.readouterr()
     assert main(dogs) == 2
     error = capsys.readouterr().err
-    for said in ("teacher.ckpt was made with data = '3 of (3, 8, 8), ", "--fresh", "--out"):
+    for said in ("teacher.ckpt is of another run (data: 3 of (3, 8, 8), ", "--fresh", "--out"):
         assert said in error
     assert len(error.splitlines()) == 1
     assert (tmp_path / "run" / "teacher.json").read_text() == kept
@@ -203,7 +212,8 @@ def test_a_run_on_other_images_is_refused_and_a_finished_one_says_so(tmp_path, c
 def test_another_setting_does_not_continue_an_old_run(folder, capsys):
     command = ["train-teacher", "--out", str(folder), "--steps", "31", "--batch", "16"]
     assert main(command) == 2
-    assert "was made with settings" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "teacher.ckpt is of another run (steps: 30 -> 31): --fresh starts over" in error
 
 
 @pytest.mark.parametrize(
@@ -224,12 +234,15 @@ def test_help_explains_every_setting_with_the_presets_value(command, settings, c
 
 @pytest.mark.parametrize("command", ["make-pairs", "sample", "evaluate", "demo", "verify"])
 def test_help_of_the_other_commands(command, capsys):
-    text = help_of([command], capsys)
-    for field in fields(type(parse([command, "1"] if command == "verify" else [command]))):
+    """With the values of the preset that is named."""
+    preset = [] if command in ("demo", "verify") else ["--preset", "cifar10-small"]
+    text, values = help_of([command, *preset], capsys), commands_of("cifar10-small")[command]
+    for field in fields(values):
         option = "INT" if field.name == "chapter" else f"--{field.name.replace('_', '-')}"
-        explained = re.search(rf" {option}[ ,](.*?)\((default: .*?|required)\)", text)
+        explained = re.search(rf" {option}[ ,](.*?)\((default: (.*?)|required)\)", text)
         assert explained, option
         assert len(explained[1]) > 15, option
+        assert explained[3] in (None, str(getattr(values, field.name))), option
 
 
 def help_of(command: list[str], capsys) -> str:
@@ -297,7 +310,7 @@ def test_zero_negative_and_endless_numbers_mean_something_or_are_refused_by_name
         (["distill", "--mixed-precision", "fp8"], "fp8"),
         (["distill", "--accumulation", "0"], "1 part or more, not 0"),
         (["distill", "--preset", "cifar"], "there is no preset 'cifar', but digits, demo"),
-        (["distill", "--start", "digits-teacher"], "digits-teacher is no one-step student"),
+        (["train-teacher", "--preset", "own-images", "--data", ""], "which images?"),
         (["train-teacher", "--preset", "own-images"], "which images?"),
         (["survey"], "survey"),
         ([], "Expected one of"),
@@ -312,6 +325,177 @@ def test_a_mistake_is_one_sentence_and_status_2(command, said, capsys):
     error = re.sub(r"[\s│]+", " ", capsys.readouterr().err)
     assert said in error
     assert "Traceback" not in error
+
+
+def test_what_a_later_stage_cannot_do_is_told_before_the_first(
+    folder, tmp_path, monkeypatch, capsys
+):
+    """No network is trained and no sample is drawn before options and files have been looked at."""
+
+    def worked(*_, **__):
+        raise AssertionError("work has begun")
+
+    def missing(*_, **__):
+        raise OSError("no network")
+
+    for name in ("_drive", "draw", "make_pairs"):
+        monkeypatch.setattr(pipeline, name, worked)
+    monkeypatch.setattr("lpips.LPIPS", missing)
+    monkeypatch.setattr(features, "create_feature_extractor", missing)
+    (tmp_path / "file").write_text("")
+    few, none = tmp_path / "few", str(tmp_path / "no such pairs")
+    few.mkdir()
+    for number in range(3):
+        Image.new("L", (8, 8)).save(few / f"{number}.png")
+    pairs, inside = ["--pairs", str(folder / "pairs")], str(tmp_path / "file" / "out")
+    distill = ["distill", "--teacher", str(folder / "teacher.safetensors"), *pairs]
+    made = f"dmd make-pairs --preset digits --teacher digits-teacher --pairs '{none}' makes pairs"
+    unlike = tmp_path / "unlike.safetensors"
+    student = OneStepGenerator(EDMDenoiser(UNet(size=16, width=8, embedding=16)))
+    pretrained.save_denoiser(unlike, student)
+    for command, said in {
+        (*distill, "--distance", "lpips"): "LPIPS needs torchvision's ImageNet weights",
+        (*distill, "--batch", "30", "--accumulation", "4"): "cannot be cut into 4 equal parts",
+        (*distill, "--out", inside): f"{inside} cannot be written: Not a directory",
+        (*distill, "--start", "digits-teacher"): "digits-teacher is no one-step student, but a te",
+        (*distill, "--start", str(unlike)): "unlike.safetensors makes other images or classes than",
+        ("distill", "--teacher", "digits-student"): "digits-student is no teacher, but a one-step",
+        ("distill", "--pairs", none): made,
+        ("make-pairs", "--teacher", "digits-student"): "digits-student is no teacher, but a one-",
+        ("make-pairs", "--pairs", inside): f"{inside} cannot be written",
+        ("train-teacher", "--out", inside): f"{inside} cannot be written",
+        ("sample", "--out", f"{inside}/x"): f"{inside} cannot be written",
+        ("evaluate", "--out", f"{inside}/x"): f"{inside} cannot be written",
+        ("evaluate", "--features", "inceptoin"): "features must be one of",
+        ("evaluate", "--features", "inception"): "Inception weights are neither in",
+        ("evaluate", "--features", "no.safetensors"): "no.safetensors",
+        ("evaluate", "--data", "no_such_folder"): "no_such_folder is neither a path nor",
+        ("evaluate", "--preset", "own-images", "--model", "digits-student"): "which images?",
+        ("evaluate", "--data", few): "has 3 images of shape (1, 8, 8): at least 4 of shape",
+        ("evaluate", "--model", str(unlike)): "digits has 1797 images of shape (1, 8, 8): at least",
+    }.items():
+        assert main([*map(str, command)]) == 2, command
+        *others, error = capsys.readouterr().err.splitlines()
+        assert said in error, command
+        assert len(others) == (few in command), command  # what images they are
+
+
+def test_what_is_meant_for_both_stages_reaches_the_warm_start_and_the_memory(folder, monkeypatch):
+    both = {"batch": 8, "batch_pairs": 12, "clip": 3.0, "weight_decay": 0.5, "distance": "l2",
+            "seed": 4}  # fmt: skip
+    others = {"learning_rate": 1, "grid_max": 9, "warm_start_steps": 7}
+    given = [f"--{name.replace('_', '-')}={value}" for name, value in (both | others).items()]
+    preset = PRESETS["cifar10-t4"]
+    command = parse(["distill", "--preset", "cifar10-t4", *given])
+    assert command.warm_start == replace(preset.warm_start, steps=7, **both)
+    assert parse(["distill", "--preset", "cifar10-t4"]).warm_start == preset.warm_start
+    told, run = [], ["distill", "--pairs", str(folder / "pairs"), "--out", str(folder / "memory"),
+                     "--teacher", str(folder / "teacher.safetensors")]  # fmt: skip
+    monkeypatch.setattr(memory, "say", lambda needs, *_: told.append(needs(Compute())))
+    monkeypatch.setattr(pipeline, "make_student_in", lambda *_: None)
+    for options in (["--batch", "4"], ["--warm-start-steps", "0", "--batch", "4"]):
+        assert main([*run, *options]) == 0
+    warm, distil = (estimate["activations"] for estimate in told)
+    assert warm * (4 + 64) == distil * 128  # the digits' warm start takes 128 pairs
+
+
+def test_a_training_that_is_stopped_goes_on_to_the_same_weights(tmp_path, monkeypatch, capsys):
+    small = replace(PRESETS["digits"], network_options={"width": 8})
+    monkeypatch.setitem(PRESETS, "digits", small)
+    command = ["train-teacher", "--steps", "5", "--batch", "4", "--out"]
+    assert main([*command, str(tmp_path / "straight")]) == 0
+    kinds, watched = {2: signal.SIGINT, 4: signal.SIGTERM}, monitor.Watch.__call__
+    handlers = [signal.getsignal(kind) for kind in kinds.values()]
+
+    def stopped(watch, metric, seconds):
+        watched(watch, metric, seconds)
+        if metric.step in kinds:
+            signal.raise_signal(kinds[metric.step])
+
+    monkeypatch.setattr(monitor.Watch, "__call__", stopped)
+    capsys.readouterr()
+    for step in kinds:
+        assert main([*command, str(tmp_path / "stopped")]) == 130
+        said = f"stopped at step {step} of 5; the same command goes on"
+        assert capsys.readouterr().err == f"dmd train-teacher: {said}\n"
+        assert [signal.getsignal(kind) for kind in kinds.values()] == handlers
+    assert main([*command, str(tmp_path / "stopped")]) == 0
+    one, other = (
+        load_file(tmp_path / name / "teacher.safetensors") for name in ("straight", "stopped")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    twice = pipeline.Stop()
+    twice()
+    with pytest.raises(KeyboardInterrupt):  # who asks again does not wait for the step's end
+        twice()
+
+
+def test_pairs_and_samples_move_their_bars_by_the_network_s_calls_and_can_be_stopped(
+    tmp_path, monkeypatch, capsys
+):
+    moved, update = {}, monitor.Progress.update
+
+    def moving(bar, n=1):
+        update(bar, n)
+        moved.setdefault(bar.desc, []).append(bar.n)
+        if len(moved[bar.desc]) == stop_at:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(monitor.Progress, "update", moving)
+    pairs = ["make-pairs", "--count", "1000", "--steps", "2", "--batch", "500",
+             "--pairs", str(tmp_path / "pairs")]  # fmt: skip
+    sample = ["sample", "--teacher", "digits-teacher", "--count", "6", "--steps", "2",
+              "--batch", "3", "--out", str(tmp_path / "samples")]  # fmt: skip
+    stopped = {"make-pairs": "stopped after 333 of 1000 pairs; the same", "sample": "stopped"}
+    for command in (pairs, sample):
+        stop_at = 2
+        assert main(command) == 130
+        assert capsys.readouterr().err.startswith(f"dmd {command[0]}: {stopped[command[0]]}")
+        stop_at = 0
+        assert main(command) == 0
+    assert moved["pairs"][2:] == pytest.approx([1000 / 6 * call for call in (1, 2, 3, 4, 5, 6, 6)])
+    assert moved["samples"][2:] == pytest.approx([1, 2, 3, 4, 5, 6])
+    assert main(["sample", "--count", "6", "--batch", "3", "--out", str(tmp_path / "samples")]) == 0
+    assert moved["samples"][8:] == [3, 6]  # the shipped student, in one call each
+
+
+def test_a_class_may_be_named(tmp_path, capsys):
+    for name, colour in (("cats", 40), ("dogs", 200)):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(3):
+            Image.new("L", (8, 8), colour).save(tmp_path / "pets" / name / f"{number}.png")
+    out, pairs = tmp_path / "run", str(tmp_path / "run" / "pairs")
+    size = ["--preset", "digits", "--out", str(out)]
+    assert main(["train-teacher", "--data", str(tmp_path / "pets"), "--size", "8", *size,
+                 "--steps", "1", "--batch", "2"]) == 0  # fmt: skip
+    assert "6 images, 2 classes (0 cats: 3, 1 dogs: 3)" in capsys.readouterr().out
+    teacher = str(out / "teacher.safetensors")
+    assert main(["make-pairs", "--teacher", teacher, "--count", "1000", "--steps", "1",
+                 "--pairs", pairs]) == 0  # fmt: skip
+    assert main(["distill", *size, "--teacher", teacher, "--pairs", pairs, "--warm-start-steps",
+                 "0", "--steps", "1", "--batch", "2", "--batch-pairs", "2"]) == 0  # fmt: skip
+    command = ["sample", "--count", "2", "--steps", "1", "--out", str(tmp_path / "x"), "--label"]
+    for model in (teacher, str(out / "student.safetensors")):
+        for label in ("dogs", "1"):
+            assert main([*command, label, "--model", model]) == 0
+            assert load_file(tmp_path / "x.safetensors")["label"].tolist() == [1, 1]
+        assert main([*command, "birds", "--model", model]) == 2
+        assert "there is no class 'birds'; the classes are cats, dogs" in capsys.readouterr().err
+    assert main([*command, "nine"]) == 2
+    assert "there is no class 'nine'; the classes are without names" in capsys.readouterr().err
+
+
+def test_version_and_presets(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"dmd {__version__}\n"
+    assert main(["presets"]) == 0
+    tables = capsys.readouterr().out.split("\n\n")
+    assert [table.partition("\n")[0] for table in tables] == list(PRESETS)
+    table = tables[list(PRESETS).index("cifar10-t4")]
+    for said in ("cifar10, (3, 32, 32), 10", "edm-cifar10-32x32-cond-vp", "10,000, 18 Heun steps",
+                 "2,000 steps of 64 pairs, rate 0.0001", "4,000 steps of 64", "2e-05 and 5e-05",
+                 "six hours on a T4"):  # fmt: skip
+        assert said in table
 
 
 @pytest.mark.parametrize(
@@ -430,7 +614,8 @@ def test_no_noise_is_drawn_for_two_purposes(tmp_path, monkeypatch):
     monkeypatch.setattr(anchor, "CHUNK", 20)
     monkeypatch.setattr(anchor, "sample", lambda _, z, *__, **___: z + 0)
     commands, network = commands_of("digits"), pretrained.load("digits-teacher")
-    monkeypatch.setattr(pretrained, "load", lambda _: network)
+    monkeypatch.setattr(pretrained, "load", lambda *_: network)
+    monkeypatch.chdir(tmp_path)  # where folders of results are made
 
     class Drawn(Exception): ...
 

@@ -14,6 +14,7 @@ from dmd_tutorial.checks import NotFiniteError
 from dmd_tutorial.data import digits
 from dmd_tutorial.denoisers import EDMDenoiser
 from dmd_tutorial.edm.networks import SongUNet
+from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.networks import UNet
 from dmd_tutorial.runs.compute import Compute, Processes, Updater, joined, prepare, split
 from dmd_tutorial.training import (
@@ -262,6 +263,72 @@ def test_small_gradients_survive_fp16_because_the_loss_is_scaled():
     assert gradient("fp32") == 0.0
     torch.manual_seed(0)
     assert gradient("fp16") > 1e-8
+
+
+def test_after_an_update_an_outer_autocast_goes_on_with_the_new_weights():
+    layer, x = nn.Linear(2, 2), torch.ones(4, 2)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1.0)
+    updater = Updater(Compute(), optimizer)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = layer(x)
+        updater(optimizer, lambda part: (layer(part[0]).sum(), ()), (x,), 1.0)
+        assert not torch.equal(layer(x), before)
+
+
+class Own(nn.Module):
+    """A network of one's own, which answers as a denoiser and has none of the hooks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x, sigma, label=None):
+        return self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("asked", "frozen", "attribute"),
+    [
+        ({"mixed_precision": "bf16"}, False, "precision"),
+        ({"frozen": "fp16"}, True, "precision"),
+        ({"activation_checkpointing": True}, False, "recompute"),
+    ],
+)
+def test_what_a_network_has_no_hook_for_is_refused_by_name_and_changes_nothing(
+    asked, frozen, attribute
+):
+    network = OneStepGenerator(Own())
+    ((name, value),) = asked.items()
+    message = f"no part of Own has the attribute `{attribute}`: {name} {value!r} cannot be applied"
+    with pytest.raises(ValueError, match=message):
+        prepare(network, Compute(**asked), frozen)
+    assert network.denoiser.layer.weight.dtype == torch.float32
+    prepare(network, Compute(**asked), not frozen)  # that of the other networks
+
+
+def test_a_frozen_network_is_stored_in_low_precision_only_where_it_computes_in_it():
+    network = Own()
+    network.inner = small_teacher()
+    prepare(network, Compute(frozen="bf16"), frozen=True)
+    assert network.inner.network.first.weight.dtype == torch.bfloat16
+    assert network.layer.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_that_small_steps_would_not_move_are_not_trained(dtype):
+    """An average in 16 bits stays where it starts, and so does most of what Adam moves."""
+    low, network = Own().to(dtype), Own()
+    message = f"layer.weight is {dtype}: small steps would be lost"
+    for make in (
+        lambda: FitRun(low, TeacherSettings()),
+        lambda: DistillationRun(low, SETTINGS),
+        lambda: DistillationRun(low, SETTINGS, start=OneStepGenerator(network)),  # the critic
+        lambda: DistillationRun(network, SETTINGS, start=OneStepGenerator(low)),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
+    assert all(parameter.requires_grad for parameter in low.parameters())  # nothing was changed
+    DistillationRun(low, SETTINGS, OneStepGenerator(network), network)  # a teacher is not trained
 
 
 # --- memory -------------------------------------------------------------------------------------

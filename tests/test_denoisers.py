@@ -6,7 +6,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from dmd_tutorial import pretrained
+from dmd_tutorial.adapters import Adapted, exploding
 from dmd_tutorial.data import two_modes
 from dmd_tutorial.denoisers import (
     EDMDenoiser,
@@ -21,12 +24,13 @@ from dmd_tutorial.denoisers import (
     v_from_denoised,
     zero_score,
 )
+from dmd_tutorial.edm.networks import DhariwalUNet, SongUNet
 from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.networks import MLP, UNet
 from dmd_tutorial.noise import add_noise
 
 
-class Recorder(torch.nn.Module):
+class Recorder(nn.Module):
     """A raw network that remembers its input and answers with what it is told."""
 
     classes = 0
@@ -71,6 +75,58 @@ def test_network_gets_a_quarter_of_the_logarithm_of_sigma():
     recorder = Recorder()
     EDMDenoiser(recorder)(torch.zeros(2, 1), torch.tensor([1.0, math.e]))
     assert recorder.c_noise.tolist() == pytest.approx([0, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [
+        (lambda: pretrained.load("digits-teacher").network, (1, 8, 8)),
+        (lambda: MLP(hidden=16), (2,)),
+        (lambda: SongUNet(8, 1, 1, model_channels=16, embedding_type="fourier"), (1, 8, 8)),
+        (lambda: DhariwalUNet(8, 1, 1, model_channels=16, channel_mult=[1, 2]), (1, 8, 8)),
+    ],
+    ids=["unet", "mlp", "song", "dhariwal"],
+)
+def test_an_autocast_around_a_denoiser_is_that_of_its_network_alone(network, shape):
+    torch.manual_seed(0)
+    denoiser, sigma = (
+        EDMDenoiser(network()).eval(),
+        torch.logspace(math.log10(0.002), math.log10(80), 32),
+    )
+    for parameter in denoiser.parameters():
+        if not parameter.any():  # as it starts
+            nn.init.normal_(parameter, std=0.1)
+    x = sigma.reshape(-1, *[1] * len(shape)) * torch.randn(32, *shape)
+    inputs, answers = [], []
+    denoiser.network.register_forward_pre_hook(lambda _, args: inputs.append(args[:2]))
+    denoiser.network.register_forward_hook(lambda *args: answers.append(args[2]))
+    exact = denoiser(x, sigma)
+    with torch.autocast("cpu", torch.bfloat16):
+        D = denoiser(x, sigma)
+    denoiser.precision = torch.bfloat16
+    assert torch.equal(D, denoiser(x, sigma))  # to the bit, as if it were the denoiser's own
+    with torch.autocast("cpu", torch.float16):
+        assert torch.equal(D, denoiser(x, sigma))  # its own comes first
+    assert (D.dtype, answers[1].dtype) == (torch.float32, torch.bfloat16)
+    for before, here in zip(*inputs[:2], strict=True):
+        assert torch.equal(before, here)  # c_in x and c_noise
+    c_skip, c_out, _, _ = (c.reshape(-1, *[1] * len(shape)) for c in edm_preconditioning(sigma))
+    assert torch.equal(D, c_skip * x + c_out * answers[1].float())
+    assert 0 < (D - exact).norm() < 0.02 * exact.norm()  # a trained network's are 0.003
+
+
+@pytest.mark.parametrize("wrap", [EDMDenoiser, lambda net: Adapted(net, exploding(), "noise")])
+def test_under_one_autocast_a_network_is_always_that_of_its_present_weights(wrap):
+    """Torch keeps weights that it has cast until the outermost autocast ends."""
+    denoiser, x = wrap(MLP(hidden=16)), torch.randn(4, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            before = denoiser(x, torch.ones(4))
+        denoiser(x, torch.ones(4)).sum().backward()
+        assert all(parameter.grad is not None for parameter in denoiser.parameters())
+        with torch.no_grad():
+            denoiser.network.out.bias += 1
+        assert not torch.equal(before, denoiser(x, torch.ones(4)))
 
 
 def test_denoiser_combines_input_and_answer():
@@ -174,7 +230,7 @@ def test_unet_denoiser_keeps_shape_type_and_finiteness(
 def test_the_type_of_x_comes_back_and_the_arithmetic_is_that_of_the_weights(dtype):
     torch.manual_seed(0)
     denoiser = EDMDenoiser(MLP(hidden=16))
-    torch.nn.init.normal_(denoiser.network.out.weight)
+    nn.init.normal_(denoiser.network.out.weight)
     x, sigma = torch.randn(4, 2).to(dtype), torch.tensor([0.002, 0.5, 5.0, 80.0]).to(dtype)
     denoised = denoiser(x, sigma)
     assert denoised.dtype == dtype

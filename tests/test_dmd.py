@@ -59,6 +59,73 @@ def test_the_critics_loss_in_float16_is_that_in_float64_at_every_level():
     assert found.item() == pytest.approx(expected.item(), rel=0.05)
 
 
+@pytest.mark.parametrize("size", [1e-2, 1e-4])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_losss_derivative_in_low_precision_is_the_gradient_to_its_rounding(dtype, size):
+    """Although ``x - gradient`` would be rounded to x: gradients are small beside samples."""
+    x = (2 * torch.rand(1024, 2) - 1).to(dtype).requires_grad_()
+    gradient = (size * (1 + torch.rand(1024, 2))).to(dtype)
+    loss = dmd.matching_loss(x, gradient) * x.numel()  # small gradients: scaled, as in training
+    (slope,) = torch.autograd.grad(loss, x)
+    assert slope.dtype == dtype
+    torch.testing.assert_close(slope, gradient, rtol=torch.finfo(dtype).eps, atol=0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_anchors_distance_in_low_precision_is_that_in_float32(dtype):
+    """As precise as LPIPS, whose weights are float32, wants it; float16 overflows when scaled."""
+    seen = []
+
+    def distance(x, y):
+        seen.append((x.dtype, y.dtype))
+        return functional.mse_loss(x, y)
+
+    generator = torch.nn.Linear(2, 2).to(dtype)
+    batch = Batch(torch.zeros(4, 2), None, torch.randn(4, 2).to(dtype), torch.randn(4, 2))
+    objective = Objective(matching=False, distance=distance)
+    model = lambda z, label: generator(z)  # noqa: E731
+    loss, _ = dmd.generator_loss(model, None, None, batch, objective)
+    assert seen == [(torch.float32, torch.float32)]
+    (2.0**16 * loss).backward()
+    assert generator.weight.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("wrapped", [True, False], ids=["preconditioned", "own network"])
+def test_an_iteration_under_an_outer_autocast_is_the_iteration_to_bf16s_rounding(wrapped):
+    """Every loss, gradient and update, also of networks that know nothing of precision."""
+
+    class Own(torch.nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, x, sigma, label=None):
+            level = sigma[:, None, None, None]
+            width = (1 + level**2).sqrt()
+            return x / width**2 + level / width * self.network(x / width, sigma.log(), label)
+
+    def iterations(low: bool):
+        networks, records = Networks(image=True, rate=1e-2), []
+        if not wrapped:
+            for owner, name in ((networks, "teacher"), (networks, "critic")):
+                setattr(owner, name, Own(getattr(owner, name).network))
+            networks.generator.denoiser = Own(networks.generator.denoiser.network)
+        start = [weights(n) for n in networks.trained]
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            for seed in range(4):
+                objective = Objective(critic_steps=2, grid=karras_grid(sigma_max=5.0))
+                records.append(networks.run(IMAGE_BATCH, objective, seed))
+        moved = [weights(n) - s for n, s in zip(networks.trained, start, strict=True)]
+        return records, moved
+
+    (exact, moves), (found, others) = iterations(False), iterations(True)
+    assert not torch.equal(found[0].x, exact[0].x)
+    for one, other in zip(found, exact, strict=True):
+        assert one[4:] == pytest.approx(other[4:], rel=0.02, abs=1e-3)
+    for one, other in zip(others, moves, strict=True):
+        assert (one - other).norm() < 0.04 * other.norm()
+
+
 # --- weightings -------------------------------------------------------------------------------
 
 

@@ -106,6 +106,26 @@ def test_advice_is_silent_where_it_fits_and_names_what_each_change_saves():
     ]
 
 
+def test_what_a_network_cannot_do_is_refused_before_a_run_and_not_advised():
+    class Own(torch.nn.Module):
+        """A denoiser of one's own, without any attribute that precision or blocks need."""
+
+        size, channels, classes = 8, 1, 0
+
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Conv2d(1, 1, 3, padding=1)
+
+        def forward(self, x, sigma, label=None):
+            return self.layer(x)
+
+    for option, value in (("frozen", "bf16"), ("activation_checkpointing", True)):
+        with pytest.raises(ValueError, match=f"no part of Own has .*: {option} {value!r}"):
+            distillation_memory(Own(), 8, 8, Compute(**{option: value}))
+    said = advice(lambda compute: distillation_memory(Own(), 512, 512, compute), Compute(), 1)
+    assert [sentence.split()[0] for sentence in said] == ["--accumulation", "--accumulation"]
+
+
 def test_the_t4_preset_fits_a_t4():
     preset = PRESETS["cifar10-t4"]
     with torch.device("meta"):

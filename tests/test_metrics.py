@@ -22,6 +22,7 @@ from dmd_tutorial import metrics
 from dmd_tutorial.data import Images, balanced_labels, digits, ring, two_modes
 from dmd_tutorial.features import (
     CLASSIFIER_FILE,
+    Classifier,
     extract_features,
     load_classifier,
     save_classifier,
@@ -38,7 +39,6 @@ from dmd_tutorial.metrics import (
     sampling_floor,
     sliced_wasserstein,
 )
-from dmd_tutorial.networks.classifier import Classifier
 
 IMAGES = digits()
 TRAIN, HELD_OUT = IMAGES.split(maker.HELD_OUT)

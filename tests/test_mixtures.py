@@ -106,6 +106,15 @@ def test_samples_without_a_class_are_drawn_by_weight():
         mixture.sample(3, torch.tensor([0, 1]))
 
 
+def test_a_mixture_is_exact_whatever_autocast_is_around_it():
+    mixture, x = random_mixture(3), 80 * torch.randn(64, 3)
+    sigma = torch.logspace(-2, 2, 64)
+    for method in (mixture, mixture.score, mixture.log_prob, mixture.responsibilities):
+        exact = method(x, sigma)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(method(x, sigma), exact)
+
+
 def test_float32_and_far_points_stay_finite():
     mixture = ring()
     for scale in (0.0, 1.0, 1e3):

@@ -1,7 +1,10 @@
 """What a person watches: speed, log, warning signs, the picture."""
 
+import io
 import json
 import math
+import re
+import sys
 from contextlib import closing
 
 import pytest
@@ -9,12 +12,14 @@ import torch
 from PIL import Image
 
 from dmd_tutorial.dmd import Record
-from dmd_tutorial.runs.monitor import WINDOW, Log, Signs, Watch, picture, read_log
+from dmd_tutorial.runs.monitor import WINDOW, Log, Progress, Signs, Watch, picture, read_log
 from dmd_tutorial.training import FitSettings, Metrics
 
 
 def test_speed_is_that_of_the_last_steps_and_begins_anew_after_a_resumption(tmp_path):
-    watch = Watch(FitSettings(steps=1000, batch=64), tmp_path / "run", 499, 0, first=True)
+    watch = Watch(
+        "teacher", FitSettings(steps=1000, batch=64), tmp_path / "run", 499, 0, first=True
+    )
     with closing(watch):
         for step in range(500, 701):  # the first ones are slow
             watch(Metrics(step, 0.0, 0.0), step * 0.5 if step > 550 else step * 2.0 - 825)
@@ -22,6 +27,41 @@ def test_speed_is_that_of_the_last_steps_and_begins_anew_after_a_resumption(tmp_
     assert noted[500] is None  # resumed there: nothing is known yet
     assert noted[550] == pytest.approx(32)
     assert noted[700] == pytest.approx(128)
+
+
+def test_without_a_terminal_there_is_a_line_a_minute_and_first_where_the_log_lies(
+    tmp_path, monkeypatch, capsys
+):
+    now = [0.0]
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    watch = Watch("warm start", FitSettings(steps=200), tmp_path / "run", 0, 0, first=True)
+    with closing(watch):
+        for step in range(1, 151):
+            now[0] = float(step)
+            watch(Metrics(step, 0.25, 0.0), now[0])
+    printed = capsys.readouterr()
+    assert printed.out == f"warm start: 200 steps, log in {tmp_path / 'run.jsonl'}\n"
+    assert printed.err.splitlines() == [
+        f"warm start: step {step} of 200, loss=0.2500, images_per_second=128, {left} left"
+        for step, left in ((60, "02:20"), (120, "01:20"), (150, "00:50"))
+    ]
+    with Progress("samples", 200, "sample") as short:  # no line for what takes seconds
+        short.update(199)
+    assert capsys.readouterr().err == ""
+
+
+def test_in_a_terminal_there_is_a_bar_with_the_stage_s_title(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr("sys.stderr", Terminal())
+    watch = Watch("distil", FitSettings(steps=4, batch=2), None, 1, 0, first=True)
+    with closing(watch):
+        watch(Metrics(2, 0.25, 0.0), 1.0)
+        watch.bar.say("a warning")
+    shown = re.split(r"[\r\n]+", sys.stderr.getvalue())
+    assert any(re.match(r"distil: +50%.*\| 2/4 \[.*loss=0.2500", line) for line in shown)
 
 
 def test_the_log_is_cut_where_a_run_goes_on_and_mends_a_broken_line(tmp_path):

@@ -67,8 +67,8 @@ def room(path: Path) -> str:
 
 
 def is_public(node: Documented) -> bool:
-    """Return whether a function or class is for users, and says what it does."""
-    return not node.name.startswith("_") and ast.get_docstring(node) is not None
+    """Return whether a function, class or method is for users."""
+    return not node.name.startswith("_")
 
 
 def entry(node: Documented, lines: list[str], owner: str = "") -> Iterator[str]:

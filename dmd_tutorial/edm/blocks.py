@@ -95,7 +95,6 @@ class PositionalEmbedding(nn.Module):
         self.channels, self.endpoint = channels, endpoint
 
     def forward(self, number: PerSample) -> Float[Tensor, "batch channels"]:
-        """Cosines and sines at each frequency."""
         count = self.channels // 2
         steps = torch.arange(count, dtype=number.dtype, device=number.device)
         return _waves(number, 1e-4 ** (steps / (count - self.endpoint)))
@@ -114,7 +113,6 @@ class FourierEmbedding(nn.Module):
         self.register_buffer("freqs", scale * torch.randn(channels // 2))
 
     def forward(self, number: PerSample) -> Float[Tensor, "batch channels"]:
-        """Cosines and sines at each frequency."""
         return _waves(number, 2 * math.pi * self.freqs.to(number.dtype))
 
 
@@ -129,7 +127,6 @@ class Resample(nn.Module):
         self.register_buffer("resample_filter", _filter(taps))
 
     def forward(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c new_h new_w"]:
-        """Resample each channel by itself."""
         return _resample(x, self.resample_filter, self.direction)
 
 
@@ -151,7 +148,6 @@ class ResamplingConv(nn.Conv2d):
         self.register_buffer("resample_filter", _filter(taps))
 
     def forward(self, x: Float[Tensor, "b before h w"]) -> Float[Tensor, "b after new_h new_w"]:
-        """Resample and convolve."""
         if self.early:
             return _resample(super().forward(x), self.resample_filter, self.direction, padded=True)
         return super().forward(_resample(x, self.resample_filter, self.direction))

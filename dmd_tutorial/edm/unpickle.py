@@ -47,7 +47,7 @@ class Inert:
     class_name: str  # what the file says it is
     state: dict  # the attributes that the file gives it
 
-    def __new__(cls, *_: object) -> "Inert":  # noqa: D102
+    def __new__(cls, *_: object) -> "Inert":
         made = super().__new__(cls)  # whatever it is called with, it begins empty
         made.class_name, made.state = "", {}
         return made
@@ -110,7 +110,6 @@ class _Unpickler(_PythonUnpickler):
         self.names = names
 
     def find_class(self, module: str, name: str) -> Any:
-        """The substitute for a name."""
         if (asked := f"{module}.{name}") not in self.names:
             raise Refused(f"the file asks for {shown(asked)}, which weights do not need")
         return self.names[asked]

@@ -2,5 +2,3 @@
 
 from dmd_tutorial.networks.mlp import MLP
 from dmd_tutorial.networks.unet import UNet
-
-__all__ = ["MLP", "UNet"]

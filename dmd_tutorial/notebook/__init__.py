@@ -6,5 +6,3 @@ from dmd_tutorial.notebook.kernel import setup
 from dmd_tutorial.notebook.results import recorded
 from dmd_tutorial.notebook.sliders import slider
 from dmd_tutorial.notebook.source import show_code, table
-
-__all__ = ["check", "plots", "recorded", "setup", "show_code", "slider", "table"]

@@ -135,10 +135,7 @@ def show(fig: Figure, alt: str) -> None:
 def tile(
     images: Float[Tensor, "n channels height width"], columns: int | None = None
 ) -> UInt8[np.ndarray, "rows columns 3"]:
-    """Lay images in [-1, 1], clamped, out row by row with one white pixel between them.
-
-    By default the grid is about square. Values that are not finite are refused.
-    """
+    """Lay finite images in [-1, 1], clamped, out row by row with one white pixel between them."""
     if images.ndim != 4 or images.shape[1] not in (1, 3) or len(images) == 0:
         raise ValueError(f"images have shape {tuple(images.shape)}, not (n, 1 or 3, height, width)")
     check_finite(images=images)

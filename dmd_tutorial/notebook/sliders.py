@@ -45,7 +45,6 @@ class Axis(NamedTuple):
     unit: str = ""
 
     def text(self, value: Value) -> str:
-        """The value as it is read out, with its unit."""
         number = f"{value:.3g}" if isinstance(value, float) else str(value)
         return f"{number} {self.unit}".strip()
 

@@ -8,9 +8,12 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO
 
 import torch
+
+UNSAID = "not said"
 
 
 def replace_file(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -32,6 +35,16 @@ def replace_file(path: str | Path, write: Callable[[IO[bytes]], object]) -> None
         raise
 
 
+def check_writable(folder: Path) -> None:
+    """Make a folder, or refuse one that cannot be written, before work is done for it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written: {error.strerror}") from error
+
+
 def save_checkpoint(state: dict, notes: dict, path: str | Path) -> None:
     """Write a run's state with plain notes, such as settings; keep the one `before` it."""
     path = Path(path)
@@ -48,7 +61,8 @@ def save_checkpoint(state: dict, notes: dict, path: str | Path) -> None:
 def load_checkpoint(path: str | Path, notes: dict) -> tuple[dict, dict]:
     """Read the state and all notes of a checkpoint; where it is damaged, of the one before it.
 
-    A checkpoint whose notes are not the `notes` given belongs to another run, and is refused.
+    A checkpoint whose notes are not the `notes` given belongs to another run, and is refused in a
+    sentence that says what was, and what is now.
     """
     problems = []
     for candidate in [p for p in (Path(path), before(path)) if p.exists()]:
@@ -60,11 +74,9 @@ def load_checkpoint(path: str | Path, notes: dict) -> tuple[dict, dict]:
             continue
         if problems:
             print(f"{problems[0].splitlines()[0]} Continuing from {candidate}.")
-        for name, wanted in notes.items():
-            if name not in found or found[name] != wanted:
-                was = repr(found[name]) if name in found else "something that it does not say"
-                said = f"{candidate} was made with {name} = {was}, not {wanted!r}"
-                raise ValueError(f"{said}: --fresh starts over, --out is another folder")
+        if differ := _differences({name: found.get(name, UNSAID) for name in notes}, notes):
+            said = f"{candidate} is of another run ({', '.join(differ)})"
+            raise ValueError(f"{said}: --fresh starts over, --out is another folder")
         return state, found
     if not problems:
         raise FileNotFoundError(f"there is no checkpoint {path}")
@@ -85,6 +97,18 @@ def last_good(path: Path | None) -> str:
 def before(path: str | Path) -> Path:
     """Where the last but one checkpoint is kept."""
     return Path(path).with_name(Path(path).name + ".before")
+
+
+def _differences(was: dict, now: dict) -> list[str]:
+    """``name: was -> now`` of the values that differ, also inside of settings."""
+    differ = []
+    for name in now | was:
+        before, after = was.get(name, UNSAID), now.get(name, UNSAID)
+        if isinstance(before, dict) and isinstance(after, dict):
+            differ += _differences(before, after)
+        elif before != after:
+            differ.append(f"{name}: {before} -> {after}")
+    return differ
 
 
 def _cause(error: BaseException) -> str:

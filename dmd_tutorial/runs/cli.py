@@ -8,6 +8,7 @@ command. `accelerate launch -m dmd_tutorial distill ...` shares the work among p
 import argparse
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -19,18 +20,19 @@ from typing import Annotated, Any, Union
 
 import torch
 import tyro
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
-from dmd_tutorial import pretrained
-from dmd_tutorial.anchor import load_pairs
+from dmd_tutorial import __version__, pretrained
+from dmd_tutorial.anchor import Pairs, load_pairs
 from dmd_tutorial.checks import Checked, Count, CountOrNone, Must
-from dmd_tutorial.data import Images, seeded_noise
+from dmd_tutorial.data import seeded_noise
 from dmd_tutorial.denoisers import image_shape
+from dmd_tutorial.features import extract_features
 from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.runs import memory, pipeline
-from dmd_tutorial.runs.checkpoints import replace_file
+from dmd_tutorial.runs.checkpoints import check_writable, replace_file
 from dmd_tutorial.runs.compute import Compute, Processes
 from dmd_tutorial.runs.images import load_images, save_grid
 from dmd_tutorial.runs.pipeline import Control
@@ -41,15 +43,23 @@ from dmd_tutorial.training import DistillSettings, TeacherSettings
 Model = Annotated[str, arg(aliases=["--teacher", "--student"])]
 Some = Annotated[int | None, Must("at least 1, or None", lambda n: n is None or n >= 1)]
 PresetName = Annotated[str, arg(metavar=f"{{{','.join(PRESETS)}}}")]
+# settings of a distillation that hold for its warm start, too, where they are not the preset's
+SHARED = ("batch", "batch_pairs", "distance", "weight_decay", "clip", "seed")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line: 0, or 2 after an error that is the user's to mend."""
+    """Run the command line: 0; 2 after an error that is the user's to mend; 130 where stopped."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments == ["--version"]:
+        print(f"dmd {__version__}")
+        return 0
     torch.set_flush_denormal(True)  # tiny numbers are slow on CPUs and change nothing
     try:
-        options = parse(arguments)
-        options.run(f"dmd {shlex.join(arguments)}")
+        with pipeline.signals(signal.default_int_handler):
+            parse(arguments).run(f"dmd {shlex.join(arguments)}")
+    except KeyboardInterrupt as stopped:
+        print(f"dmd {arguments[0]}: {str(stopped) or 'stopped'}", file=sys.stderr)
+        return 130
     except (ValueError, OSError, RuntimeError) as error:
         print(f"dmd {arguments[0]}: {error}", file=sys.stderr)
         return 2
@@ -61,7 +71,7 @@ def parse(arguments: list[str]) -> Any:
     made = commands_of(_preset_name(arguments))
     kinds = [Annotated[type(of), subcommand(name, default=of)] for name, of in made.items()]
     commands: Any = Union[tuple(kinds)]  # noqa: UP007
-    about = "Distribution matching distillation, from a teacher to a measured one-step student."
+    about = "Distribution matching distillation, from a teacher to a measured student (--version)."
     return tyro.cli(commands, prog="dmd", description=about, args=arguments)
 
 
@@ -86,8 +96,8 @@ def seeds_of(text: str) -> list[int]:
 class Placed(Checked):
     """What most commands share."""
 
-    # table of settings to start from: own-images with --data, otherwise the one that the given
-    # network was made with
+    # table of settings to start from: own-images where data is given, otherwise the one that the
+    # given network was made with
     preset: PresetName
     device: str  # where networks run
     # code of your own that makes a denoiser, package.module:factory: the network of files that hold
@@ -104,10 +114,14 @@ class Placed(Checked):
         """The device; each of several processes has its own."""
         return str(Processes().device or self.device)
 
-    def load(self, name: str) -> Any:
-        """A network on its device."""
+    def load(self, name: str, student: bool | None = None) -> Any:
+        """A network on its device; where one of the two is wanted, the other is refused."""
         network = pretrained.load(self.network) if self.network else None
-        return pretrained.load(name, network).to(self.place)
+        loaded = pretrained.load(name, network).to(self.place)
+        if student is not None and isinstance(loaded, OneStepGenerator) != student:
+            kinds = "teacher", "one-step student"
+            raise ValueError(f"{name} is no {kinds[student]}, but a {kinds[not student]}")
+        return loaded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +137,9 @@ class TrainTeacher(Placed):
 
     def run(self, command: str) -> None:
         """Train, and keep the network."""
-        images, settings = _images(self.table, self.data, self.size), self.settings
+        check_writable(self.out)
+        colours = self.table.shape[0] if self.data == self.table.data else None  # or as they are
+        images, settings = load_images(self.data, self.size, colours), self.settings
         shape: Any = tuple(images.x.shape[1:])
         preset = replace(self.table, teacher=settings, shape=shape, classes=images.classes)
         network = preset.new_teacher().to(self.place)
@@ -133,7 +149,7 @@ class TrainTeacher(Placed):
             network, images, settings, self.compute, self.out / "teacher.ckpt", self.control
         )
         if made is not None:
-            data = {"data": self.data, "images": len(images.x)}
+            data = {"data": self.data, "images": len(images.x), "class_names": images.class_names}
             notes = {"command": command, "preset": self.preset, **data}
             pipeline.keep(self.out / "teacher", made, notes)
 
@@ -151,7 +167,8 @@ class MakePairs(Placed):
 
     def run(self, command: str) -> None:
         """Make those that are not there yet."""
-        teacher = self.load(self.teacher)
+        teacher = self.load(self.teacher, student=False)
+        check_writable(self.pairs)
         pipeline.make_pairs_in(self.pairs, teacher, self.count, self.steps, self.seed, self.batch)
 
 
@@ -163,7 +180,9 @@ class Distill(Placed):
     pairs: Path  # folder of the pairs
     count: Some = None  # use only so many pairs; None for all
     start: str | None = None  # student (.safetensors) to start from, without warm start
-    warm_start_steps: CountOrNone  # steps of regression on the pairs first; 0 for none
+    # steps of regression on the pairs first, 0 for none; where batch, batch-pairs, distance,
+    # weight-decay, clip and seed are not the preset's, they hold for it, too
+    warm_start_steps: CountOrNone
     out: Path  # folder of the results
     control: OmitArgPrefixes[Control]
     settings: OmitArgPrefixes[DistillSettings]
@@ -171,26 +190,43 @@ class Distill(Placed):
 
     def run(self, command: str) -> None:
         """Distil, and keep the networks."""
-        settings, teacher, warm = self.settings, self.load(self.teacher), self.table.warm_start
-        start = None if self.start is None else self.load(self.start)
-        if not isinstance(start, OneStepGenerator | None):
-            raise ValueError(f"{self.start} is no one-step student to start from")
-        if start is not None or not self.warm_start_steps:
-            warm = None
-        elif warm is None:
-            raise ValueError(f"the preset {self.preset} has no warm start: --warm-start-steps 0")
-        else:
-            warm = replace(warm, steps=self.warm_start_steps, seed=settings.seed)
-        anchored = settings.lambda_reg or warm is not None
-        pairs = load_pairs(self.pairs, teacher, self.count) if anchored else None
-        batches = settings.batch, settings.batch_pairs if settings.lambda_reg else 0
-        lpips = settings.distance == "lpips" and settings.lambda_reg > 0
-        needs = partial(memory.distillation_memory, teacher, *batches, lpips=lpips)
-        memory.say(needs, self.compute, self.place)
-        notes = {"command": command, "preset": self.preset, "pairs": len(pairs.z) if pairs else 0}
+        settings, teacher = self.settings, self.load(self.teacher, student=False)
+        start = None if self.start is None else self.load(self.start, student=True)
+        if start is not None and image_shape(start) != image_shape(teacher):
+            raise ValueError(f"{self.start} makes other images or classes than {self.teacher}")
+        warm = self.warm_start if start is None and self.warm_start_steps else None
+        pairs = self.load_pairs(teacher) if settings.lambda_reg or warm is not None else None
+        memory.say(partial(memory.largest, teacher, [warm, settings]), self.compute, self.place)
+        check_writable(self.out)
+        notes = {
+            "command": command, "preset": self.preset, "pairs": len(pairs.z) if pairs else 0,
+            "class_names": _made_by(self.teacher).get("class_names", ()),
+        }  # fmt: skip
         pipeline.make_student_in(
             self.out, teacher, warm, settings, pairs, start, self.compute, self.control, notes
         )
+
+    @property
+    def warm_start(self) -> DistillSettings:
+        """The preset's regression, with what was given here and is meant for both."""
+        if self.table.warm_start is None:
+            raise ValueError(f"the preset {self.preset} has no warm start: --warm-start-steps 0")
+        usual = self.table.distill
+        values = {name: getattr(self.settings, name) for name in SHARED}
+        given = {name: value for name, value in values.items() if value != getattr(usual, name)}
+        return replace(self.table.warm_start, steps=self.warm_start_steps, **given)
+
+    def load_pairs(self, teacher: nn.Module) -> Pairs:
+        """The pairs; where they are not there, or another teacher's, what makes them."""
+        try:
+            return load_pairs(self.pairs, teacher, self.count)
+        except (OSError, ValueError) as error:
+            empty = isinstance(error, FileNotFoundError)
+            where = shlex.quote(str(self.pairs)) if empty else "another_folder"
+            model = f"--preset {self.preset} --teacher {shlex.quote(self.teacher)}"
+            model += f" --network {self.network}" if self.network else ""
+            made = f"dmd make-pairs {model} --pairs {where}"
+            raise ValueError(f"{error}; {made} makes pairs of this teacher") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +252,8 @@ class Sample(Drawing):
     # one seed per sample, such as 0-63, instead of --count and --seed: noise and class of each come
     # from its own generator on the device, as in EDM
     seeds: str | None = None
-    label: int | None = None  # the class of every sample; None for balanced ones, or drawn
+    # class of every sample, its number or its name; None for balanced ones, or drawn
+    label: int | str | None = None
     out: Path  # file to write, its ending is chosen for you
 
     def run(self, command: str) -> None:
@@ -230,14 +267,16 @@ class Sample(Drawing):
         if self.label is not None:
             if label is None:
                 raise ValueError(f"{self.model} has no classes, label is {self.label}")
-            label = torch.full_like(label, self.label)
+            names = _made_by(self.model).get("class_names", [])
+            label = torch.full_like(label, number_of(self.label, names))
+        check_writable(self.out.parent)
         x, seconds = self.drawn(model, z, label)
         if not Processes().first:
             return
         grid = self.out.with_suffix(".png")
-        save_grid(x[:100], grid)  # makes the folder, too
+        save_grid(x[:100], grid)
         tensors = {"x": x} if label is None else {"x": x, "label": label.cpu()}
-        save_file(tensors, self.out.with_suffix(".safetensors"))
+        replace_file(self.out.with_suffix(".safetensors"), lambda f: f.write(save(tensors)))
         print(f"{len(x)} samples in {seconds:.1f} s, {grid}")
 
 
@@ -256,19 +295,29 @@ class Evaluate(Drawing):
         shape, _ = image_shape(model)
         if self.size not in (None, shape[1]):
             raise ValueError(f"{self.model} makes images of {shape[1]} pixels, size is {self.size}")
+        reference = self.reference(shape) if Processes().first else None  # before hours of drawing
         z, label = pipeline.noise(model, self.count, "evaluation", self.seed)
         x, seconds = self.drawn(model, z, label)
-        if not Processes().first:
+        if reference is None:
             return
-        with redirect_stdout(sys.stderr):  # what is printed is the report alone
-            images = _images(replace(self.table, data=self.data, shape=shape), self.data, shape[1])
         speed = round(len(x) / seconds, 1)
         drawn = {"seed": self.seed, "data": self.data, "images_per_second": speed}
-        measured = pipeline.measure(model, x, label, images, self.features, self.steps)
+        measured = pipeline.measure(model, x, label, reference, self.features, self.steps)
         text = pretrained.plain_json({"model": self.model, **drawn, **measured}, indent=1)
         if self.out:
             replace_file(self.out, lambda file: file.write(f"{text}\n".encode()))
         print(text)
+
+    def reference(self, shape: tuple[int, int, int]) -> Tensor:
+        """The features of the images, which must be of this shape."""
+        if self.out:
+            check_writable(self.out.parent)
+        with redirect_stdout(sys.stderr):  # what is printed is the report alone
+            images = load_images(self.data, shape[1], shape[0]).x
+        if images.shape[1:] != shape or len(images) < 4:
+            found = f"{self.data} has {len(images)} images of shape {tuple(images.shape[1:])}"
+            raise ValueError(f"{found}: at least 4 of shape {shape} are wanted")
+        return extract_features(images, self.features)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,6 +338,15 @@ class Demo:
         minutes = (time.monotonic() - started) / 60
         print(f"One-step samples: {self.out / 'student.png'} (the teacher's, in 35 evaluations: "
               f"{self.out / 'teacher.png'}), {minutes:.1f} minutes in all")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Presets:
+    """Print what the presets hold."""
+
+    def run(self, command: str) -> None:
+        """Print each as a table."""
+        print("\n\n".join(f"{name}\n{preset}" for name, preset in PRESETS.items()))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,7 +375,10 @@ def commands_of(
     """Every command with a preset's defaults, for results in a folder, ``runs/<preset>``."""
     preset, folder = PRESETS[name], folder or runs_folder() / name
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    trained = "digits-teacher" if name == "digits" else str(folder / "teacher.safetensors")
+    trained, student = (
+        f"digits-{kind}" if name == "digits" else str(folder / f"{kind}.safetensors")
+        for kind in ("teacher", "student")
+    )
     place: dict[str, Any] = {"preset": name, "device": device}
     data: dict[str, Any] = {"data": preset.data, "size": preset.shape[1]}
     anchor: dict[str, Any] = {"teacher": preset.published or trained, "pairs": folder / "pairs"}
@@ -332,13 +393,12 @@ def commands_of(
         "distill": Distill(
             **place, **anchor, **training, settings=preset.distill, warm_start_steps=warm_steps
         ),
-        "sample": Sample(**place, model="digits-student", count=100, out=folder / "samples"),
+        "sample": Sample(**place, model=student, count=100, out=folder / "samples"),
         "evaluate": Evaluate(
-            **place, data=preset.data, model="digits-student", count=10_000,
-            features=preset.features,
+            **place, data=preset.data, model=student, count=10_000, features=preset.features
         ),
         "demo": Demo(device=device, out=runs_folder() / "demo"),
-        "verify": Verify(chapter=tyro.MISSING),
+        "presets": Presets(), "verify": Verify(chapter=tyro.MISSING),
     }  # fmt: skip
 
 
@@ -358,15 +418,21 @@ def _preset_name(arguments: list[str]) -> str:
     for name, preset in PRESETS.items():
         if given.model and given.model == preset.published:
             return name
-    if given.model and Path(given.model).suffix == ".safetensors" and Path(given.model).exists():
-        made_with = pretrained.made_by(given.model).get("preset")
-        if made_with in PRESETS:
-            return made_with
-    return "digits"
+    made_with = _made_by(given.model).get("preset") if given.model else None
+    return made_with if made_with in PRESETS else "digits"
 
 
-def _images(preset: Preset, data: str, size: int) -> Images:
-    """The preset's images, or others with the colours that they have."""
-    if not data:
-        raise ValueError("which images? Give a folder, a zip or a name: --data my_images/")
-    return load_images(data, size, preset.shape[0] if data == preset.data else None)
+def _made_by(network: str) -> dict:
+    """How a network was made, where its file is one of ours."""
+    ours = Path(network).suffix == ".safetensors" and Path(network).exists()
+    return pretrained.made_by(network) if ours else {}
+
+
+def number_of(label: int | str, names: list[str]) -> int:
+    """The number of a class that is given by number or name."""
+    if isinstance(label, int):
+        return label
+    if label not in names:
+        known = ", ".join(names) or "without names: give a number"
+        raise ValueError(f"there is no class {label!r}; the classes are {known}")
+    return names.index(label)

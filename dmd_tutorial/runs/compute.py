@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
@@ -49,25 +50,40 @@ class Compute(Checked):
 
 
 def prepare(denoiser: Network, compute: Compute, frozen: bool = False) -> Network:
-    """Make a denoiser compute as asked, in place; its blocks may know `recompute`.
+    """Make a denoiser compute as asked, in place, or refuse what it cannot do.
 
-    The matrices of a frozen one take the type of `compute.frozen`. Vectors and buffers (norms, the
-    frequencies of the noise embedding) are few and stay exact.
+    A part with the attribute `precision`, such as an `EDMDenoiser`, computes its inside in that
+    type; a block with `recompute` computes its activations again. A frozen part's matrices take the
+    type, too. Vectors and buffers (norms, frequencies of the noise embedding) are few: they do not.
     """
-    dtype = PRECISIONS[compute.frozen if frozen else compute.mixed_precision]
-    asked = {"precision": dtype, "recompute": compute.activation_checkpointing and not frozen}
-    for module in denoiser.modules():
-        for name, value in asked.items():
-            if hasattr(module, name):
-                setattr(module, name, value)
-    for parameter in denoiser.parameters() if frozen else ():
-        if parameter.ndim > 1 and dtype is not None:
-            parameter.data = parameter.data.to(dtype)
+    option = "frozen" if frozen else "mixed_precision"
+    dtype = PRECISIONS[low := getattr(compute, option)]
+    again = compute.activation_checkpointing and not frozen
+    parts = _parts(denoiser, "precision", dtype and f"{option} {low!r}")
+    blocks = _parts(denoiser, "recompute", again and "activation_checkpointing True")
+    for part in parts:
+        part.precision = dtype
+        for parameter in part.parameters() if frozen and dtype else ():
+            if parameter.ndim > 1:
+                parameter.data = parameter.data.to(dtype)
+    for block in blocks:
+        block.recompute = again
     layout = torch.channels_last if compute.channels_last else torch.contiguous_format
     denoiser.to(memory_format=layout)
     if compute.compile:
         denoiser.compile()
     return denoiser
+
+
+def _parts(denoiser: nn.Module, attribute: str, asked: Any) -> list[Any]:
+    """The parts of a denoiser with an attribute; for what is asked there must be one."""
+    parts = [part for part in denoiser.modules() if hasattr(part, attribute)]
+    if asked and not parts:
+        name = type(getattr(denoiser, "denoiser", denoiser)).__name__
+        raise ValueError(
+            f"no part of {name} has the attribute `{attribute}`: {asked} cannot be applied to it"
+        )
+    return parts
 
 
 class Processes:
@@ -85,7 +101,9 @@ class Processes:
             from accelerate import PartialState
 
             asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
-            state = PartialState(cpu=asked or not torch.cuda.is_available())
+            # the others wait while the first reads images
+            long = timedelta(hours=6)
+            state = PartialState(cpu=asked or not torch.cuda.is_available(), timeout=long)
             self.rank, self.count = state.process_index, state.num_processes
             self.device = state.device
         if self.count != started:  # each would do the whole work and write the same files
@@ -202,6 +220,7 @@ class Updater:
             check_finite(**{"the loss": value, "the gradient's norm": size})
         scaler.step(optimizer)
         scaler.update()
+        torch.clear_autocast_cache()  # as in `dmd.update`
         return joined(records), size
 
     def state_dict(self) -> dict:

@@ -57,7 +57,8 @@ class Read(NamedTuple):
 
     def __str__(self) -> str:
         counts = torch.bincount(self.label).tolist()
-        each = [f"{name} {count}" for name, count in zip(self.class_names, counts, strict=False)]
+        numbered = enumerate(zip(self.class_names, counts, strict=False))
+        each = [f"{number} {name}: {count}" for number, (name, count) in numbered]
         listed = ", ".join(each[:10] + ["..."] * (len(each) > 10))
         classes = f"{self.classes:,} classes ({listed})" if each else "no classes"
         others = f", {self.left_alone:,} other files left alone" if self.left_alone else ""
@@ -281,6 +282,8 @@ def load_images(
     `size` and `channels` are the set's own without them, 32 pixels for a path. Digits are numbers
     in [-1, 1], all others levels 0 to 255: a quarter of the memory (ImageNet 15.7 GB).
     """
+    if not str(name_or_path):  # not the current folder, whose path it is, too
+        raise ValueError("which images? Give a folder, a zip or a name: --data my_images/")
     if name_or_path == "digits":
         return digits()
     if str(name_or_path) in TORCHVISION:
@@ -292,7 +295,7 @@ def load_images(
     if Processes().first:
         known = sys.stdout.encoding or "utf-8"  # which may lack a class's letters
         print(f"{name_or_path}: {read}".encode(known, "backslashreplace").decode(known))
-    return Images(read.x, read.label, read.classes)
+    return Images(read.x, read.label, read.classes, tuple(read.class_names))
 
 
 def _torchvision(
@@ -312,7 +315,8 @@ def _torchvision(
     wanted = (channels or x.shape[1], size or x.shape[2], size or x.shape[3])
     if x.shape[1:] != wanted:
         raise ValueError(f"{name} has images of shape {tuple(x.shape[1:])}, not {wanted}")
-    return Images(x.contiguous(), torch.as_tensor(dataset.targets), len(dataset.classes))
+    label, names = torch.as_tensor(dataset.targets), tuple(dataset.classes)
+    return Images(x.contiguous(), label, len(names), names)
 
 
 def save_grid(

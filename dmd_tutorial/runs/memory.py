@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dmd_tutorial.denoisers import EDMDenoiser, device_of, image_shape, sigma_range
-from dmd_tutorial.runs.compute import PRECISIONS, Compute, Precision, Processes, prepare
+from dmd_tutorial.runs.compute import Compute, Precision, Processes, prepare
+from dmd_tutorial.training import DistillSettings
 
 GIB = 2**30
 # VGG-16 to its last of five layers, at 224 x 224: 13.6 million values of convolutions and as many
@@ -40,15 +41,31 @@ def distillation_memory(
     run on torch's "meta" device, which computes shapes and no numbers, while what they keep for the
     backward pass is added up. A GPU's allocator and libraries need some more, a tenth or so.
     """
-    frozen = 4 if PRECISIONS[compute.frozen] is None else 2
-    weights = ("teacher: weights", frozen * sum(p.numel() for p in teacher.parameters()))
-    items = [weights, *_trained("generator", teacher), *_trained("critic", teacher)[:2]]
+    frozen = prepare(
+        copy.deepcopy(teacher).to("meta"), replace(compute, compile=False), frozen=True
+    )
+    weights = sum(p.numel() * p.element_size() for p in frozen.parameters())
+    items = [
+        ("teacher: weights", weights),
+        *_trained("generator", teacher),
+        *_trained("critic", teacher)[:2],
+    ]
     # the critic's part, of fewer images, comes after the generator's is freed
     items.append(_activations(teacher, batch + batch_pairs, compute))
     if lpips:
         pairs = max(1, batch_pairs // compute.accumulation)
         items.append(("LPIPS: weights and activations", 4 * 14_700_000 + LPIPS_PER_IMAGE * pairs))
     return Estimate(items)
+
+
+def largest(teacher: nn.Module, stages: list[DistillSettings | None], compute: Compute) -> Estimate:
+    """What that stage of a distillation needs which needs most."""
+    estimates = []
+    for stage in filter(None, stages):
+        batches = stage.batch * stage.matching, stage.batch_pairs if stage.lambda_reg else 0
+        lpips = stage.distance == "lpips" and stage.lambda_reg > 0
+        estimates.append(distillation_memory(teacher, *batches, compute, lpips=lpips))
+    return max(estimates, key=lambda estimate: estimate.total)
 
 
 def teacher_memory(teacher: nn.Module, batch: int, compute: Compute) -> Estimate:
@@ -130,7 +147,10 @@ def advice(
     sentences = []
     for name, value in changes:
         option = f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
-        total = estimate_with(replace(compute, **{name: value})).total
+        try:
+            total = estimate_with(replace(compute, **{name: value})).total
+        except ValueError:
+            continue  # this network cannot
         if total < 0.99 * now:
             saved, fits = (now - total) / GIB, "fits" if total <= free else "does not fit yet"
             sentences.append(f"{option} saves {saved:.2f} GiB: {total / GIB:.2f} GiB, {fits}.")

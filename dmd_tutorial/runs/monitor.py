@@ -1,4 +1,4 @@
-"""What a person watches while a student is distilled: speed, a log, pictures, warning signs.
+"""What a person watches during hours of work: progress, speed, a log, pictures, warning signs.
 
 The losses of DMD say little: they go up and down and need not fall. What tells is the picture of
 G, D_real and D_fake side by side, and a few numbers that go wrong before the picture does.
@@ -6,21 +6,69 @@ G, D_real and D_fake side by side, and a few numbers that go wrong before the pi
 
 import json
 import math
+import sys
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from dmd_tutorial.dmd import Record
 from dmd_tutorial.pretrained import plain_json
 from dmd_tutorial.runs.checkpoints import replace_file
+from dmd_tutorial.runs.compute import Processes
 from dmd_tutorial.runs.images import save_grid
 from dmd_tutorial.training import DistillSettings, FitSettings, Metrics
 
 WINDOW = 100  # steps that a running number looks back on
 LOG_STEPS = 10  # steps between two lines of the log
+BAR = "{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+LINE = "{desc}: {unit} {n:.0f} of {total}{postfix}, {remaining} left"
+
+
+class Progress(tqdm):
+    """How far a stage is: a bar in a terminal; elsewhere a line a minute, none if it is shorter."""
+
+    def __init__(self, stage: str, total: int, unit: str, initial: int = 0) -> None:
+        self.terminal = sys.stderr.isatty()
+        seldom = {"mininterval": 60, "delay": 60, "miniters": 0, "leave": False}
+        super().__init__(
+            desc=stage, total=total, unit=unit, initial=initial, disable=not Processes().first,
+            bar_format=BAR if self.terminal else LINE, **({} if self.terminal else seldom),
+        )  # fmt: skip
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        """Show how far it is; tqdm calls this when it is time, and at the end."""
+        if self.terminal:
+            return super().display(msg, pos)
+        print(self, file=sys.stderr, flush=True)
+        return False
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self.terminal:
+            self.write(text)
+        else:
+            print(text, flush=True)
+
+
+@contextmanager
+def counting(model: nn.Module, calls: int, stage: str, count: int) -> Iterator[Progress]:
+    """Progress of `count` samples that a network makes, each in so many calls of it."""
+    with Progress(stage, count, "sample") as bar:
+
+        def called(_: nn.Module, inputs: tuple, __: Any) -> None:
+            bar.update(len(inputs[0]) / calls)
+
+        hook = model.register_forward_hook(called)
+        try:
+            yield bar
+        finally:
+            hook.remove()
 
 
 class Watch:
@@ -31,15 +79,16 @@ class Watch:
     """
 
     def __init__(
-        self, settings: FitSettings | DistillSettings, path: Path | None, step: int,
+        self, stage: str, settings: FitSettings | DistillSettings, path: Path | None, step: int,
         picture_steps: int, first: bool,
     ) -> None:  # fmt: skip
         self.path, self.picture_steps, self.first = path, picture_steps, first
         self.signs, self.batch = Signs(settings.clip), settings.batch
         self.times: deque[float] = deque(maxlen=WINDOW)
-        quiet = None if first else True  # None: no bar where nobody watches
-        self.bar = tqdm(total=settings.steps, initial=step, unit="step", disable=quiet)
+        self.bar = Progress(stage, settings.steps, "step", step)
         self.log = Log(path.with_suffix(".jsonl"), step) if first and path else None
+        if self.log is not None and step < settings.steps:
+            print(f"{stage}: {settings.steps - step} steps, log in {self.log.path}", flush=True)
 
     def close(self) -> None:
         """Close bar and log."""
@@ -54,12 +103,13 @@ class Watch:
         self.times.append(seconds)
         took = seconds - self.times[0]
         images = (len(self.times) - 1) * self.batch / took if took else math.nan
+        shown = {"loss": f"{metric.loss:.4f}", "images_per_second": f"{images:.0f}"}
+        self.bar.set_postfix(shown, refresh=False)
         self.bar.update()
-        self.bar.set_postfix(loss=f"{metric.loss:.4f}", images_per_second=f"{images:.0f}")
         record = metric.record
         warnings = [] if record is None else self.signs(record)
         for warning in warnings:
-            tqdm.write(f"step {metric.step}: {warning}")
+            self.bar.say(f"step {metric.step}: {warning}")
         if self.log is not None and (metric.step % LOG_STEPS == 0 or warnings):
             numbers = {} if record is None else record._asdict()
             plain = {name: n for name, n in numbers.items() if isinstance(n, float)}

@@ -7,9 +7,11 @@ can be stopped at any moment and goes on from its last checkpoint; a result is a
 
 import copy
 import math
+import signal
+import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +19,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from dmd_tutorial import dmd, metrics, pretrained, training
 from dmd_tutorial.anchor import Pairs, fingerprint, make_pairs
@@ -27,7 +28,7 @@ from dmd_tutorial.denoisers import device_of, image_shape
 from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.noise import Purpose, stream
 from dmd_tutorial.runs import checkpoints, monitor
-from dmd_tutorial.runs.compute import Compute, Processes, Updater, prepare
+from dmd_tutorial.runs.compute import Compute, Processes, Updater, prepare, split
 from dmd_tutorial.runs.images import save_grid
 from dmd_tutorial.runs.provenance import provenance
 from dmd_tutorial.samplers import one_step, sample
@@ -45,6 +46,32 @@ class Control(Checked):
     minutes: NotNegative = math.inf  # Stop after so many minutes, saved; the same command goes on.
     # Steps between two pictures of G, D_real and D_fake; 0 for none.
     picture_steps: CountOrNone = 500
+
+
+class Stop:
+    """Handles signals: asked to stop, a training ends after its step; asked again, at once."""
+
+    asked = False
+
+    def __call__(self, *_: Any) -> None:
+        """Note a signal."""
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+@contextmanager
+def signals(handler: Callable) -> Iterator[Any]:
+    """Let a handler have what asks a program to stop: Ctrl-C (SIGINT) and SIGTERM."""
+    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
+        yield handler
+        return
+    before = {kind: signal.signal(kind, handler) for kind in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield handler
+    finally:
+        for kind, old in before.items():
+            signal.signal(kind, old)
 
 
 class Trained(NamedTuple):
@@ -65,7 +92,7 @@ def make_teacher(
     updater = Updater(compute, run.optimizer)
     loop = training.train_teacher(run, images, updater)
     made_of = {"data": images, "classes": images.classes}
-    return _drive(run, loop, updater, checkpoint, control, made_of)
+    return _drive("teacher", run, loop, updater, checkpoint, control, made_of)
 
 
 def make_student(
@@ -84,7 +111,8 @@ def make_student(
     iteration = partial(dmd.iteration, updater=updater)
     loop = training.distill(run, *image_shape(teacher), pairs, iteration=iteration)
     made_of = {"teacher": teacher, "start": start, "pairs": pairs}
-    return _drive(run, loop, updater, checkpoint, control, made_of)
+    stage = "distil" if settings.matching else "warm start"
+    return _drive(stage, run, loop, updater, checkpoint, control, made_of)
 
 
 def make_student_in(
@@ -93,6 +121,10 @@ def make_student_in(
     compute: Compute, control: Control, notes: Mapping[str, Any],
 ) -> Trained | None:  # fmt: skip
     """Regression on the pairs, where a warm start is given, then the distillation; both kept."""
+    for stage in filter(None, (warm_start, settings)):  # what either refuses, or must download
+        batches = [stage.batch] + [stage.batch_pairs] * bool(stage.lambda_reg)
+        split(tuple(map(torch.empty, batches)), compute.accumulation, Processes())
+        stage.objective()
     if warm_start is not None:
         checkpoint = folder / "warm-start.ckpt"
         warm = make_student(teacher, warm_start, pairs, start, compute, checkpoint, control)
@@ -108,11 +140,14 @@ def make_student_in(
 
 
 def _drive(
-    run: training.FitRun | training.DistillationRun, loop: Iterator[training.Metrics],
+    stage: str, run: training.FitRun | training.DistillationRun, loop: Iterator[training.Metrics],
     updater: Updater, checkpoint: Path | None, control: Control,
     made_of: Mapping[str, Any],
 ) -> Trained | None:  # fmt: skip
-    """Go through a loop, watched, with checkpoints, which know what the run is made of."""
+    """Go through a loop, watched, with checkpoints, which know what the run is made of.
+
+    Where a person stops it, the state after the last step is kept before KeyboardInterrupt goes on.
+    """
     settings, processes, earlier = run.settings, updater.processes, 0.0
     run.rank = processes.rank
     made_with: dict[str, Any] = {"settings": asdict(settings)}
@@ -136,24 +171,28 @@ def _drive(
             checkpoints.save_checkpoint(state, made_with | {"seconds": seconds()}, checkpoint)
 
     path = checkpoint.with_suffix("") if checkpoint else None
-    watch = monitor.Watch(settings, path, run.step, control.picture_steps, processes.first)
+    watch = monitor.Watch(stage, settings, path, run.step, control.picture_steps, processes.first)
     try:
-        with closing(watch):
+        with closing(watch), signals(Stop()) as stop:
             for metric in loop:
                 watch(metric, seconds())
                 if time.monotonic() - saved > 60 * control.checkpoint_minutes:
                     save()
                     saved = time.monotonic()
                 out_of_time = time.monotonic() - started > 60 * control.minutes
-                if control.minutes < math.inf and processes.any(out_of_time):
+                if processes.any(stop.asked or out_of_time):
                     break
-        save()
+            save()
+            stopped = processes.any(stop.asked)
     except NotFiniteError as error:
         mine = checkpoint if saved > started or not control.fresh else None  # or of a run before
         raise NotFiniteError(f"{error} ({checkpoints.last_good(mine)})") from error
+    said = f"stopped at step {run.step} of {settings.steps}; the same command goes on"
+    if stopped:
+        raise KeyboardInterrupt(said if checkpoint else "stopped")
     if run.step < settings.steps:
         if processes.first:
-            print(f"Stopped at step {run.step} of {settings.steps}; the same command goes on.")
+            print(f"{said.capitalize()}.")
         return None
     return Trained(run.average, settings, seconds())
 
@@ -177,11 +216,15 @@ def make_pairs_in(
         share=(processes.rank, processes.count),
     )  # fmt: skip
     mine = len(processes.mine(count // 1_000)) * 1_000
-    with tqdm(total=mine, unit="pair", disable=None if processes.first else True) as bar:
-        for total in made:
-            bar.update(total - bar.n)
-            if total < mine and time.monotonic() - started > 60 * minutes:
-                return False
+    with monitor.counting(teacher, 2 * steps - 1, "pairs", mine) as bar:
+        try:
+            for total in made:
+                bar.update(total - bar.n)  # those that were there, too
+                if total < mine and time.monotonic() - started > 60 * minutes:
+                    return False
+        except KeyboardInterrupt:
+            said = f"stopped after {bar.n:.0f} of {mine} pairs"
+            raise KeyboardInterrupt(f"{said}; the same command goes on") from None
     processes.wait()
     if processes.first:
         print(f"{count} pairs in {folder}, {time.monotonic() - started:.0f} s")
@@ -201,10 +244,12 @@ def draw(
     mine = processes.mine(len(z))
     z_mine = z.cpu()[mine].to(device)
     label_mine = None if label is None else label.cpu()[mine].to(device)
-    if isinstance(model, OneStepGenerator):
-        x = one_step(model, z_mine, label_mine, batch=batch)
-    else:
-        x = sample(model, z_mine, label_mine, steps=steps, batch=batch)
+    calls = 1 if isinstance(model, OneStepGenerator) else 2 * steps - 1
+    with monitor.counting(model, calls, "samples", len(mine)):
+        if isinstance(model, OneStepGenerator):
+            x = one_step(model, z_mine, label_mine, batch=batch)
+        else:
+            x = sample(model, z_mine, label_mine, steps=steps, batch=batch)
     return processes.gather(x.cpu(), len(z))
 
 
@@ -218,11 +263,11 @@ def noise(
 
 
 def measure(
-    model: nn.Module, x: Tensor, label: Tensor | None, images: Images, features: str, steps: int
+    model: nn.Module, x: Tensor, label: Tensor | None, reference: Tensor, features: str, steps: int
 ) -> dict:
-    """What a model's samples, made in `steps` steps if it is a teacher, are worth beside images."""
+    """What a model's samples are worth beside images or their features; a teacher made `steps`."""
     minimum = min(10_000, len(x))
-    result = metrics.evaluate(x, images.x, label=label, features=features, minimum=minimum)
+    result = metrics.evaluate(x, reference, label=label, features=features, minimum=minimum)
     plain = {name: getattr(v, "tolist", lambda v=v: v)() for name, v in result._asdict().items()}
     return {
         "fingerprint": fingerprint(model), "samples": len(x), "shape": list(x.shape[1:]),

@@ -35,6 +35,7 @@ class Preset:
     warm_start: DistillSettings | None = None  # regression on the pairs, before the distillation
     distill: DistillSettings = field(default_factory=DistillSettings)
     compute: Compute = field(default_factory=Compute)
+    cost: str = ""  # of the whole road, where it is known
 
     def new_teacher(self) -> EDMDenoiser:
         """An untrained teacher; its weights depend on the teacher's seed alone."""
@@ -46,6 +47,21 @@ class Preset:
             else:
                 denoiser = published_denoiser(*shape, self.network, **options)
             return denoiser.to(memory_format=torch.channels_last)
+
+    def __str__(self) -> str:
+        of, warm, to = self.teacher, self.warm_start, self.distill
+        trained = f"{self.network}, {of.steps:,} steps of {of.batch}, rate {of.learning_rate:g}"
+        rates = f"{to.learning_rate:g} and {to.critic_learning_rate:g}"
+        rows = {
+            "data": f"{self.data or 'your own images'}, {self.shape}, {self.classes} classes",
+            "teacher": self.published or trained,
+            "pairs": f"{self.pairs:,}, {self.pair_steps} Heun steps each",
+            "warm start": warm
+            and f"{warm.steps:,} steps of {warm.batch_pairs} pairs, rate {warm.learning_rate:g}",
+            "distil": f"{to.steps:,} steps of {to.batch}, {to.batch_pairs} pairs, rates {rates}",
+            "cost": self.cost,
+        }
+        return "\n".join(f"  {name:<12}{row}" for name, row in rows.items() if row)
 
 
 # Regression on the pairs alone: the loss is their distance as it is.
@@ -61,7 +77,7 @@ ON_DIGITS = DistillSettings(lambda_reg=1.0, grid_max=5.0)
 # The networks are small and the images few, so rates are higher and runs shorter; the student
 # first regresses on the pairs, which brings it near the teacher in minutes; the critic is faster
 # than the generator, by its rate and by its number of steps. These are the settings of the
-# shipped networks: about an hour on two cores, most of it regression.
+# shipped networks.
 DIGITS = Preset(
     data="digits", shape=(1, 8, 8), classes=10, pairs=50_000,
     warm_start=replace(
@@ -72,11 +88,12 @@ DIGITS = Preset(
         ON_DIGITS, steps=2_500, learning_rate=2e-5, critic_learning_rate=3e-4, warm_up=200,
         decay=0.6, ema=0.999,
     ),
+    cost="about an hour on two cores, most of it regression",
 )  # fmt: skip
 
-# The same road in a few minutes, for `dmd demo`: every stage is cut short.
+# The same road for `dmd demo`: every stage is cut short.
 DEMO = replace(
-    DIGITS, teacher=TeacherSettings(steps=1_500), pairs=3_000,
+    DIGITS, cost="minutes on two cores", teacher=TeacherSettings(steps=1_500), pairs=3_000,
     warm_start=replace(
         ON_DIGITS, matching=False, steps=1_000, learning_rate=1e-3, decay=0.9, ema=0.995
     ),
@@ -93,8 +110,8 @@ PAPER = DistillSettings(
     weighting="eq8", grid_max=80.0, lambda_reg=0.25, distance="lpips", critic_steps=1,
 )  # fmt: skip
 
-# What these cost: CIFAR-10 about 184 TFLOP per iteration, 90 to 180 hours on one large GPU.
 CIFAR10_COND = Preset(
+    cost="90 to 180 hours on one large GPU, from about 184 TFLOP per iteration",
     data="cifar10", shape=(3, 32, 32), classes=10, features="inception",
     published="edm-cifar10-32x32-cond-vp", pairs=100_000, distill=PAPER,
 )  # fmt: skip
@@ -117,11 +134,11 @@ IMAGENET64 = Preset(
 
 # --- one GPU -------------------------------------------------------------------------------------
 
-# One T4 (16 GiB, no bfloat16), an evening: about six hours, counted from operations in chapter 6
-# and not measured. Regression included, a fiftieth of the paper's steps, and a sixth of its batch:
-# a taste, not its numbers.
+# One T4 (16 GiB, no bfloat16), an evening. Regression included, a fiftieth of the paper's steps,
+# and a sixth of its batch: a taste, not its numbers.
 CIFAR10_T4 = replace(
     CIFAR10_COND,
+    cost="about six hours on a T4, counted from operations (chapter 6) and not measured",
     pairs=10_000,  # 350,000 evaluations of the teacher, about an hour
     pair_batch=250,
     warm_start=replace(  # brings the student near the teacher before two networks train
@@ -139,7 +156,7 @@ CIFAR10_T4 = replace(
 # the data. The anchor is L2, for LPIPS would need a download; the paper measured 2.78 with it
 # instead of 2.66 (FID, CIFAR-10).
 CIFAR10_SMALL = replace(
-    CIFAR10_COND, published="", network="SongUNet",
+    CIFAR10_COND, cost="", published="", network="SongUNet",
     network_options={
         "model_channels": 64,  # DDPM++ has 128
         "channel_mult": [1, 2, 2],  # DDPM++: 2, 2, 2

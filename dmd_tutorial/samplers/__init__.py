@@ -13,17 +13,9 @@ denoiser is called in the type of the noise that was given. What their arguments
 """
 
 from dmd_tutorial.samplers.ancestral import ancestral, ddim, ddim_noise, ddpm_levels
-from dmd_tutorial.samplers.classical import euler, heun, heun_step, rk45
+from dmd_tutorial.samplers.classical import euler, heun, heun_step, rk45, stochastic
 from dmd_tutorial.samplers.diffusion import VE, VP, Process, probability_flow, reverse_sde
 from dmd_tutorial.samplers.langevin import annealed_langevin, langevin
 from dmd_tutorial.samplers.multistep import deis, dpm_solver, polynomial_weights, unipc
 from dmd_tutorial.samplers.run import one_step, sample
 from dmd_tutorial.samplers.step import Step
-from dmd_tutorial.samplers.stochastic import stochastic
-
-__all__ = [
-    "VE", "VP", "Process", "Step", "ancestral", "annealed_langevin", "ddim", "ddim_noise",
-    "ddpm_levels", "deis", "dpm_solver", "euler", "heun", "heun_step", "langevin", "one_step",
-    "polynomial_weights", "probability_flow", "reverse_sde", "rk45", "sample", "stochastic",
-    "unipc",
-]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Classical solvers of the probability-flow ODE: Euler, Heun, and scipy's RK45."""
+"""Euler, Heun, scipy's RK45 on the probability-flow ODE; EDM's own sampler, Heun's with noise."""
 
 import math
 from collections.abc import Iterator
@@ -6,10 +6,11 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from dmd_tutorial.checks import Condition, Samples
 from dmd_tutorial.denoisers import Denoiser
+from dmd_tutorial.noise import source
 from dmd_tutorial.samplers.step import Counted, Ladder, Step, start
 
 
@@ -30,10 +31,7 @@ def euler(
 def heun(
     denoiser: Denoiser, z: Samples, levels: Ladder, label: Condition | None = None
 ) -> Iterator[Step]:
-    """Heun's method on the probability-flow ODE, of second order (EDM, Algorithm 1).
-
-    The step to level 0 is Euler's, as the slope there is 0/0: N steps cost 2N - 1 evaluations.
-    """
+    """Heun's method on the same ODE, of second order, in 2N - 1 evaluations (EDM, Algorithm 1)."""
     counted = Counted(denoiser, label, z.dtype)
     x = start(z, levels)
     for index, (sigma, sigma_next) in enumerate(pairwise(levels.tolist())):
@@ -47,10 +45,37 @@ def heun_step(
     """Take one step of Heun's method (to level 0, of Euler's); returns D's last answer, too."""
     denoised, slope = counted.slope(x, sigma)
     x_next = x + (sigma_next - sigma) * slope
-    if sigma_next > 0:
+    if sigma_next > 0:  # at level 0 the slope is 0/0
         denoised, slope_next = counted.slope(x_next, sigma_next)
         x_next = x + (sigma_next - sigma) * (slope + slope_next) / 2
     return x_next, denoised
+
+
+@torch.no_grad()
+def stochastic(
+    denoiser: Denoiser, z: Samples, levels: Ladder,
+    label: Condition | None = None, *, churn: float = 40.0, churn_min: float = 0.05,
+    churn_max: float = 50.0, noise_scale: float = 1.003, rng: Generator | None = None,
+) -> Iterator[Step]:  # fmt: skip
+    """EDM's stochastic sampler: a little new noise before each of Heun's steps.
+
+    `churn` says how much noise in all (S_churn), 0 gives `heun` exactly. It comes at the levels
+    from churn_min to churn_max (S_min, S_max), with standard deviation `noise_scale` (S_noise).
+    Source: Karras et al. 2022 (EDM), Algorithm 2 and Table 5.
+    """
+    if churn < 0:
+        raise ValueError(f"churn must not be negative, it is {churn}")
+    counted = Counted(denoiser, label, z.dtype)
+    x = start(z, levels)
+    gamma_of_all = min(churn / (len(levels) - 1), math.sqrt(2) - 1)
+    for index, (sigma, sigma_next) in enumerate(pairwise(levels.tolist())):
+        gamma = gamma_of_all if churn_min <= sigma <= churn_max else 0.0
+        sigma_hat = sigma * (1 + gamma)
+        if gamma > 0:
+            noise = torch.randn(x.shape, dtype=z.dtype, **source(rng)).to(x)
+            x = x + noise_scale * math.sqrt(sigma_hat**2 - sigma**2) * noise
+        x, denoised = heun_step(counted, x, sigma_hat, sigma_next)
+        yield Step(index, x, denoised, sigma_next, counted.calls)
 
 
 @torch.no_grad()

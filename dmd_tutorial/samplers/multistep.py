@@ -81,12 +81,9 @@ def quadratic_step(x: Samples, history: History, sigma_next: float, share: float
 
 
 def predict(x: Samples, history: History, sigma_next: float, share: float = 1.0) -> Samples:
-    """The step of DPM-Solver++ whose order is the length of the history; for share see above.
-
-    At level 0 the newest estimate is the answer. Source: Lu et al. 2022, Eq. 9 and Algorithm 2.
-    """
+    """DPM-Solver++'s step, whose order is the history's length (Lu et al. 2022, Eq. 9, Alg. 2)."""
     sigma, newest = history[0]
-    if len(history) == 1 or sigma_next == 0:
+    if len(history) == 1 or sigma_next == 0:  # at level 0 the newest estimate is the answer
         return (sigma_next / sigma) * x + (1 - sigma_next / sigma) * newest
     if len(history) == 2:
         return linear_step(x, history, sigma_next)

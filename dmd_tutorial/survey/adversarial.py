@@ -91,7 +91,6 @@ class Discriminator(nn.Module):
         self.last = nn.ModuleList(Linears(copies, hidden, 1, zero=True) for _ in widths)
 
     def forward(self, *features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch heads"]:
-        """Logits of samples whose features are given."""
         logits = []
         for each, first, last in zip(features, self.first, self.last, strict=True):
             h = functional.silu(first(each.reshape(self.copies, -1, each.shape[1])))

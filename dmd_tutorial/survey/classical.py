@@ -22,10 +22,7 @@ Latents = Float[Tensor, "batch latent"]
 
 
 class Perceptron(nn.Module):
-    """The network of all four: linear layers on flat points, images flattened before.
-
-    The class is a one-hot row, or zeros; `copies` are those of `MLP`.
-    """
+    """The network of all four, on points and rows that say a class; `copies` are those of `MLP`."""
 
     def __init__(
         self, inputs: int, outputs: int, hidden: int = 128, layers: int = 3, classes: int = 0,

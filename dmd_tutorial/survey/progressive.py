@@ -88,7 +88,6 @@ class ReadAs(nn.Module):
         self.network, self.prediction = network, prediction
 
     def forward(self, x: Samples, sigma: PerSample, label: Condition | None = None) -> Samples:
-        """Denoise."""
         check_sigma(x, sigma)
         alpha = expand((1 + sigma**2).rsqrt(), x)
         raw = self.network(alpha * x, sigma.log() / 4, label)
@@ -146,7 +145,6 @@ class Halved(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """How many steps it takes."""
         return len(self.levels) - 1
 
     def sample(self, z: Tensor, label: Condition | None = None) -> Tensor:

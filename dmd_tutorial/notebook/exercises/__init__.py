@@ -3,7 +3,7 @@
 `check` runs the learner's answer on an exercise's inputs and compares what comes out: with the
 truth, then with each mistake that the exercise knows. It never raises on an answer, ends where the
 answer does not, and tells no right number: a notebook runs through. The exercises stand in
-`chapter1.py`, `chapter2.py`, ..., each with a list `EXERCISES`.
+`chapter1.py`, ...: the right answers, then a list `EXERCISES` that says what each is and what not.
 """
 
 import html
@@ -74,16 +74,6 @@ class Network(nn.Module):
         return self.function(self.parameter, x, *(expand(level, x) for level in levels))
 
 
-def loss_and_gradients(loss: Any, leaves: dict[str, Tensor], name: str = "loss") -> dict[str, Any]:
-    """For a probe: a loss (or several numbers) and its gradients, zeros where none arrives."""
-    found = tuple(map(torch.zeros_like, leaves.values()))
-    if isinstance(loss, Tensor) and loss.requires_grad:
-        # of several numbers: the gradient of a sum that weighs each differently
-        weights = torch.linspace(1, 2, loss.numel()).reshape(loss.shape).to(loss)
-        found = torch.autograd.grad(loss, [*leaves.values()], weights, materialize_grads=True)
-    return {name: loss, **dict(zip(leaves, found, strict=True))}
-
-
 def gradients_by(places: Mapping[str, int], name: str = "loss") -> Callable[..., dict[str, Any]]:
     """A probe for what is trained: its value, and its gradients by the arguments at these places.
 
@@ -96,10 +86,15 @@ def gradients_by(places: Mapping[str, int], name: str = "loss") -> Callable[...,
             for i, a in enumerate(arguments)
         ]
         leaves = {key: getattr(given[i], "parameter", given[i]) for key, i in places.items()}
-        returned = answer(*given)
-        if _is_real(returned) and not getattr(returned, "requires_grad", False):
+        result = answer(*given)
+        found = tuple(map(torch.zeros_like, leaves.values()))
+        if isinstance(result, Tensor) and result.requires_grad:
+            # of several numbers: the gradient of a sum that weighs each differently
+            weights = torch.linspace(1, 2, result.numel()).reshape(result.shape).to(result)
+            found = torch.autograd.grad(result, [*leaves.values()], weights, materialize_grads=True)
+        elif _is_real(result):
             raise Raised("no gradient arrives anywhere: a .detach(), .item() or no_grad stops it")
-        return loss_and_gradients(returned, leaves, name)
+        return {name: result, **dict(zip(leaves, found, strict=True))}
 
     return probe
 

@@ -6,12 +6,8 @@ import torch
 from torch import Tensor
 
 from dmd_tutorial.checks import expand
+from dmd_tutorial.denoisers import score_from_denoised
 from dmd_tutorial.notebook.exercises import Exercise, Network, gradients_by
-
-
-def score_of_denoiser(x: Tensor, denoised: Tensor, sigma: Tensor) -> Tensor:
-    """Score that a denoised estimate implies: the answer to 1.1."""
-    return (denoised - x) / expand(sigma, x) ** 2
 
 
 def _bayes(x: Tensor, means: Tensor, std: float, weights: Tensor) -> Tensor:
@@ -24,12 +20,10 @@ def _densities(x: Tensor, means: Tensor, std: float, weights: Tensor) -> Tensor:
 
 
 def mixture_score(x: Tensor, means: Tensor, std: float, weights: Tensor, shares=_bayes) -> Tensor:
-    """Score of a mixture of Gaussians on the line, as an average of scores: the answer to 1.2."""
     return (shares(x, means, std, weights) * (means - x[:, None]) / std**2).sum(dim=1)
 
 
 def best_denoiser(x_noisy: Tensor, data: Tensor, sigma: float) -> Tensor:
-    """Conditional mean where the data are finitely many points: the answer to 1.3."""
     return (-_squares_to(x_noisy, data) / (2 * sigma**2)).softmax(dim=1) @ data
 
 
@@ -38,7 +32,6 @@ def _squares_to(x_noisy: Tensor, data: Tensor) -> Tensor:
 
 
 def matching_loss(score, x: Tensor, sigma: Tensor, noise: Tensor, target=None) -> Tensor:
-    """Denoising score matching, weighted by the noise level squared: the answer to 1.4."""
     return (_squares(score, x, sigma, noise, target) * sigma**2).mean() / 2
 
 
@@ -49,14 +42,13 @@ def _squares(score, x: Tensor, sigma: Tensor, noise: Tensor, target=None) -> Ten
 
 
 def langevin_step(x, score, step_size, noise, along=1, spread=2) -> Tensor:
-    """One step of Langevin dynamics: the answer to 1.5."""
     return x + along * step_size * score + (spread * step_size) ** 0.5 * noise
 
 
 EXERCISES = [
-    Exercise("1.1", "score of a denoiser", score_of_denoiser, {
+    Exercise("1.1", "score of a denoiser", score_from_denoised, {
         "the sign is the other way round: the score points from the noisy sample towards the "
-        "denoised one": lambda *a: -score_of_denoiser(*a),
+        "denoised one": lambda *a: -score_from_denoised(*a),
         "divide by sigma twice: once gives minus the noise estimate, not the score":
             lambda x, denoised, sigma: (denoised - x) / expand(sigma, x),
         "multiply by sigma squared to go from the score to the denoiser; the way back divides":

@@ -9,24 +9,12 @@ from torch import Tensor
 from dmd_tutorial.notebook.exercises import Exercise, Network, Raised, gradients_by
 
 
-def target(x: Tensor, x_next: Tensor, sigma: float, sigma_next: float) -> Tensor:
-    """The estimate from which a DDIM step lands at x_next: the answer to 10.1."""
-    ratio = sigma_next / sigma
-    return (x_next - ratio * x) / (1 - ratio)
-
-
-def loss_on_v(denoised: Tensor, target: Tensor, sigma: Tensor) -> Tensor:
-    """Mean squared error between the v of two estimates: the answer to 10.2."""
-    return _weighted(1 / sigma**2 + 1, denoised, target)
-
-
-def _weighted(weight: Tensor, denoised: Tensor, target: Tensor) -> Tensor:
+def _square(weight: Tensor, denoised: Tensor, target: Tensor) -> Tensor:
     return (weight[:, None] * (denoised - target) ** 2).mean()
 
 
 def teacher_term(teacher: Callable, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    """The student's output against one denoising of its noised self: the answer to 10.3."""
-    return _weighted(_c(sigma), x, teacher(x + sigma[:, None] * noise, sigma).detach())
+    return _square(_c(sigma), x, teacher(x + sigma[:, None] * noise, sigma).detach())
 
 
 def _c(sigma: Tensor) -> Tensor:
@@ -34,7 +22,6 @@ def _c(sigma: Tensor) -> Tensor:
 
 
 def hinge(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses of the discriminator and of the student: the answer to 10.4."""
     return torch.relu(1 - real).mean() + torch.relu(1 + fake).mean(), -fake.mean()
 
 
@@ -55,7 +42,8 @@ def _part(losses: Any, i: int) -> Tensor:
 
 
 EXERCISES = [
-    Exercise("10.1", "target of progressive distillation", target, {
+    Exercise("10.1", "target of progressive distillation",
+             lambda x, x_next, s, t: (x_next - t / s * x) / (1 - t / s), {
         "that is where two steps land, x_next; the target is the estimate from which one DDIM "
         "step lands there": lambda x, x_next, s, t: x_next,
         "that is a DDIM step from x towards x_next; solve the step for the estimate":
@@ -68,33 +56,30 @@ EXERCISES = [
             lambda x, x_next, s, t: (x_next + t / s * x) / (1 - t / s),
     }, inputs=lambda: [(*torch.randn(2, *shape), *levels) for shape in ((5, 2), (1, 3))
                        for levels in ((2.0, 0.6), (0.02, 0.002), (0.5, 0.0))]),
-    Exercise("10.2", "loss on v", loss_on_v, {
-        "that is the error on x, with weight 1":
-            lambda denoised, target, s: ((denoised - target) ** 2).mean(),
-        "that is the error on eps, with weight SNR: add 1":
-            lambda denoised, target, s: _weighted(1 / s**2, denoised, target),
+    Exercise("10.2", "loss on v", lambda D, y, s: _square(1 / s**2 + 1, D, y), {
+        "that is the error on x, with weight 1": lambda D, y, s: ((D - y) ** 2).mean(),
+        "that is the error on eps, with weight SNR: add 1": lambda D, y, s: _square(1 / s**2, D, y),
         "that is the truncated SNR, the larger of two errors; v has their sum":
-            lambda denoised, target, s: _weighted((1 / s**2).clamp_min(1), denoised, target),
-        "SNR is 1 / sigma**2, not sigma**2":
-            lambda denoised, target, s: _weighted(s**2 + 1, denoised, target),
+            lambda D, y, s: _square((1 / s**2).clamp_min(1), D, y),
+        "SNR is 1 / sigma**2, not sigma**2": lambda D, y, s: _square(s**2 + 1, D, y),
         "the weight of a squared error is squared: 1 / sigma**2 + 1, not its root":
-            lambda denoised, target, s: _weighted((1 / s**2 + 1).sqrt(), denoised, target),
+            lambda D, y, s: _square((1 / s**2 + 1).sqrt(), D, y),
         "take the mean over samples and values, not the sum over values":
-            lambda denoised, target, s: ((1 / s**2 + 1) * ((denoised - target) ** 2).sum(1)).mean(),
+            lambda D, y, s: ((1 / s**2 + 1) * ((D - y) ** 2).sum(1)).mean(),
     }, inputs=lambda: [(*torch.randn(2, 4, 3), torch.tensor([0.3, 0.9, 2.0, 7.0])),
                        (*torch.randn(2, 1, 2), torch.tensor([0.002]))],
        probe=gradients_by({"gradient at denoised": 0})),
     Exercise("10.3", "the teacher's term", teacher_term, {
         "the value is right, but a gradient runs through the teacher: its answer is a constant":
-            lambda D, x, s, noise: _weighted(_c(s), x, D(x + s[:, None] * noise, s)),
+            lambda D, x, s, noise: _square(_c(s), x, D(x + s[:, None] * noise, s)),
         "the teacher sees the output with noise on it: x + sigma * noise":
-            lambda D, x, s, noise: _weighted(_c(s), x, D(x, s).detach()),
+            lambda D, x, s, noise: _square(_c(s), x, D(x, s).detach()),
         "that denoises pure noise: the noise belongs on the student's output":
-            lambda D, x, s, noise: _weighted(_c(s), x, D(s[:, None] * noise, s).detach()),
+            lambda D, x, s, noise: _square(_c(s), x, D(s[:, None] * noise, s).detach()),
         "the weight c(sigma) = 1 / sqrt(1 + sigma**2) is missing":
-            lambda D, x, s, n: _weighted(torch.ones_like(s), x, D(x + s[:, None] * n, s).detach()),
+            lambda D, x, s, n: _square(torch.ones_like(s), x, D(x + s[:, None] * n, s).detach()),
         "stop the gradient at the teacher's answer, not at x":
-            lambda D, x, s, noise: _weighted(_c(s), x.detach(), D(x + s[:, None] * noise, s)),
+            lambda D, x, s, noise: _square(_c(s), x.detach(), D(x + s[:, None] * noise, s)),
         "take the mean over all values, not the sum":
             lambda D, x, s, noise: x.numel() * teacher_term(D, x, s, noise),
     }, inputs=lambda: [  # the teacher of a Gaussian off the middle
@@ -104,17 +89,15 @@ EXERCISES = [
     ], probe=gradients_by({"gradient at x": 1, "gradient that reaches the teacher": 0})),
     Exercise("10.4", "hinge losses", hinge, {
         "the roles are exchanged: the discriminator wants high logits for data":
-            lambda real, fake: (hinge(fake, real)[0], -fake.mean()),
+            lambda r, f: (hinge(f, r)[0], -f.mean()),
         "the student wants high logits for its samples: its loss is minus their mean":
-            lambda real, fake: (hinge(real, fake)[0], fake.mean()),
-        "the student's loss has no margin":
-            lambda real, fake: (hinge(real, fake)[0], torch.relu(1 - fake).mean()),
+            lambda r, f: (hinge(r, f)[0], f.mean()),
+        "the student's loss has no margin": lambda r, f: (hinge(r, f)[0], torch.relu(1 - f).mean()),
         "without max(0, .) the discriminator gains without end from what it already knows":
-            lambda real, fake: ((1 - real).mean() + (1 + fake).mean(), -fake.mean()),
+            lambda r, f: ((1 - r).mean() + (1 + f).mean(), -f.mean()),
         "the margin of 1 is missing":
-            lambda real, fake: (torch.relu(-real).mean() + torch.relu(fake).mean(), -fake.mean()),
-        "take the maximum for each logit, before the mean":
-            lambda real, fake: hinge(real.mean(), fake.mean()),
+            lambda r, f: (torch.relu(-r).mean() + torch.relu(f).mean(), -f.mean()),
+        "take the maximum for each logit, before the mean": lambda r, f: hinge(r.mean(), f.mean()),
     }, inputs=lambda: [(torch.tensor([2.5, 0.4, -1.5, 3.0]), torch.tensor([-2.0, 0.7, -0.3])),
                        (torch.tensor([[0.2, 1.4]]), torch.tensor([[0.6, -3.0]] * 3))],
        probe=_each_loss),

@@ -10,13 +10,7 @@ from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.notebook.exercises import Exercise, Network, gradients_by
 
 
-def sds_gradient(x: Tensor, noise: Tensor, sigma: float, predicted_noise: Tensor) -> Tensor:
-    """The predicted noise minus the noise that was added, weighted: the answer to 11.1."""
-    return sigma**2 / (1 + sigma**2) * (predicted_noise - noise)
-
-
 def head_gradient(log_real: Tensor, log_fake: Tensor, s_real: Tensor, s_fake: Tensor) -> Tensor:
-    """The share of the fake density, from log-densities, times the scores' difference: 11.2."""
     return torch.sigmoid(log_fake - log_real)[:, None] * (s_fake - s_real)
 
 
@@ -29,7 +23,6 @@ def _densities() -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
 
 
 def sid(x: Tensor, denoised_real: Tensor, denoised_fake: Tensor, alpha: float) -> Tensor:
-    """The loss of score identity distillation, a mean of products: the answer to 11.3."""
     difference = denoised_real - denoised_fake
     return (difference * (denoised_real - x - alpha * difference)).mean()
 
@@ -41,7 +34,6 @@ def _probe(answer: Callable, x: Tensor, real: float, fake: float, alpha: float) 
 
 
 def backward_simulation(D: Denoiser, z: Tensor, levels: list[float], noise: Tensor) -> Tensor:
-    """The generator's own first answer, noised to the second level: the answer to 11.4."""
     return _first(D, levels[0] * z, levels).detach() + levels[1] * noise
 
 
@@ -58,9 +50,11 @@ def _simulated(answer: Callable[..., Tensor], *arguments: object) -> dict[str, o
 
 
 EXERCISES = [
-    Exercise("11.1", "the gradient of SDS", sds_gradient, {
+    Exercise("11.1", "the gradient of SDS",
+             lambda x, noise, sigma, predicted: sigma**2 / (1 + sigma**2) * (predicted - noise), {
         "the sign is the other way round: where the teacher sees more "
-        "noise than was added, descending must take that noise away": lambda *a: -sds_gradient(*a),
+        "noise than was added, descending must take that noise away":
+            lambda x, noise, sigma, predicted: sigma**2 / (1 + sigma**2) * (noise - predicted),
         "subtract the noise that was added: SDS compares the two noises":
             lambda x, noise, sigma, predicted: sigma**2 / (1 + sigma**2) * predicted,
         "the weight is sigma^2 / (1 + sigma^2), the variance of the noise of a variance-preserving "

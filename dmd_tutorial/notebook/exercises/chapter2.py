@@ -7,22 +7,18 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from dmd_tutorial.denoisers import Denoiser
+from dmd_tutorial.denoisers import Denoiser, edm_preconditioning
 from dmd_tutorial.notebook.exercises import Exercise, Network, gradients_by
 
 
 def factors(sigma: Tensor, sigma_data: float, **wrong: Callable) -> tuple[Tensor, ...]:
-    """c_skip, c_out and c_in of EDM, except those given by name: the answer to 2.1."""
-    total = sigma**2 + sigma_data**2
-    right = {"c_skip": sigma_data**2 / total, "c_out": sigma * sigma_data / total.sqrt()}
-    right["c_in"] = 1 / total.sqrt()
-    return tuple((right | {k: c(sigma, sigma_data) for k, c in wrong.items()}).values())
+    changed = {name: factor(sigma, sigma_data) for name, factor in wrong.items()}
+    return edm_preconditioning(sigma, sigma_data)._replace(**changed)[:3]
 
 
 def denoise(
     network, x, sigma, sigma_data, axes=(1, 1, 1), told=lambda s: s.log() / 4, scaled=1, skipped=1
 ) -> Tensor:
-    """A denoiser made of a raw network, for images: the answer to 2.2."""
     c_skip, c_out, c_in = (c.reshape(-1, *axes) for c in factors(sigma, sigma_data))
     raw = network(c_in * x if scaled else x, told(sigma))
     return (c_skip * x if skipped else x) + c_out * raw
@@ -39,10 +35,7 @@ def _images() -> list[tuple]:
 def heun_step(
     denoiser, x, sigma, sigma_next, a=0.5, b=0.5, moved=True, guarded=True, old=False, ahead=1
 ) -> Tensor:
-    """One of Heun's steps, Euler's where it ends at noise level 0: the answer to 2.3.
-
-    Wrong ones have other shares, a and b, of the slopes, or take another second slope.
-    """
+    # wrong ones have other shares, a and b, of the slopes, or take another second slope
     step = ahead * (sigma_next - sigma)
     first = _slope(denoiser, x, sigma)
     predicted = x + step * first
@@ -57,13 +50,7 @@ def _slope(denoiser: Denoiser, x: Tensor, sigma: float, over: float | None = Non
 
 
 def gaussian_path(x: Tensor, sigma_start: float, sigma_end: float, std: float) -> Tensor:
-    """Where the probability-flow ODE of a centred Gaussian takes x: the answer to 2.4."""
     return x * math.sqrt((std**2 + sigma_end**2) / (std**2 + sigma_start**2))
-
-
-def measured_order(steps: Tensor, errors: Tensor) -> Tensor:
-    """Order of convergence, from errors at several numbers of steps: the answer to 2.5."""
-    return -_fitted_slope(steps.log(), errors.log())
 
 
 def _fitted_slope(x: Tensor, y: Tensor) -> Tensor:
@@ -133,9 +120,10 @@ EXERCISES = [
     }, inputs=lambda: [(torch.randn(shape).double(), *levels)
                        for shape in ((6,), (1, 2, 3))
                        for levels in ((5.0, 0.4, 1.5), (0.1, 2.0, 0.5), (3.0, 0.0, 0.7))]),
-    Exercise("2.5", "order of convergence", measured_order, {
+    Exercise("2.5", "order of convergence",
+             lambda steps, errors: -_fitted_slope(steps.log(), errors.log()), {
         "the sign: errors fall as the steps grow, and the order is a positive number":
-            lambda steps, errors: -measured_order(steps, errors),
+            lambda steps, errors: _fitted_slope(steps.log(), errors.log()),
         "log2 of the ratio of two errors is the order only where the steps double":
             lambda steps, errors: (errors[:-1] / errors[1:]).log2().mean(),
         "the errors' logarithms, but not those of the steps: a power law is straight only where "

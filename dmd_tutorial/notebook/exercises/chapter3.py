@@ -11,13 +11,11 @@ from dmd_tutorial.notebook.exercises import Exercise, gradients_by
 
 
 def forward_fit(means: Tensor, stds: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of a one-dimensional mixture: the answer to 3.1."""
     mean = (weights * means).sum()
     return mean, (weights * (stds**2 + (means - mean) ** 2)).sum().sqrt()
 
 
 def kl_gradient(z, mean, std, mean_real, std_real, power=2) -> tuple[Tensor, Tensor]:
-    """Estimate of dKL/dmean and dKL/dstd for x = mean + std z: the answer to 3.3."""
     x = mean + std * z
     # the fake score minus the real one, their signs in the brackets
     return _means((x - mean_real) / std_real**power - (x - mean) / std**power, z)
@@ -28,7 +26,6 @@ def _means(difference: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pixel_gradient(x: Tensor, denoised_real: Tensor, denoised_fake: Tensor) -> Tensor:
-    """Difference of denoisers over the teacher's mean absolute error: the answer to 3.4."""
     return (denoised_fake - denoised_real) / _mean((x - denoised_real).abs())
 
 

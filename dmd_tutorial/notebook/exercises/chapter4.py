@@ -10,19 +10,16 @@ from dmd_tutorial.notebook.exercises import Exercise, Network, gradients_by
 
 
 def affine_denoiser(x: Tensor, sigma: float, A: Tensor, b: Tensor) -> Tensor:
-    """Exact denoiser of the samples A z + b, Eq. (4.5): the answer to 4.1."""
-    return b + (x - b) @ _shrink(sigma, A @ A.mT).mT
+    return b + (x - b) @ _shrink(sigma, A @ A.mT).mT  # (4.5)
 
 
 def _shrink(sigma: float, C: Tensor) -> Tensor:
-    """The matrix of (4.5): C (C + sigma^2 I)^{-1}."""
     return C @ torch.linalg.inv(C + sigma**2 * torch.eye(len(C)))
 
 
 def critic_loss(
     *given, detach="samples", target="x", weight=None, scale=torch.clone, mean=torch.mean
 ) -> Tensor:
-    """The critic's loss, first form of Eq. (4.4): the answer to 4.2."""
     critic, generator, z, sigma, noise = given
     x = generator(z)
     x = x.detach() if detach == "samples" else x
@@ -32,25 +29,22 @@ def critic_loss(
     aim = {"x": x, "x_noisy": x_noisy, "noise": noise}[target]
     aim = aim.detach() if detach == "target" else aim
     weights = weight(sigma) if weight else 1 / sigma**2 + 1 / 0.5**2
-    return mean(weights[:, None] * (denoised - aim) ** 2)
+    return mean(weights[:, None] * (denoised - aim) ** 2)  # (4.4), first form
 
 
 def gradient_bias(z: Tensor, learnt: Tensor, exact: Tensor) -> tuple[Tensor, Tensor]:
-    """Bias of the gradient with respect to A and b, Eq. (4.6): the answer to 4.3."""
     e = learnt - exact
-    return e.mT @ z / len(z), e.mean(dim=0)
+    return e.mT @ z / len(z), e.mean(dim=0)  # (4.6)
 
 
 def enough_critic_steps(eta: float, kappa_1: float, times: float = 4) -> int:
-    """Fewest critic updates with 1 - (1 - kappa_1)^k >= 4 eta, Eq. (4.9): the answer to 4.4."""
     steps = 1
-    while 1 - (1 - kappa_1) ** steps < times * eta:
+    while 1 - (1 - kappa_1) ** steps < times * eta:  # (4.9)
         steps += 1
     return steps
 
 
 def slowest_factor(eta: float, kappa: float, rho: float, **size) -> float:
-    """Largest |mu| of the swing with a spring rho on the generator: the answer to 4.5."""
     return _radius([[1 - rho, -eta], [kappa, 1 - kappa]], **size)
 
 

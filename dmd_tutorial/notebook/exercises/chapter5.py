@@ -11,38 +11,30 @@ from torch.nn import functional
 from dmd_tutorial.notebook.exercises import Exercise, gradients_by
 
 
-def border_level(distance: float, std: float) -> float:
-    """Noise level from which two modes are one hill, Eq. (5.5): the answer to 5.1."""
-    return math.sqrt(max(0.0, distance**2 / 4 - std**2))
-
-
 def pull(x: Tensor, m1: Tensor, m2: Tensor, std: float, sigma: float, odds: float = 2) -> Tensor:
-    """Difference of scores where the second mode is lost, Eq. (5.2): the answer to 5.2."""
     v = std**2 + sigma**2
     squares = ((x - m1) ** 2).sum(dim=1) - ((x - m2) ** 2).sum(dim=1)
-    return torch.sigmoid(squares / (odds * v))[:, None] * (m2 - m1) / v
+    return torch.sigmoid(squares / (odds * v))[:, None] * (m2 - m1) / v  # of (5.2)
 
 
 def anchored_loss(x, gradient, x_ref, y, lam, reduce=torch.mean, half=0.5, detach=True) -> Tensor:
-    """Stop-gradient loss plus L2 anchor, with the gradients of Eq. (5.11): the answer to 5.3."""
     aim = (x - gradient).detach() if detach else x - gradient
-    return half * reduce((x - aim) ** 2) + lam * reduce((x_ref - y) ** 2)
+    return half * reduce((x - aim) ** 2) + lam * reduce((x_ref - y) ** 2)  # (5.11)
 
 
 def lpips_layer(x: Tensor, y: Tensor, omega: Tensor, dim=1, power=2) -> Tensor:
-    """One layer of Eq. (5.10), of features normalised over some axes: the answer to 5.4."""
     if dim:
         x, y = (each / vector_norm(each, dim=dim, keepdim=True) for each in (x, y))
-    return (omega[:, None, None] * (x - y) ** power).sum(dim=1).mean(dim=(1, 2))
+    return (omega[:, None, None] * (x - y) ** power).sum(dim=1).mean(dim=(1, 2))  # (5.10)
 
 
 def l2_floor(y: Tensor) -> Tensor:
-    """Second term of Eq. (5.7), as a mean over values: the answer to 5.5."""
-    return ((y - y.mean(dim=1, keepdim=True)) ** 2).mean()
+    return ((y - y.mean(dim=1, keepdim=True)) ** 2).mean()  # second term of (5.7)
 
 
 EXERCISES = [
-    Exercise("5.1", "border between one hill and two", border_level, {
+    Exercise("5.1", "border between one hill and two",
+             lambda distance, std: math.sqrt(max(0.0, distance**2 / 4 - std**2)), {  # (5.5)
         "this is the square of the level: take the root":
             lambda distance, std: max(0.0, distance**2 / 4 - std**2),
         "half of the distance counts: the middle is as far from either mode":

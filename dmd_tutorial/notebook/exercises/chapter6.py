@@ -12,7 +12,6 @@ from dmd_tutorial.notebook.exercises import Exercise, Network, gradients_by
 
 
 def generate(denoiser: Denoiser, z: Tensor, sigma_max: float) -> Tensor:
-    """A denoiser held at sigma_max: the answer to 6.1."""
     return _ask(denoiser, sigma_max * z, sigma_max)
 
 
@@ -20,15 +19,9 @@ def _ask(denoiser: Denoiser, x: Tensor, level: float) -> Tensor:
     return denoiser(x, torch.full((len(x),), level, dtype=x.dtype))
 
 
-def ema(average: Tensor, new: Tensor, decay: float) -> Tensor:
-    """One step of an exponential moving average: the answer to 6.2."""
-    return decay * average + (1 - decay) * new
-
-
 def total_loss(
     x, gradient, x_ref, y_ref, lam, half=0.5, reduction="mean", stop=torch.detach
 ) -> Tensor:
-    """Matching loss and anchor, both means: the answer to 6.3."""
     matching = half * functional.mse_loss(x, stop(x - gradient), reduction=reduction)
     return matching + lam * functional.mse_loss(x_ref, y_ref)
 
@@ -40,7 +33,6 @@ def _slopes(*given) -> dict[str, Tensor]:
 
 
 def forward_equivalents(critic_steps: int, generator: int = 2 * (1 + 2), scores: int = 2) -> int:
-    """Cost of an iteration per image, in network forwards: the answer to 6.4."""
     # the generator runs on z and z_ref, both ways; steps after the first need new images
     return generator + scores + critic_steps * (1 + 2) + critic_steps - 1
 
@@ -58,7 +50,8 @@ EXERCISES = [
                        for z in (torch.randn(6, 2).double(), torch.randn(1, 3, 2, 2))
                        for sigma_max in (5.0, 80.0)],
        probe=gradients_by({"gradient that reaches the network": 0}, name="")),
-    Exercise("6.2", "one step of the average", ema, {
+    Exercise("6.2", "one step of the average",
+             lambda average, new, decay: decay * average + (1 - decay) * new, {
         "the wrong way round: a decay near 1 keeps almost all of the *average*":
             lambda average, new, decay: (1 - decay) * average + decay * new,
         "the new weights must count 1 - decay, or the average grows without bound":

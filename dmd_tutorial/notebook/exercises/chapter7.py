@@ -8,35 +8,25 @@ import torch
 from torch import Tensor
 
 from dmd_tutorial.notebook.exercises import Exercise
+from dmd_tutorial.samplers import ddim_noise
 
 Levels = tuple[float, float, float]
+_posterior_std = partial(ddim_noise, eta=1.0)
 
 
 def score_of_energy_model(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """Score of the density exp(f) / Z: the answer to 7.1."""
     x = x.detach().requires_grad_()
     return torch.autograd.grad(f(x).sum(), x)[0]
 
 
 def posterior(x: Tensor, clean: Tensor, sigma: float, sigma_next: float) -> tuple[Tensor, float]:
-    """Mean and standard deviation of the less noisy sample, in DDPM: the answer to 7.2."""
     kept = (sigma_next / sigma) ** 2
     return kept * x + (1 - kept) * clean, _posterior_std(sigma, sigma_next)
 
 
-def _posterior_std(sigma: float, sigma_next: float) -> float:
-    return sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2)
-
-
 def ddim_step(x: Tensor, D: Tensor, sigma: float, low: float, eta: float, fresh: Tensor) -> Tensor:
-    """One step of DDIM with some new noise: the answer to 7.3."""
     new = eta * _posterior_std(sigma, low)
     return D + math.sqrt(low**2 - new**2) * (x - D) / sigma + new * fresh
-
-
-def reverse_drift(x: Tensor, score: Tensor, f: float, g: float, chance: float) -> Tensor:
-    """Drift of the reverse diffusion with some of its chance: the answer to 7.4."""
-    return f * x - (1 + chance**2) / 2 * g**2 * score
 
 
 def _ratio(s: Levels) -> float:
@@ -44,7 +34,6 @@ def _ratio(s: Levels) -> float:
 
 
 def dpm_step(x: Tensor, new: Tensor, old: Tensor, s: Levels, ratio: Callable = _ratio) -> Tensor:
-    """One step of DPM-Solver++(2M), from levels s[1] to s[2]: the answer to 7.5."""
     kept = s[2] / s[1]
     return kept * x + (1 - kept) * (new + ratio(s) / 2 * (new - old))
 
@@ -84,7 +73,8 @@ EXERCISES = [
     }, inputs=lambda: [(*torch.randn(2, *shape), *levels, eta, torch.randn(shape))
                        for shape in ((4, 2), (1, 3, 2)) for eta in (0.3, 1.0)
                        for levels in ((1.7, 0.6), (0.02, 0.002), (0.5, 0.0))]),
-    Exercise("7.4", "drift backwards in time", reverse_drift, {
+    Exercise("7.4", "drift backwards in time",
+             lambda x, score, f, g, chance: f * x - (1 + chance**2) / 2 * g**2 * score, {
         "the score's sign is the other way round: with time running down, minus the score times a "
         "negative dt moves up the density":
             lambda x, score, f, g, chance: f * x + (1 + chance**2) / 2 * g**2 * score,

@@ -11,17 +11,14 @@ Field = Callable[[Tensor, Tensor], Tensor]  # a denoiser of (x, sigma), or a vel
 
 
 def code_price(mean: Tensor, std: Tensor) -> Tensor:
-    """KL divergence of a Gaussian code from the standard normal prior: the answer to 8.1."""
     return (0.5 * (mean**2 + std**2 - 1) - std.log()).sum(1)
 
 
 def undo(z_b: Tensor, log_scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
-    """The other half of the data, and the log-determinant of that map: the answer to 8.2."""
     return (z_b - shift) * (-log_scale).exp(), -log_scale.sum(1)
 
 
 def velocity_of(denoise: Field, x_t: Tensor, t: Tensor) -> Tensor:
-    """Velocity dx_t/dt that a denoiser implies: the answer to 8.3."""
     return (x_t - denoise(x_t / (1 - t[:, None]), t / (1 - t))) / t[:, None]
 
 
@@ -29,8 +26,7 @@ def _slope(denoise: Field, x: Tensor, sigma: Tensor) -> Tensor:
     return (x - denoise(x, sigma)) / sigma[:, None]
 
 
-def cfm_loss(v: Field, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
-    """Conditional flow matching, to the velocity of the drawn line: the answer to 8.4."""
+def cfm(v: Field, x: Tensor, z: Tensor, t: Tensor) -> Tensor:
     return _square(v, (1 - t[:, None]) * x + t[:, None] * z, t, z - x)
 
 
@@ -41,16 +37,14 @@ def _square(v: Field, x_t: Tensor, t: Tensor, target: Tensor) -> Tensor:
 EXERCISES = [
     Exercise("8.1", "divergence of a code from the prior", code_price, {
         "the logarithm has the other sign: a narrow code is dear, not cheap":
-            lambda mean, std: (0.5 * (mean**2 + std**2 - 1) + std.log()).sum(1),
-        "the half belongs to the squares":
-            lambda mean, std: (mean**2 + std**2 - 1 - std.log()).sum(1),
+            lambda m, s: (0.5 * (m**2 + s**2 - 1) + s.log()).sum(1),
+        "the half belongs to the squares": lambda m, s: (m**2 + s**2 - 1 - s.log()).sum(1),
         "it is the variance std**2 that stands beside mean**2":
-            lambda mean, std: (0.5 * (mean**2 + std - 1) - std.log()).sum(1),
-        "sum over the axes of a code, do not average":
-            lambda mean, std: code_price(mean, std) / mean.shape[1],
+            lambda m, s: (0.5 * (m**2 + s - 1) - s.log()).sum(1),
+        "sum over the axes of a code, do not average": lambda m, s: code_price(m, s) / m.shape[1],
         "one number for each row: sum over dim=1 only": lambda *a: code_price(*a).sum(),
         "the -1 is missing: a code equal to the prior costs nothing":
-            lambda mean, std: code_price(mean, std) + mean.shape[1] / 2,
+            lambda m, s: code_price(m, s) + m.shape[1] / 2,
     }, inputs=lambda: [(torch.randn(5, 3), 0.2 + torch.rand(5, 3)),
                        (torch.randn(1, 4), torch.tensor([[0.002, 1.0, 0.05, 30.0]]))],
        probe=gradients_by({"gradient at mean": 0, "gradient at std": 1}, name="")),
@@ -82,19 +76,16 @@ EXERCISES = [
     }, inputs=lambda: [(Network(lambda p, x, s: (p * x).tanh() + s / (3 + s)),
                         torch.randn(len(t), 2).double(), torch.tensor(t).double())
                        for t in ([0.002, 0.1, 0.5, 0.8, 0.95, 0.998], [0.3])]),
-    Exercise("8.4", "conditional flow matching", cfm_loss, {
-        "here time rises with the noise: the data are at t = 0":
-            lambda v, x, z, t: cfm_loss(v, z, x, t),
+    Exercise("8.4", "conditional flow matching", cfm, {
+        "here time rises with the noise: the data are at t = 0": lambda v, x, z, t: cfm(v, z, x, t),
         "the derivative of (1 - t) x + t z by t is z - x":
             lambda v, x, z, t: _square(v, x + t[:, None] * (z - x), t, x - z),
         "the target is the velocity z - x, not the noise":
             lambda v, x, z, t: _square(v, x + t[:, None] * (z - x), t, z),
         "the data fade as the noise comes: (1 - t) x + t z":
             lambda v, x, z, t: _square(v, x + t[:, None] * z, t, z - x),
-        "take the mean over all values, not the sum":
-            lambda v, x, z, t: x.numel() * cfm_loss(v, x, z, t),
-        "the sum over coordinates is a mean here, too":
-            lambda v, x, z, t: x.shape[1] * cfm_loss(v, x, z, t),
+        "take the mean over all values, not the sum": lambda v, x, *a: x.numel() * cfm(v, x, *a),
+        "the sum over coordinates is a mean here, too": lambda v, x, *a: x.shape[1] * cfm(v, x, *a),
     }, inputs=lambda: [(Network(lambda p, x, t: (p * x).sin() + t * x.flip(1)),
                         2 + torch.randn(len(t), 2), torch.randn(len(t), 2), t)
                        for t in (torch.linspace(0, 1, 8), torch.tensor([0.3]))],

@@ -1,7 +1,6 @@
 """Exercises of chapter 9, consistency models."""
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,30 +9,17 @@ from dmd_tutorial.notebook.exercises import Exercise, Network, gradients_by
 
 
 def training_pair(x: Tensor, noise: Tensor, s: Tensor, s_next: Tensor) -> tuple[Tensor, Tensor]:
-    """The higher and the lower point of consistency training: the answer to 9.1."""
     return x + s[:, None] * noise, x + s_next[:, None] * noise
 
 
 def factors(sigma: Tensor, sigma_data: float, sigma_min: float) -> tuple[Tensor, Tensor]:
-    """c_skip and c_out with a boundary condition: the answer to 9.2."""
     above = sigma - sigma_min
     c_skip = sigma_data**2 / (above**2 + sigma_data**2)
     return c_skip, sigma_data * above / (sigma**2 + sigma_data**2).sqrt()
 
 
 def spread(levels: Tensor, std: float) -> Tensor:
-    """What the grid leaves of the standard deviation of Gaussian data: the answer to 9.3."""
     return torch.atan(levels / std).diff().cos().prod()
-
-
-def consistency_loss(f: Callable, x: Tensor, s: Tensor, x_next: Tensor, s_next: Tensor) -> Tensor:
-    """Mean square distance of f at two points, the lower one held: the answer to 9.4."""
-    return (f(x, s) - f(x_next, s_next).detach()).square().mean()
-
-
-def renoise(x: Tensor, noise: Tensor, tau: float, sigma_min: float) -> Tensor:
-    """A sample at level sigma_min, taken up to level tau: the answer to 9.5."""
-    return x + math.sqrt(tau**2 - sigma_min**2) * noise
 
 
 EXERCISES = [
@@ -75,7 +61,8 @@ EXERCISES = [
         "from the first to the last": lambda levels, std: spread(levels[[0, -1]], std),
     }, inputs=lambda: [(torch.tensor([0.01, 0.2, 0.9, 2.5, 9.0]), 0.6),
                        (torch.tensor([0.3, 0.6, 1.0, 2.0, 4.0, 8.0, 9.0]).double(), 1.5)]),
-    Exercise("9.4", "consistency loss", consistency_loss, {
+    Exercise("9.4", "consistency loss",
+             lambda f, x, s, y, t: (f(x, s) - f(y, t).detach()).square().mean(), {
         "without .detach() on the lower point both answers move, and may meet anywhere":
             lambda f, x, s, y, t: (f(x, s) - f(y, t)).square().mean(),
         "the higher point learns from the lower one, which is nearer to the data: .detach() "
@@ -92,11 +79,11 @@ EXERCISES = [
                        for shape, ratio, sigma in (((4, 2), 0.7, torch.tensor([0.5, 1, 3, 8])),
                                                    ((1, 3, 2), 0.1, torch.tensor([0.02])))],
        probe=gradients_by({"gradient that reaches the network": 0})),
-    Exercise("9.5", "noise for the next evaluation", renoise, {
+    Exercise("9.5", "noise for the next evaluation",
+             lambda x, noise, tau, low: x + math.sqrt(tau**2 - low**2) * noise, {
         "variances add, and the sample has sigma_min already: the new noise has the variance "
         "tau^2 - sigma_min^2": lambda x, noise, tau, low: x + tau * noise,
-        "variances add, not standard deviations":
-            lambda x, noise, tau, low: x + (tau - low) * noise,
+        "variances add, not standard deviations": lambda x, n, tau, low: x + (tau - low) * n,
         "that is a variance; noise is multiplied by a standard deviation":
             lambda x, noise, tau, low: x + (tau**2 - low**2) * noise,
         "the new noise is added to the sample; without it the step starts anywhere":
