@@ -163,6 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--teacher", choices=TEACHERS, required=True)
     parser.add_argument("--steps", type=int, default=3_000, help="a teacher's (%(default)s)")
+    parser.add_argument("--levels", type=float, nargs="*", help="some of them, without the teacher")
     parser.add_argument("--seeds", type=int, default=2, help="of each row (%(default)s)")
     parser.add_argument("--count", type=int, default=1_000, help="samples (%(default)s)")
     parser.add_argument("--folder", type=Path, default=Path("runs/own-teachers"))
@@ -173,7 +174,8 @@ def main() -> None:
     teacher = trained(name, images, options.folder, options.steps)
     report = json.loads(options.out.read_text()) if options.out.exists() else {"rows": []}
     done = {(r["teacher"], r["level"], r["seed"]) for r in report["rows"]}
-    for seed, level in itertools.product(range(options.seeds), (None, *LEVELS[name])):
+    levels = options.levels or (None, *LEVELS[name])
+    for seed, level in itertools.product(range(options.seeds), levels):
         if (name, level, seed) in done:
             continue
         if level is None:
