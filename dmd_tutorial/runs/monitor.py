@@ -25,6 +25,7 @@ from dmd_tutorial.runs.images import save_grid
 from dmd_tutorial.training import DistillSettings, FitSettings, Metrics
 
 WINDOW = 100  # steps that a running number looks back on
+FIRST = 5  # steps after which a generator is known that starts from too high a level
 LOG_STEPS = 10  # steps between two lines of the log
 BAR = "{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 LINE = "{desc}: {unit} {n:.0f} of {total}{postfix}, {remaining} left"
@@ -198,6 +199,12 @@ class Signs:
         now = {name: sum(values) / len(values) for name, values in self.recent.items()}
         if self.seen == WINDOW:
             self.start = now
+        if self.seen == FIRST and now["spread"] > 2:
+            return [
+                f"The first samples differ by {now['spread']:.1f}, images in [-1, 1] by 1 at most: "
+                "the teacher's error is multiplied by the level that the generator is held at. "
+                "Narrow the teacher's sigma_range, to 20 times the data's standard deviation, say."
+            ]
         if self.seen < 2 * WINDOW:
             return []
         wrong = self._judge(now)
