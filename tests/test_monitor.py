@@ -1,19 +1,37 @@
 """What a person watches: speed, log, warning signs, the picture."""
 
 import io
+import itertools
 import json
 import math
 import re
 import sys
 from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from dmd_tutorial.dmd import Record
-from dmd_tutorial.runs.monitor import WINDOW, Log, Progress, Signs, Watch, picture, read_log
-from dmd_tutorial.training import FitSettings, Metrics
+from dmd_tutorial.notebook.results import recorded
+from dmd_tutorial.pretrained import load
+from dmd_tutorial.runs.monitor import (
+    WINDOW,
+    Log,
+    Progress,
+    Signs,
+    Watch,
+    counting,
+    picture,
+    read_log,
+)
+from dmd_tutorial.runs.presets import PRESETS
+from dmd_tutorial.training import DistillationRun, FitSettings, Metrics, distill
+
+RESULTS = Path(__file__).parents[1] / "book" / "results"
 
 
 def test_speed_is_that_of_the_last_steps_and_begins_anew_after_a_resumption(tmp_path):
@@ -48,6 +66,16 @@ def test_without_a_terminal_there_is_a_line_a_minute_and_first_where_the_log_lie
     with Progress("samples", 200, "sample") as short:  # no line for what takes seconds
         short.update(199)
     assert capsys.readouterr().err == ""
+
+
+def test_a_bar_is_never_more_than_full():
+    """Rounded parts of samples add up to more than there are, at which tqdm would complain."""
+    model = nn.Identity()
+    with counting(model, 35, "samples", 100) as bar:
+        for _ in range(35):
+            model(torch.zeros(100))
+    assert bar.n == 100
+    assert not model._forward_hooks
 
 
 def test_in_a_terminal_there_is_a_bar_with_the_stage_s_title(monkeypatch):
@@ -130,6 +158,30 @@ def test_a_healthy_run_gives_none():
         a, b, c = (0.8 + 0.4 * torch.rand(3, generator=rng)).tolist()
         healthy = record(0.5 * a, 0.02 * b, loss_critic=0.5 * c, norm=0.3 * a * b, step=step)
         assert signs(healthy) == []
+
+
+def first_signs(spread) -> list[str]:
+    signs = Signs(clip=10.0)
+    return [text for step in range(WINDOW) for text in signs(record(spread, step=step))]
+
+
+def test_too_high_a_level_is_told_within_the_first_iterations():
+    """A noise predictor's error is multiplied by the level: recorded of one at its own, 157."""
+    rows = [row for row in recorded("own-teachers", RESULTS)["rows"] if row["level"] is not None]
+    measured = {(row["teacher"], row["level"]): row["first"] for row in rows if row["seed"] == 0}
+    for stage in ("warm_start", "distillation"):
+        high, low = (measured["noise", level][stage]["spread"] for level in (157.0, 10.0))
+        (warning,) = first_signs(high)
+        assert "Narrow the teacher's sigma_range" in warning
+        assert first_signs(low) == []
+        assert first_signs(measured["flow", 80.0][stage]["spread"]) == []  # an error stays as it is
+
+
+def test_no_preconditioned_teacher_is_held_at_too_high_a_level():
+    signs, settings = Signs(clip=10.0), PRESETS["digits"].distill
+    run = DistillationRun(load("digits-teacher"), replace(settings, batch=8, lambda_reg=0.0))
+    for metric in itertools.islice(distill(run, (1, 8, 8), 10), 6):
+        assert signs(metric.record) == []
 
 
 def test_the_picture_shows_three_rows_sorted_by_level(tmp_path):

@@ -25,6 +25,7 @@ from dmd_tutorial.runs.images import save_grid
 from dmd_tutorial.training import DistillSettings, FitSettings, Metrics
 
 WINDOW = 100  # steps that a running number looks back on
+FIRST = 5  # steps after which a generator is known that starts from too high a level
 LOG_STEPS = 10  # steps between two lines of the log
 BAR = "{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 LINE = "{desc}: {unit} {n:.0f} of {total}{postfix}, {remaining} left"
@@ -49,11 +50,8 @@ class Progress(tqdm):
         return False
 
     def say(self, text: str) -> None:
-        """Print a line above the bar."""
-        if self.terminal:
-            self.write(text)
-        else:
-            print(text, flush=True)
+        """Print a line, above the bar if there is one."""
+        self.write(text) if self.terminal else print(text, flush=True)
 
 
 @contextmanager
@@ -62,7 +60,7 @@ def counting(model: nn.Module, calls: int, stage: str, count: int) -> Iterator[P
     with Progress(stage, count, "sample") as bar:
 
         def called(_: nn.Module, inputs: tuple, __: Any) -> None:
-            bar.update(len(inputs[0]) / calls)
+            bar.update(min(len(inputs[0]) / calls, bar.total - bar.n))  # rounded parts are more
 
         hook = model.register_forward_hook(called)
         try:
@@ -85,10 +83,10 @@ class Watch:
         self.path, self.picture_steps, self.first = path, picture_steps, first
         self.signs, self.batch = Signs(settings.clip), settings.batch
         self.times: deque[float] = deque(maxlen=WINDOW)
-        self.bar = Progress(stage, settings.steps, "step", step)
         self.log = Log(path.with_suffix(".jsonl"), step) if first and path else None
         if self.log is not None and step < settings.steps:
             print(f"{stage}: {settings.steps - step} steps, log in {self.log.path}", flush=True)
+        self.bar = Progress(stage, settings.steps, "step", step)
 
     def close(self) -> None:
         """Close bar and log."""
@@ -201,6 +199,12 @@ class Signs:
         now = {name: sum(values) / len(values) for name, values in self.recent.items()}
         if self.seen == WINDOW:
             self.start = now
+        if self.seen == FIRST and now["spread"] > 2:
+            return [
+                f"The first samples differ by {now['spread']:.1f}, images in [-1, 1] by 1 at most: "
+                "the teacher's error is multiplied by the level that the generator is held at. "
+                "Narrow the teacher's sigma_range, to 20 times the data's standard deviation, say."
+            ]
         if self.seen < 2 * WINDOW:
             return []
         wrong = self._judge(now)
