@@ -89,7 +89,6 @@ class Watch:
         self.bar = Progress(stage, settings.steps, "step", step)
 
     def close(self) -> None:
-        """Close bar and log."""
         self.bar.close()
         if self.log is not None:
             self.log.close()
@@ -143,7 +142,6 @@ class Log:
             self.board = None
 
     def write(self, step: int, **numbers: Any) -> None:
-        """Add a line of plain values."""
         self.file.write(plain_json({"step": step, **numbers}) + "\n")
         self.file.flush()
         for name, value in numbers.items() if self.board is not None else ():
@@ -151,7 +149,6 @@ class Log:
                 self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Close the files."""
         self.file.close()
         if self.board is not None:
             self.board.close()
