@@ -18,6 +18,7 @@ import torch
 from dmd_tutorial import metrics, pretrained
 from dmd_tutorial.anchor import Pairs, load_pairs
 from dmd_tutorial.data import digits
+from dmd_tutorial.files import write_json
 from dmd_tutorial.runs import pipeline
 from dmd_tutorial.runs.presets import ON_DIGITS
 from dmd_tutorial.runs.provenance import provenance
@@ -90,8 +91,7 @@ def main() -> None:
                        "seconds": round(made.seconds, 1), **measured}  # fmt: skip
                 report["rows"].append(row)
                 report |= {"steps": options.steps, "samples": options.count, **provenance()}
-                out.parent.mkdir(parents=True, exist_ok=True)
-                out.write_text(pretrained.plain_json(report, indent=1) + "\n")
+                write_json(out, report)
                 print(count, seed, variant, round(row["frechet"], 3), round(row["recall"], 3),
                       flush=True)  # fmt: skip
 

@@ -11,13 +11,13 @@ floor of both distances. The teacher at fewer evaluations at 10,000. Speeds are 
 import argparse
 import json
 import time
-from pathlib import Path
 
 import torch
 
 from dmd_tutorial import metrics, pretrained
 from dmd_tutorial.anchor import fingerprint
 from dmd_tutorial.data import digits
+from dmd_tutorial.files import write_json
 from dmd_tutorial.runs import pipeline
 from dmd_tutorial.runs.provenance import provenance
 from dmd_tutorial.samplers import euler, heun, one_step, sample
@@ -91,9 +91,8 @@ def main() -> None:
     report["student_images_per_second"] = speed(
         lambda count: one_step(student, *pipeline.noise(student, count, "evaluation"))
     )
-    text = pretrained.plain_json(report, indent=1)
     if options.out:
-        Path(options.out).write_text(text + "\n")
+        write_json(options.out, report)
     print(json.dumps({k: report[k] for k in ("student_mean", "ratio_frechet", "ratio_recall",
                                              "floor")}, indent=1))  # fmt: skip
 

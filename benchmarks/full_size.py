@@ -31,9 +31,9 @@ from benchmarks.classifier import accuracy, save_classifier, train_classifier
 from dmd_tutorial import metrics, pretrained
 from dmd_tutorial.anchor import load_pairs
 from dmd_tutorial.data import Images, balanced_labels, normal
+from dmd_tutorial.files import replace_file, write_json
 from dmd_tutorial.noise import stream
 from dmd_tutorial.runs import pipeline
-from dmd_tutorial.runs.checkpoints import replace_file
 from dmd_tutorial.runs.compute import Compute
 from dmd_tutorial.runs.images import load_images, save_grid
 from dmd_tutorial.runs.presets import CIFAR10_SMALL, Preset
@@ -288,8 +288,7 @@ class Results:
             "data": str(self.options.data), "note": self.options.note,
             "reduced": self.options.reduced, **values,
         }  # fmt: skip
-        text = pretrained.plain_json(self.report, indent=1) + "\n"
-        replace_file(self.file, lambda file: file.write(text.encode()))
+        write_json(self.file, self.report)
 
     def row(self, name: str, seed: int) -> dict | None:
         rows = (r for r in self.report["rows"] if (r["name"], r["seed"]) == (name, seed))

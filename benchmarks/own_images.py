@@ -25,8 +25,8 @@ from benchmarks.full_size import at_equal_budget
 from dmd_tutorial import metrics, pretrained, training
 from dmd_tutorial.anchor import Pairs
 from dmd_tutorial.data import Images
+from dmd_tutorial.files import write_json
 from dmd_tutorial.runs import cli, pipeline
-from dmd_tutorial.runs.checkpoints import replace_file
 from dmd_tutorial.runs.images import load_images, save_grid
 from dmd_tutorial.runs.presets import OWN_IMAGES
 from dmd_tutorial.runs.provenance import provenance, runs_folder
@@ -158,8 +158,7 @@ class Road:
             report |= {"samples": len(x), "processor_seconds": self.spent}
             if name == "student":
                 report["step_seconds"] = {size: step_seconds(size) for size in (16, 32)}
-            text = (pretrained.plain_json(report, indent=1) + "\n").encode()
-            replace_file(out, lambda file, text=text: file.write(text))
+            write_json(out, report)
             if name in ("teacher", "student"):
                 save_grid(x[:40], out.with_name(f"{out.stem}-{name}.png"), scale=2)
             print(row, flush=True)

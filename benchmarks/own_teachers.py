@@ -23,6 +23,7 @@ from dmd_tutorial.anchor import Pairs, load_pairs
 from dmd_tutorial.checks import expand
 from dmd_tutorial.data import Images, digits
 from dmd_tutorial.denoisers import image_shape
+from dmd_tutorial.files import write_json
 from dmd_tutorial.networks import UNet
 from dmd_tutorial.runs import pipeline
 from dmd_tutorial.runs.presets import ON_DIGITS
@@ -185,8 +186,7 @@ def main() -> None:
             row = distilled(teacher, name, level, seed, images, options)
         report["rows"].append({"teacher": name, "level": level, "seed": seed, **row})
         report |= {"samples": options.count, **provenance()}
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(pretrained.plain_json(report, indent=1) + "\n")
+        write_json(options.out, report)
         print({"level": level, "seed": seed, **row}, flush=True)
 
 

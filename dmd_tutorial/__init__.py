@@ -4,6 +4,7 @@ One interface runs through the house, ``denoised = D(x, sigma, label=None)``. A 
 imports only from rooms below it. From the ground up, with their chapters:
 
     checks      what every room refuses: shapes, types, values; one number a sample beside x
+    files       whole or as they were: JSON, tensors with a header                ch. 2
     noise       random streams, noise levels, the ways to draw them, schedules    ch. 1
     denoisers   preconditioning, score, noise and v, the denoising loss           ch. 1, 2
     adapters    models trained in other terms as denoisers: yours, diffusers'     own model

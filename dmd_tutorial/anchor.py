@@ -14,13 +14,13 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from dmd_tutorial.checks import Condition, check_finite, check_same_shape
 from dmd_tutorial.denoisers import device_of, sigma_range
+from dmd_tutorial.files import header_of, write_tensors
 from dmd_tutorial.noise import SIGMA_MAX, SIGMA_MIN, source, stream
 from dmd_tutorial.samplers import heun, sample
 
@@ -84,11 +84,9 @@ def make_pairs(
             z = torch.randn(CHUNK, *shape, generator=stream("pairs", seed, chunk))
             label = torch.arange(CHUNK, device=device) % classes if classes else None
             y = sample(teacher, z.to(device), label, steps=steps, sampler=heun, batch=batch)
-            tensors = {"z": z, "y": y.cpu()} | ({} if label is None else {"label": label.cpu()})
-            partial = path.with_suffix(f".part{os.getpid()}")
-            header = {"made_by": json.dumps(made_by, sort_keys=True)}
-            partial.write_bytes(save(tensors, header))  # open() heeds the umask, save_file does not
-            os.replace(partial, path)  # a file is whole or not there
+            tensors = {"z": z, "y": y} | ({} if label is None else {"label": label})
+            mine = f"part{os.getpid()}"  # several runs may make the same chunk
+            write_tensors(path, tensors, mine, made_by=json.dumps(made_by, sort_keys=True))
         yield number * CHUNK
 
 
@@ -107,9 +105,8 @@ def load_pairs(
     parts: dict[str, list[Tensor]] = {}
     for path in files:
         wanted = {"noise": None} | _check_made_by(path, wanted)
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118  (not a dict)
-                parts.setdefault(name, []).append(file.get_tensor(name))
+        for name, tensor in load_file(path).items():
+            parts.setdefault(name, []).append(tensor)
     pairs = Pairs(**{name: torch.cat(tensors)[:count] for name, tensors in parts.items()})
     if count is not None and len(pairs.z) < count:
         raise ValueError(f"{folder} holds {len(pairs.z)} pairs, {count} are wanted")
@@ -120,11 +117,8 @@ def load_pairs(
 
 def _check_made_by(path: Path, wanted: dict) -> dict:
     """Refuse a file that was not made as wanted; returns what all files of a folder share."""
-    try:
-        with safe_open(path, "pt") as file:
-            made_by = EARLIER | json.loads((file.metadata() or {})["made_by"])
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is damaged or not a file of pairs: {error}") from error
+    (made_by,) = header_of(path, "pairs", "made_by")
+    made_by = EARLIER | made_by
     for name, value in wanted.items():
         if made_by.get(name) != value:
             raise ValueError(f"{path} was made with {name} {made_by.get(name)}, not {value}")

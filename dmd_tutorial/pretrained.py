@@ -7,7 +7,6 @@ only, so reading one never runs code.
 import copy
 import hashlib
 import importlib
-import json
 import os
 import re
 import sys
@@ -15,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file
 from torch import nn
 
 from dmd_tutorial.adapters import FromFunction
@@ -25,6 +23,7 @@ from dmd_tutorial.denoisers import EDMDenoiser, says, sigma_range
 from dmd_tutorial.edm.checkpoint import PUBLISHED, load_edm, renamed
 from dmd_tutorial.edm.networks import NETWORKS as EDM_NETWORKS
 from dmd_tutorial.edm.networks import published_denoiser
+from dmd_tutorial.files import header_of, plain_json, write_tensors
 from dmd_tutorial.generators import FewStepGenerator, OneStepGenerator
 from dmd_tutorial.networks import UNet
 
@@ -57,19 +56,8 @@ def save_denoiser(path: str | Path, model: nn.Module, **made_by: object) -> None
         header["sigma_max"] = model.sigma_max
     if isinstance(model, FewStepGenerator):
         header |= {"levels": model.levels, "last": model.last}
-    tensors = {name: t.detach().cpu().contiguous() for name, t in denoiser.state_dict().items()}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    metadata = {"model": plain_json(header), "made_by": plain_json(made_by, sort_keys=True)}
-    partial.write_bytes(save(tensors, metadata))  # open() heeds the umask, save_file does not
-    os.replace(partial, path)
-
-
-def plain_json(value: Any, **how: Any) -> str:
-    """Plain values as JSON, which has no NaN and no infinity: null stands for both."""
-    known = json.loads(json.dumps(value), parse_constant=lambda _: None)
-    return json.dumps(known, **how)
+    how = plain_json(made_by, sort_keys=True)
+    write_tensors(path, denoiser.state_dict(), model=plain_json(header), made_by=how)
 
 
 def load_denoiser(path: str | Path, network: nn.Module | None = None) -> nn.Module:
@@ -79,7 +67,8 @@ def load_denoiser(path: str | Path, network: nn.Module | None = None) -> nn.Modu
     gets them. ValueError means a file that is damaged or none of ours, or weights that are not
     finite or do not fit.
     """
-    tensors, header, _ = _read(Path(path))
+    (header,) = header_of(path, "network", "model")
+    tensors = load_file(path)
     if "own" in header and network is None:
         name = header["own"]
         raise ValueError(
@@ -112,7 +101,7 @@ def load_denoiser(path: str | Path, network: nn.Module | None = None) -> nn.Modu
 
 def made_by(path_or_name: str | Path) -> dict:
     """How a network, shipped or in a file, was made: what `save_denoiser` was given."""
-    return _read(_path(path_or_name))[2]
+    return header_of(_path(path_or_name), "network", "made_by")[0]
 
 
 def load(path_or_name: str | Path, network: nn.Module | None = None) -> nn.Module:
@@ -160,13 +149,3 @@ def _path(path_or_name: str | Path) -> Path:
         known = ", ".join([*SHIPPED, *PUBLISHED])
         raise FileNotFoundError(f"{path_or_name} is no file and no network's name ({known})")
     return Path(path_or_name)
-
-
-def _read(path: Path) -> tuple[dict, dict, dict]:
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return tensors, json.loads(metadata["model"]), json.loads(metadata["made_by"])
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise ValueError(f"{path} is not a readable network file: {error}") from error

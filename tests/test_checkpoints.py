@@ -16,7 +16,7 @@ from dmd_tutorial.data import digits
 from dmd_tutorial.denoisers import EDMDenoiser
 from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.networks import UNet
-from dmd_tutorial.runs import checkpoints, pipeline
+from dmd_tutorial.runs import pipeline
 from dmd_tutorial.runs.checkpoints import before, load_checkpoint, newest, save_checkpoint
 from dmd_tutorial.runs.pipeline import Control
 from dmd_tutorial.training import DistillSettings, TeacherSettings
@@ -220,7 +220,7 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path, monkeypatch, 
     def read_only(*_, **__):
         raise OSError(30, "Read-only file system")
 
-    monkeypatch.setattr(checkpoints, "open", read_only, raising=False)
+    monkeypatch.setattr(files, "open", read_only, raising=False)
     with pytest.raises(OSError, match=r"Read-only file system \(there is no checkpoint yet\)"):
         save_checkpoint({}, {}, tmp_path / "run.ckpt")
     command = ["train-teacher", "--steps", "2", "--batch", "2", "--out", str(tmp_path / "run")]

@@ -18,8 +18,9 @@ from dmd_tutorial.checks import NO_CLASS, NotFiniteError
 from dmd_tutorial.data import Images, digits
 from dmd_tutorial.denoisers import EDMDenoiser, denoising_loss
 from dmd_tutorial.dmd import update_whole
+from dmd_tutorial.files import replace_file
 from dmd_tutorial.networks import MLP, UNet
-from dmd_tutorial.runs.checkpoints import load_checkpoint, replace_file, save_checkpoint
+from dmd_tutorial.runs.checkpoints import load_checkpoint, save_checkpoint
 from dmd_tutorial.training import (
     DistillationRun,
     DistillSettings,

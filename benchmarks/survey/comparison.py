@@ -21,8 +21,7 @@ from benchmarks.survey import (
 )
 from benchmarks.survey.task import Budget, Method, Task
 from dmd_tutorial.data import balanced_labels
-from dmd_tutorial.pretrained import plain_json
-from dmd_tutorial.runs.checkpoints import replace_file
+from dmd_tutorial.files import write_json
 from dmd_tutorial.runs.provenance import provenance
 
 METHODS: tuple[Method, ...] = (  # in the order of the book
@@ -113,7 +112,7 @@ def survey(
                 for row in measure(method, TASKS[name](), seed, passes or PASSES[name]):
                     report["rows"].append(asdict(row) | provenance())
                     yield row
-                _write(path, report)
+                write_json(path, report)
 
 
 def _chosen(only: Sequence[str] | None) -> list[Method]:
@@ -122,11 +121,6 @@ def _chosen(only: Sequence[str] | None) -> list[Method]:
     if unknown:
         raise ValueError(f"unknown methods {unknown}; there are {names}")
     return [method for method in METHODS if only is None or method.name in only]
-
-
-def _write(path: Path, report: dict) -> None:
-    text = plain_json(report, indent=1) + "\n"
-    replace_file(path, lambda file: file.write(text.encode()))
 
 
 def table(rows: Iterable[dict], on: str) -> str:

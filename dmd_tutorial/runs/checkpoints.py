@@ -5,44 +5,14 @@ stays as it is; what could not be written is an `OSError` of one sentence.
 """
 
 import os
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import IO
 
 import torch
 
+from dmd_tutorial.files import replace_file
+
 UNSAID = "not said"
-
-
-def replace_file(path: str | Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file that is complete or as it was, also when the power fails; make its folder."""
-    path = Path(path)
-    partial = path.with_name(path.name + ".part")  # one name: what a killed process leaves is
-    try:  # written over by the next
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(partial, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as error:
-        if partial.exists():
-            partial.unlink()
-        if isinstance(error, OSError | RuntimeError):  # torch.save turns the first into the second
-            raise OSError(f"{path} could not be written: {_cause(error)}") from error
-        raise
-
-
-def check_writable(folder: Path) -> None:
-    """Make a folder, or refuse one that cannot be written, before work is done for it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(f"{folder} cannot be written: {error.strerror}") from error
 
 
 def save_checkpoint(state: dict, notes: dict, path: str | Path) -> None:
@@ -55,7 +25,7 @@ def save_checkpoint(state: dict, notes: dict, path: str | Path) -> None:
             os.replace(path, before(path))
         os.replace(fresh, path)  # killed just before this line, a run continues from `before`
     except OSError as error:
-        raise OSError(f"{_cause(error)} ({last_good(path)})") from error
+        raise OSError(f"{error} ({last_good(path)})") from error
 
 
 def load_checkpoint(path: str | Path, notes: dict) -> tuple[dict, dict]:
@@ -108,10 +78,3 @@ def _differences(was: dict, now: dict) -> list[str]:
         elif before != after:
             differ.append(f"{name}: {before} -> {after}")
     return differ
-
-
-def _cause(error: BaseException) -> str:
-    """The system's own words, from behind torch's."""
-    while error.__context__ is not None and not isinstance(error, OSError):
-        error = error.__context__
-    return str(error)

@@ -20,7 +20,6 @@ from typing import Annotated, Any, Literal, Union
 
 import torch
 import tyro
-from safetensors.torch import save
 from torch import Tensor, nn
 from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 
@@ -30,9 +29,9 @@ from dmd_tutorial.checks import Checked, Count, CountOrNone, Must
 from dmd_tutorial.data import Images, seeded_noise
 from dmd_tutorial.denoisers import image_shape
 from dmd_tutorial.features import extract_features
+from dmd_tutorial.files import check_writable, plain_json, write_json, write_tensors
 from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.runs import memory, pipeline
-from dmd_tutorial.runs.checkpoints import check_writable, replace_file
 from dmd_tutorial.runs.compute import Compute, Processes
 from dmd_tutorial.runs.images import load_images, save_grid
 from dmd_tutorial.runs.pipeline import Control
@@ -286,8 +285,8 @@ class Sample(Drawing):
             return
         grid = self.out.with_suffix(".png")
         save_grid(x[:100], grid)
-        tensors = {"x": x} if label is None else {"x": x, "label": label.cpu()}
-        replace_file(self.out.with_suffix(".safetensors"), lambda f: f.write(save(tensors)))
+        tensors = {"x": x} if label is None else {"x": x, "label": label}
+        write_tensors(self.out.with_suffix(".safetensors"), tensors)
         print(f"{len(x)} samples in {seconds:.1f} s, {grid}")
 
 
@@ -313,10 +312,10 @@ class Evaluate(Drawing):
         speed = round(len(x) / seconds, 1)
         drawn = {"seed": self.seed, "data": self.data, "images_per_second": speed}
         measured = pipeline.measure(model, x, label, reference, self.features, self.steps)
-        text = pretrained.plain_json({"model": self.model, **drawn, **measured}, indent=1)
+        report = {"model": self.model, **drawn, **measured}
         if self.out:
-            replace_file(self.out, lambda file: file.write(f"{text}\n".encode()))
-        print(text)
+            write_json(self.out, report)
+        print(plain_json(report, indent=1))
 
     def reference(self, shape: tuple[int, int, int]) -> Tensor:
         """The features of the images, which must be of this shape."""

@@ -34,7 +34,7 @@ from torchvision.utils import save_image
 from tqdm import tqdm
 
 from dmd_tutorial.data import Images, digits
-from dmd_tutorial.runs.checkpoints import replace_file
+from dmd_tutorial.files import replace_file
 from dmd_tutorial.runs.compute import Processes
 
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # whose depth `_deep` knows

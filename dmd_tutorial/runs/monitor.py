@@ -18,8 +18,7 @@ from torch import nn
 from tqdm import tqdm
 
 from dmd_tutorial.dmd import Record
-from dmd_tutorial.pretrained import plain_json
-from dmd_tutorial.runs.checkpoints import replace_file
+from dmd_tutorial.files import plain_json, replace_file
 from dmd_tutorial.runs.compute import Processes
 from dmd_tutorial.runs.images import save_grid
 from dmd_tutorial.training import DistillSettings, FitSettings, Metrics

@@ -25,6 +25,7 @@ from dmd_tutorial.anchor import Pairs, fingerprint, make_pairs
 from dmd_tutorial.checks import Checked, CountOrNone, NotFiniteError, NotNegative
 from dmd_tutorial.data import Images, balanced_labels, normal
 from dmd_tutorial.denoisers import device_of, image_shape
+from dmd_tutorial.files import write_json
 from dmd_tutorial.noise import Purpose, stream
 from dmd_tutorial.runs import checkpoints, monitor
 from dmd_tutorial.runs.compute import Compute, Processes, Updater, prepare, split
@@ -307,6 +308,6 @@ def keep(path: Path, trained: Trained, notes: Mapping[str, Any], half: bool = Fa
     weights, grid = path.with_suffix(".safetensors"), path.with_suffix(".png")
     kept = copy.deepcopy(model).half() if half else model
     pretrained.save_denoiser(weights, kept, **made_by)
-    path.with_suffix(".json").write_text(pretrained.plain_json(made_by, indent=1) + "\n")
+    write_json(path.with_suffix(".json"), made_by)
     save_grid(x, grid)
     print(f"{weights} ({trained.seconds:.0f} s), {grid}")
