@@ -7,12 +7,12 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 from torch.nn import functional
 
 from dmd_tutorial.data import Images, digits
 from dmd_tutorial.features import CLASSIFIER_FILE, Classifier
+from dmd_tutorial.files import write_tensors
 
 HELD_OUT = 360  # digits that the classifier is not trained on
 
@@ -71,11 +71,9 @@ def accuracy(classifier: Classifier, images: Images, batch: int = 1000) -> float
 
 def save_classifier(path: str | Path, classifier: Classifier, **made_by: object) -> None:
     """Write a classifier, and in the file's header what made it."""
-    tensors = {name: t.cpu().contiguous() for name, t in classifier.state_dict().items()}
     header = {name: str(value) for name, value in made_by.items()}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"config": json.dumps(classifier.config)} | header
-    Path(path).write_bytes(save(tensors, metadata))  # open() heeds the umask, save_file does not
+    config = json.dumps(classifier.config)
+    write_tensors(path, classifier.state_dict(), config=config, **header)
 
 
 def remake_classifier() -> None:

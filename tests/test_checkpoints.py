@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
+from dmd_tutorial import files
 from dmd_tutorial.anchor import Pairs
 from dmd_tutorial.checks import NotFiniteError
 from dmd_tutorial.data import digits
