@@ -25,14 +25,7 @@ from dmd_tutorial.checks import NO_CLASS, Checked, NotFiniteError, check_finite
 from dmd_tutorial.data import Images
 from dmd_tutorial.denoisers import denoising_loss, device_of, sigma_range
 from dmd_tutorial.generators import OneStepGenerator, with_steps
-from dmd_tutorial.noise import (
-    SIGMA_MAX,
-    SIGMA_MIN,
-    karras_grid,
-    lognormal_sigma,
-    noise_like,
-    stream,
-)
+from dmd_tutorial.noise import SIGMA_MAX, karras_grid, lognormal_sigma, noise_like, stream
 
 
 @dataclass(frozen=True)
@@ -54,8 +47,7 @@ class TeacherSettings(FitSettings):
 
     log_mean: float = -1.2  # Mean of ln(sigma) (EDM, Table 1).
     log_std: checks.NotNegative = 1.2  # Standard deviation of ln(sigma).
-    # Fraction of images shown without their label (label dropout), for guidance.
-    no_label: checks.Share = 0.0
+    no_label: checks.Share = 0.0  # Fraction of images without label (label dropout), for guidance.
     flip: bool = False  # Whether half of the images are shown mirrored, left to right.
 
 
@@ -67,8 +59,7 @@ class DistillSettings(Checked):
     batch: checks.Count = 64  # Samples per iteration for the matching loss.
     batch_pairs: checks.Count = 64  # Pairs per iteration for the anchor.
     learning_rate: checks.NotNegative = 5e-5  # The generator's (AdamW).
-    # The critic's; faster, so that it follows the generator.
-    critic_learning_rate: checks.NotNegative = 4e-4
+    critic_learning_rate: checks.NotNegative = 4e-4  # The critic's; faster, so that it follows.
     warm_up: checks.CountOrNone = 100  # Steps over which both rates rise from 0.
     decay: checks.Share = 0.5  # Fraction of the run, at its end, over which both rates fall to 0.
     weight_decay: checks.NotNegative = 0.01  # AdamW's.
@@ -78,8 +69,7 @@ class DistillSettings(Checked):
     lambda_reg: checks.NotNegative = dmd.Objective.lambda_reg  # Weight of the anchor; 0 for none.
     # The anchor's distance: l2, or lpips (the paper's, on images of 32 pixels and up).
     distance: Literal["l2", "lpips"] = "l2"
-    # Critic updates per generator update; 0 freezes the critic.
-    critic_steps: checks.CountOrNone = 2
+    critic_steps: checks.CountOrNone = 2  # Critic updates per generator update; 0 freezes it.
     clip: checks.Positive = 10.0  # Largest L2 norm of each network's gradient.
     # Highest level of the grid on which scores are compared, in the units of x; the teacher's own
     # range bounds it.
@@ -105,23 +95,16 @@ class DistillSettings(Checked):
         """Samples per iteration beside the generator's own: the anchor's pairs."""
         return self.batch_pairs if self.lambda_reg else 0
 
-    def objective(
-        self, device: torch.device | str = "cpu", low: float = SIGMA_MIN, high: float = math.inf
-    ) -> dmd.Objective:
-        """The settings in the terms of `dmd.iteration`, on levels from low to high at most.
-
-        The device is that of LPIPS.
-        """
+    def objective(self, device: torch.device | str = "cpu", teacher: Any = None) -> dmd.Objective:
+        """The settings in the terms of `dmd.iteration`, on a teacher's levels; LPIPS on a device."""
+        low, high = sigma_range(teacher)
         perceptual = self.distance == "lpips" and self.lambda_reg  # it needs VGG's weights
         return dmd.Objective(
-            weighting=dmd.Weighting(self.weighting),
-            matching=self.matching,
-            lambda_reg=self.lambda_reg,
-            distance=LPIPS().to(device) if perceptual else l2,
-            critic_steps=self.critic_steps,
-            clip=self.clip,
+            weighting=dmd.Weighting(self.weighting), matching=self.matching,
+            lambda_reg=self.lambda_reg, distance=LPIPS().to(device) if perceptual else l2,
+            critic_steps=self.critic_steps, clip=self.clip,
             grid=karras_grid(sigma_min=low, sigma_max=min(self.grid_max, high)),
-        )
+        )  # fmt: skip
 
 
 def rate_factor(step: int, steps: int, warm_up: int, decay: float) -> float:
@@ -243,8 +226,7 @@ class FitRun(_Run):
         super().__init__(settings.seed)
         self.settings = settings
         self.ema = averaged(network, settings.ema)
-        # the faster layout for convolutions
-        self.network = network.train().to(memory_format=torch.channels_last)
+        self.network = network.train().to(memory_format=torch.channels_last)  # faster convolutions
         self.optimizer = torch.optim.Adam(network.parameters(), fused=True)
 
 
@@ -274,15 +256,6 @@ def fit(
         yield Metrics(run.step, value, rate)
 
 
-class Noised(NamedTuple):
-    """What a teacher's step consumes."""
-
-    x: Tensor
-    sigma: Tensor
-    noise: Tensor
-    label: Tensor | None
-
-
 def train_teacher(
     run: FitRun, images: Images, updater: Callable = dmd.update_whole
 ) -> Iterator[Metrics]:
@@ -290,8 +263,8 @@ def train_teacher(
     return fit(run, lambda _: draw_images(run, images), denoising_loss, updater)
 
 
-def draw_images(run: FitRun, images: Images) -> Noised:
-    """Draw what one step of a teacher's training consumes, on the CPU."""
+def draw_images(run: FitRun, images: Images) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Draw what a teacher's step consumes, on the CPU: x, noise levels, noise, labels."""
     settings, rng = run.settings, run.rng
     if not isinstance(settings, TeacherSettings):
         raise ValueError(f"a teacher is fitted with TeacherSettings, not {type(settings).__name__}")
@@ -303,7 +276,7 @@ def draw_images(run: FitRun, images: Images) -> Noised:
     if settings.no_label:
         hidden = torch.rand(settings.batch, generator=rng) < settings.no_label
         label = label.masked_fill(hidden, NO_CLASS)
-    return Noised(x, sigma, noise, label if images.classes else None)
+    return x, sigma, noise, label if images.classes else None
 
 
 def unguided(teacher: nn.Module) -> Any:
@@ -350,7 +323,7 @@ class DistillationRun(_Run):
 
     def objective(self) -> dmd.Objective:
         """The settings' objective, on the teacher's levels, where the networks are."""
-        return self.settings.objective(self.device, *sigma_range(self.teacher))
+        return self.settings.objective(self.device, self.teacher)
 
 
 def distill(

@@ -21,7 +21,6 @@ from dmd_tutorial.training import (
     DistillationRun,
     DistillSettings,
     FitRun,
-    Noised,
     TeacherSettings,
     distill,
     draw_batch,
@@ -157,8 +156,8 @@ def test_samples_that_a_process_made_stay_beside_their_noise():
         for part in parts:
             assert torch.equal(part.x, 10 * part.z)
             assert torch.equal(part.sigma, part.z)
-    images = split(Noised(z, z, z, None), 3, Rank(1))  # a teacher's x is the whole batch
-    assert torch.equal(torch.cat([part.x for part in images]), z[6:])
+    images = split((z, z, z, None), 3, Rank(1))  # a teacher's x is the whole batch
+    assert torch.equal(torch.cat([part[0] for part in images]), z[6:])
 
 
 def test_records_of_parts_are_joined():

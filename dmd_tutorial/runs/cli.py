@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from contextlib import redirect_stdout
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
@@ -26,7 +26,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 from dmd_tutorial import __version__, pretrained
 from dmd_tutorial.anchor import Pairs, load_pairs
 from dmd_tutorial.checks import Checked, Count, CountOrNone, Must
-from dmd_tutorial.data import Images, seeded_noise
+from dmd_tutorial.data import seeded_noise
 from dmd_tutorial.denoisers import image_shape
 from dmd_tutorial.features import extract_features
 from dmd_tutorial.files import check_writable, plain_json, write_json, write_tensors
@@ -69,7 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str]) -> Any:
     """The command that is asked for, with the options given and the preset's."""
-    made = commands_of(_preset_name(arguments), method=_scan(arguments).method)
+    given = _scan(arguments)
+    made = commands_of(_preset_name(given, arguments), method=given.method)
     kinds = [Annotated[type(of), subcommand(name, default=of)] for name, of in made.items()]
     commands: Any = Union[tuple(kinds)]  # noqa: UP007
     about = "Distribution matching distillation, from a teacher to a measured student (--version)."
@@ -138,18 +139,17 @@ class TrainTeacher(Placed):
     def run(self, command: str) -> None:
         check_writable(self.out)
         colours = self.table.shape[0] if self.data == self.table.data else None  # or as they are
-        images, settings = load_images(self.data, self.size, colours), self.settings
-        shape: Any = tuple(images.x.shape[1:])
-        preset = replace(self.table, teacher=settings, shape=shape, classes=images.classes)
+        images = load_images(self.data, self.size, colours)
+        made_for: dict = {"shape": tuple(images.x.shape[1:]), "classes": images.classes}
+        preset = replace(self.table, teacher=self.settings, **made_for)
         network = preset.new_teacher().to(self.place)
-        needs = partial(memory.teacher_memory, network, settings.batch)
+        needs = partial(memory.teacher_memory, network, self.settings.batch)
         memory.say(needs, self.compute, self.place)
-        made = pipeline.make_teacher(
-            network, images, settings, self.compute, self.out / "teacher.ckpt", self.control
-        )
+        how = self.settings, self.compute, self.out / "teacher.ckpt", self.control
+        made = pipeline.make_teacher(network, images, *how)
         if made is not None:
-            data = {"data": self.data, "images": len(images.x), "class_names": images.class_names}
-            notes = {"command": command, "preset": self.preset, **data}
+            notes = {"command": command, "preset": self.preset, "data": self.data,
+                     "images": len(images.x), "class_names": images.class_names}  # fmt: skip
             pipeline.keep(self.out / "teacher", made, notes)
 
 
@@ -197,7 +197,10 @@ class Distill(Placed):
             raise ValueError(f"{self.start} makes other images or classes than {self.teacher}")
         warm = self.warm_start if start is None and self.warm_start_steps else None
         pairs = self.load_pairs(teacher) if settings.lambda_reg or warm is not None else None
-        images = self.images(teacher) if isinstance(settings, Dmd2Settings) else None
+        (colours, size, _), _ = image_shape(teacher)
+        images = None
+        if isinstance(settings, Dmd2Settings):
+            images = load_images(self.data, size, colours)
         memory.say(partial(memory.largest, teacher, [warm, settings]), self.compute, self.place)
         check_writable(self.out)
         notes = {
@@ -220,21 +223,15 @@ class Distill(Placed):
         given = {name: value for name, value in values.items() if value != getattr(usual, name)}
         return replace(self.table.warm_start, steps=self.warm_start_steps, **given)
 
-    def images(self, teacher: nn.Module) -> Images:
-        """The images, of the teacher's size and colours."""
-        (colours, size, _), _ = image_shape(teacher)
-        return load_images(self.data, size, colours)
-
     def load_pairs(self, teacher: nn.Module) -> Pairs:
         """The pairs; where they are not there, or another teacher's, what makes them."""
         try:
             return load_pairs(self.pairs, teacher, self.count)
         except (OSError, ValueError) as error:
-            others = "was made with" in str(error)
+            folder = "another_folder" if "was made with" in str(error) else self.pairs
             values = {
                 "preset": self.preset, "teacher": self.teacher, "network": self.network,
-                "pairs": "another_folder" if others else self.pairs,
-                "count": self.count and -(-self.count // 1000) * 1000,
+                "pairs": folder, "count": self.count and -(-self.count // 1000) * 1000,
             }  # fmt: skip
             given = shlex.join(f"--{name}={value}" for name, value in values.items() if value)
             makes = f"dmd make-pairs {given} makes pairs of this teacher"
@@ -377,38 +374,38 @@ class Verify:
 
 
 def commands_of(
-    name: str, device: str = "", folder: Path | None = None, control: Control | None = None,
+    name: str, device: str = "", folder: Path | None = None, control: Control = Control(),
     method: str = "dmd",
 ) -> dict[str, Any]:  # fmt: skip
     """Every command with a preset's defaults, for results in a folder, ``runs/<preset>``."""
     preset, folder = PRESETS[name], folder or runs_folder() / name
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    trained, student = (
+    teacher, student = (
         f"digits-{kind}" if name == "digits" else str(folder / f"{kind}.safetensors")
         for kind in ("teacher", "student")
     )
-    place: dict[str, Any] = {"preset": name, "device": device}
-    data: dict[str, Any] = {"data": preset.data, "size": preset.shape[1]}
-    anchor: dict[str, Any] = {"teacher": preset.published or trained, "pairs": folder / "pairs"}
-    control = control or Control()
-    training: dict[str, Any] = {"out": folder, "control": control, "compute": preset.compute}
-    distillation: dict[str, Any] = {"method": method, "data": preset.data}
-    warm_steps = preset.warm_start.steps if preset.warm_start and method == "dmd" else 0
     settings = dmd2(preset.distill) if method == "dmd2" else preset.distill
+    warm_start = preset.warm_start if method == "dmd" else None
+    options = {  # which mean the same to every command that has them
+        "preset": name, "device": device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        "data": preset.data, "teacher": preset.published or teacher, "pairs": folder / "pairs",
+        "out": folder, "control": control, "compute": preset.compute, "model": student,
+    }  # fmt: skip
+
+    def made(kind: type, **own: Any) -> Any:
+        return kind(**{f.name: options[f.name] for f in fields(kind) if f.name in options} | own)
+
     return {
-        "train-teacher": TrainTeacher(**place, **data, **training, settings=preset.teacher),
-        "make-pairs": MakePairs(
-            **place, **anchor, count=preset.pairs, steps=preset.pair_steps, batch=preset.pair_batch
+        "train-teacher": made(TrainTeacher, size=preset.shape[1], settings=preset.teacher),
+        "make-pairs": made(
+            MakePairs, count=preset.pairs, steps=preset.pair_steps, batch=preset.pair_batch
         ),
-        "distill": Distill(
-            **place, **anchor, **training, **distillation, settings=settings,
-            warm_start_steps=warm_steps,
+        "distill": made(
+            Distill, method=method, settings=settings,
+            warm_start_steps=warm_start.steps if warm_start else 0,
         ),
-        "sample": Sample(**place, model=student, count=100, out=folder / "samples"),
-        "evaluate": Evaluate(
-            **place, data=preset.data, model=student, count=10_000, features=preset.features
-        ),
-        "demo": Demo(device=device, out=runs_folder() / "demo"),
+        "sample": made(Sample, count=100, out=folder / "samples"),
+        "evaluate": made(Evaluate, count=10_000, features=preset.features, out=None),
+        "demo": made(Demo, out=runs_folder() / "demo"),
         "presets": Presets(), "verify": Verify(chapter=tyro.MISSING),
     }  # fmt: skip
 
@@ -423,19 +420,17 @@ def _scan(arguments: list[str]) -> argparse.Namespace:
     return scan.parse_known_args(arguments)[0]
 
 
-def _preset_name(arguments: list[str]) -> str:
+def _preset_name(given: argparse.Namespace, arguments: list[str]) -> str:
     """The preset that is named, or the one that the given network or data belong to."""
-    given = _scan(arguments)
     if given.preset not in (None, *PRESETS):
         raise ValueError(f"there is no preset {given.preset!r}, but {', '.join(PRESETS)}")
     if given.preset is not None:
         return given.preset
     if given.data is not None and arguments[0] == "train-teacher":
         return "own-images"
-    for name, preset in PRESETS.items():
-        if given.model and given.model == preset.published:
-            return name
-    made_with = _made_by(given.model).get("preset") if given.model else None
+    teachers = {preset.published: name for name, preset in reversed(PRESETS.items())}
+    model = given.model or "digits-teacher"
+    made_with = teachers.get(model) or _made_by(model).get("preset")
     return made_with if made_with in PRESETS else "digits"
 
 

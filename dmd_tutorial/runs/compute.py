@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Annotated, Any, Literal, TypeVar
 
 import torch
@@ -34,16 +35,14 @@ class Compute(Checked):
     # as the T4; the loss is scaled so that gradients do not vanish). Weights, optimisers, averages
     # and preconditioning stay in fp32.
     mixed_precision: Precision = "fp32"
-    # The same for the teacher, whose matrices are also stored in that type.
-    frozen: Precision = "fp32"
+    frozen: Precision = "fp32"  # The same for the teacher, whose matrices are stored in it, too.
     # Gradient accumulation: equal parts (micro-batches) of a step's batch, one after the other;
     # the gradients are the same, the memory of activations is divided.
     accumulation: Annotated[int, Must("1 part or more", lambda n: n >= 1)] = 1
     # Compute the activations inside each block again in the backward pass instead of keeping them:
     # about a third more time, several times less memory.
     activation_checkpointing: bool = False
-    # Keep the colour channels of a pixel together in memory: faster convolutions.
-    channels_last: bool = True
+    channels_last: bool = True  # Keep a pixel's channels together in memory: faster convolutions.
     # Compile the networks with torch.compile: minutes at the start, faster steps on a GPU; it does
     # not pay on a CPU.
     compile: bool = False
@@ -80,9 +79,8 @@ def _parts(denoiser: nn.Module, attribute: str, asked: Any) -> list[Any]:
     parts = [part for part in denoiser.modules() if hasattr(part, attribute)]
     if asked and not parts:
         name = type(getattr(denoiser, "denoiser", denoiser)).__name__
-        raise ValueError(
-            f"no part of {name} has the attribute `{attribute}`: {asked} cannot be applied to it"
-        )
+        lacks = f"no part of {name} has the attribute `{attribute}`"
+        raise ValueError(f"{lacks}: {asked} cannot be applied to it")
     return parts
 
 
@@ -101,8 +99,7 @@ class Processes:
             from accelerate import PartialState
 
             asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("true", "1", "yes")
-            # the others wait while the first reads images
-            long = timedelta(hours=6)
+            long = timedelta(hours=6)  # the others wait while the first reads images
             state = PartialState(cpu=asked or not torch.cuda.is_available(), timeout=long)
             self.rank, self.count = state.process_index, state.num_processes
             self.device = state.device
@@ -158,10 +155,8 @@ def split(batch: Tensors, parts: int, processes: Processes) -> list[Tensors]:
     for tensor in batch:
         shares = 1 if tensor is made else processes.count
         if tensor is not None and len(tensor) % (parts * shares):
-            raise ValueError(
-                f"a batch of {len(tensor)} cannot be cut into {parts} equal parts "
-                f"for each of {shares} processes"
-            )
+            wanted = f"{parts} equal parts for each of {shares} processes"
+            raise ValueError(f"a batch of {len(tensor)} cannot be cut into {wanted}")
         first = processes.rank * parts if shares > 1 else 0
         pieces = [None] * parts * shares if tensor is None else tensor.chunk(parts * shares)
         columns.append(pieces[first : first + parts])
@@ -188,11 +183,8 @@ class Updater:
 
     def __init__(self, compute: Compute, *optimizers: Optimizer) -> None:
         self.compute, self.processes = compute, Processes()
-        scaled = compute.mixed_precision == "fp16"
-        self.scalers = {
-            optimizer: torch.amp.GradScaler(_parameters(optimizer)[0].device.type, enabled=scaled)
-            for optimizer in optimizers
-        }
+        scaler = partial(torch.amp.GradScaler, enabled=compute.mixed_precision == "fp16")
+        self.scalers = {of: scaler(_parameters(of)[0].device.type) for of in optimizers}
 
     def __call__(
         self, optimizer: Optimizer, loss: Callable, batch: Any, clip: float

@@ -40,17 +40,13 @@ def distillation_memory(
     run on torch's "meta" device, which computes shapes and no numbers, while what they keep for the
     backward pass is added up. A GPU's allocator and libraries need some more, a tenth or so.
     """
-    frozen = prepare(
-        copy.deepcopy(teacher).to("meta"), replace(compute, compile=False), frozen=True
-    )
+    frozen = copy.deepcopy(teacher).to("meta")
+    prepare(frozen, replace(compute, compile=False), frozen=True)
     weights = sum(p.numel() * p.element_size() for p in frozen.parameters())
-    items = [
-        ("teacher: weights", weights),
-        *_trained("generator", teacher),
-        *_trained("critic", teacher)[:2],
-    ]
+    trained = [*_trained("generator", teacher), *_trained("critic", teacher)[:2]]
     # the critic's part, of fewer images, comes after the generator's is freed
-    items.append(_activations(teacher, batch + batch_pairs, compute))
+    items = [("teacher: weights", weights), *trained,
+             _activations(teacher, batch + batch_pairs, compute)]  # fmt: skip
     if lpips:
         pairs = max(1, batch_pairs // compute.accumulation)
         items.append(("LPIPS: weights and activations", 4 * 14_700_000 + LPIPS_PER_IMAGE * pairs))
@@ -128,9 +124,11 @@ def available(device: torch.device | str) -> int:
 
 
 def advice(
-    estimate_with: Callable[[Compute], Estimate], compute: Compute, free: int,
+    estimate_with: Callable[[Compute], Estimate],
+    compute: Compute,
+    free: int,
     low: Precision = "bf16",
-) -> list[str]:  # fmt: skip
+) -> list[str]:
     """What makes a training fit into `free` bytes, and what each change saves, cheapest first.
 
     `low` is the low precision that the device has: fp16 where it is too old for bf16.

@@ -42,11 +42,9 @@ class Control(Checked):
     """How a training is watched, kept and stopped."""
 
     fresh: bool = False  # Start over instead of continuing.
-    # Minutes between two checkpoints; 0 for one at each step.
-    checkpoint_minutes: NotNegative = 2.0
+    checkpoint_minutes: NotNegative = 2.0  # Minutes between checkpoints; 0 for one at each step.
     minutes: NotNegative = math.inf  # Stop after so many minutes, saved; the same command goes on.
-    # Steps between two pictures of G, D_real and D_fake; 0 for none.
-    picture_steps: CountOrNone = 500
+    picture_steps: CountOrNone = 500  # Steps between pictures of G, D_real and D_fake; 0 for none.
 
 
 class Stop:
@@ -139,22 +137,21 @@ def make_student_in(
     compute: Compute, control: Control, notes: Mapping[str, Any], images: Images | None = None,
 ) -> Trained | None:  # fmt: skip
     """Regression on the pairs, where a warm start is given, then the distillation; both kept."""
-    for stage in filter(None, (warm_start, settings)):  # what either refuses, or must download
+    both = {"warm-start": warm_start, "student": settings}
+    stages = {name: stage for name, stage in both.items() if stage is not None}
+    for stage in stages.values():  # what either refuses, or must download
         batches = filter(None, (stage.batch, stage.beside))
         split(tuple(map(torch.empty, batches)), compute.accumulation, Processes())
         stage.objective()
         _method(stage, teacher, images, compute)
-    if warm_start is not None:
-        checkpoint = folder / "warm-start.ckpt"
-        warm = make_student(teacher, warm_start, pairs, start, compute, checkpoint, control)
-        if warm is None:
-            return None
-        keep(folder / "warm-start", warm, notes)
-        start, notes = warm.network, {**notes, "warm_start_seconds": round(warm.seconds, 1)}
-    checkpoint = folder / "student.ckpt"
-    made = make_student(teacher, settings, pairs, start, compute, checkpoint, control, images)
-    if made is not None:
-        keep(folder / "student", made, notes)
+    for name, stage in stages.items():
+        beside = images if stage is settings else None
+        how = compute, folder / f"{name}.ckpt", control, beside
+        made = make_student(teacher, stage, pairs, start, *how)
+        if made is None:
+            break
+        keep(folder / name, made, notes)
+        start, notes = made.network, {**notes, "warm_start_seconds": round(made.seconds, 1)}
     return made
 
 
@@ -265,11 +262,9 @@ def draw(
     z_mine = z.cpu()[mine].to(device)
     label_mine = None if label is None else label.cpu()[mine].to(device)
     student = hasattr(model, "evaluations")
+    sampler = one_step if student else partial(sample, steps=steps)
     with monitor.counting(model, 1 if student else 2 * steps - 1, "samples", len(mine)):
-        if student:
-            x = one_step(model, z_mine, label_mine, batch=batch)
-        else:
-            x = sample(model, z_mine, label_mine, steps=steps, batch=batch)
+        x = sampler(model, z_mine, label_mine, batch=batch)
     return processes.gather(x.cpu(), len(z))
 
 
