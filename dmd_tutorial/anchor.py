@@ -117,8 +117,7 @@ def load_pairs(
 
 def _check_made_by(path: Path, wanted: dict) -> dict:
     """Refuse a file that was not made as wanted; returns what all files of a folder share."""
-    (made_by,) = header_of(path, "pairs", "made_by")
-    made_by = EARLIER | made_by
+    made_by = EARLIER | header_of(path, "pairs", "made_by")[0]
     for name, value in wanted.items():
         if made_by.get(name) != value:
             raise ValueError(f"{path} was made with {name} {made_by.get(name)}, not {value}")

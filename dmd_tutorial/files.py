@@ -12,9 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 
-def replace_file(
-    path: str | Path, write: Callable[[IO[bytes]], object], ending: str = "part"
-) -> None:
+def replace_file(path: str | Path, write: Callable[[IO[bytes]], Any], ending: str = "part") -> None:
     """Write a file that is complete or as it was, also when the power fails; make its folder.
 
     Until then it has another ending, always the same, so that what a killed process leaves is

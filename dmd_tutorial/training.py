@@ -96,7 +96,7 @@ class DistillSettings(Checked):
         return self.batch_pairs if self.lambda_reg else 0
 
     def objective(self, device: torch.device | str = "cpu", teacher: Any = None) -> dmd.Objective:
-        """The settings in the terms of `dmd.iteration`, on a teacher's levels; LPIPS on a device."""
+        """What `dmd.iteration` optimises, on a teacher's levels; the device is that of LPIPS."""
         low, high = sigma_range(teacher)
         perceptual = self.distance == "lpips" and self.lambda_reg  # it needs VGG's weights
         return dmd.Objective(

@@ -1,7 +1,6 @@
-"""Checkpoints: written whole or not at all, the last two kept, checked when they are read.
+"""Checkpoints: whole or not there, the last two kept, checked when they are read.
 
-Where a process is killed, a disk is full or a folder turns read-only, the last good checkpoint
-stays as it is; what could not be written is an `OSError` of one sentence.
+Where a process is killed or a disk is full, the last good one stays as it is.
 """
 
 import os

@@ -374,7 +374,7 @@ class Verify:
 
 
 def commands_of(
-    name: str, device: str = "", folder: Path | None = None, control: Control = Control(),
+    name: str, device: str = "", folder: Path | None = None, control: Control | None = None,
     method: str = "dmd",
 ) -> dict[str, Any]:  # fmt: skip
     """Every command with a preset's defaults, for results in a folder, ``runs/<preset>``."""
@@ -388,7 +388,8 @@ def commands_of(
     options = {  # which mean the same to every command that has them
         "preset": name, "device": device or ("cuda" if torch.cuda.is_available() else "cpu"),
         "data": preset.data, "teacher": preset.published or teacher, "pairs": folder / "pairs",
-        "out": folder, "control": control, "compute": preset.compute, "model": student,
+        "out": folder, "control": control or Control(), "compute": preset.compute,
+        "model": student,
     }  # fmt: skip
 
     def made(kind: type, **own: Any) -> Any:

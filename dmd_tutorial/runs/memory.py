@@ -124,11 +124,9 @@ def available(device: torch.device | str) -> int:
 
 
 def advice(
-    estimate_with: Callable[[Compute], Estimate],
-    compute: Compute,
-    free: int,
+    estimate_with: Callable[[Compute], Estimate], compute: Compute, free: int,
     low: Precision = "bf16",
-) -> list[str]:
+) -> list[str]:  # fmt: skip
     """What makes a training fit into `free` bytes, and what each change saves, cheapest first.
 
     `low` is the low precision that the device has: fp16 where it is too old for bf16.

@@ -158,11 +158,8 @@ CIFAR10_T4 = replace(
 CIFAR10_SMALL = replace(
     CIFAR10_COND, cost="", published="", network="SongUNet",
     network_options={
-        "model_channels": 64,  # DDPM++ has 128
-        "channel_mult": [1, 2, 2],  # DDPM++: 2, 2, 2
-        "num_blocks": 2,  # DDPM++: 4
-        "attn_resolutions": [16],
-        "dropout": 0.1,
+        "model_channels": 64, "channel_mult": [1, 2, 2], "num_blocks": 2,  # DDPM++: 128, 2 2 2, 4
+        "attn_resolutions": [16], "dropout": 0.1,
     },
     teacher=TeacherSettings(
         steps=40_000,  # EDM shows 200 million images, these are 20 million
@@ -190,8 +187,7 @@ OWN_IMAGES = Preset(
     pairs=2_000,
     warm_start=replace(REGRESSION, steps=600, learning_rate=5e-4, decay=0.9),
     distill=DistillSettings(
-        steps=300, batch=32, batch_pairs=32, learning_rate=1e-4, critic_learning_rate=4e-4,
-        warm_up=20,
+        steps=300, batch=32, batch_pairs=32, learning_rate=1e-4, warm_up=20
     ),
 )  # fmt: skip
 
