@@ -198,9 +198,8 @@ class Distill(Placed):
         warm = self.warm_start if start is None and self.warm_start_steps else None
         pairs = self.load_pairs(teacher) if settings.lambda_reg or warm is not None else None
         (colours, size, _), _ = image_shape(teacher)
-        images = None
-        if isinstance(settings, Dmd2Settings):
-            images = load_images(self.data, size, colours)
+        real = isinstance(settings, Dmd2Settings)
+        images = load_images(self.data, size, colours) if real else None
         memory.say(partial(memory.largest, teacher, [warm, settings]), self.compute, self.place)
         check_writable(self.out)
         notes = {
@@ -208,10 +207,8 @@ class Distill(Placed):
             "pairs": len(pairs.z) if pairs else 0, "images": len(images.x) if images else 0,
             "class_names": _made_by(self.teacher).get("class_names", ()),
         }  # fmt: skip
-        pipeline.make_student_in(
-            self.out, teacher, warm, settings, pairs, start, self.compute, self.control, notes,
-            images,
-        )  # fmt: skip
+        how = self.compute, self.control, notes, images
+        pipeline.make_student_in(self.out, teacher, warm, settings, pairs, start, *how)
 
     @property
     def warm_start(self) -> DistillSettings:
@@ -350,7 +347,6 @@ class Presets:
     """Print what the presets hold."""
 
     def run(self, command: str) -> None:
-        """Print each as a table."""
         print("\n\n".join(f"{name}\n{preset}" for name, preset in PRESETS.items()))
 
 
