@@ -65,8 +65,8 @@ def write_tensors(
 ) -> None:
     """Write a .safetensors file with a header of texts."""
     kept = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    # open() heeds the umask, safetensors' own save_file does not
-    replace_file(path, lambda file: file.write(save(kept, header or None)), ending)
+    content = save(kept, header or None)  # open() heeds the umask, save_file does not
+    replace_file(path, lambda file: file.write(content), ending)
 
 
 def header_of(path: str | Path, of: str, *names: str) -> list[Any]:
