@@ -27,8 +27,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.classifier import accuracy, train_classifier
-from dmd_tutorial import features, metrics, pretrained
+from benchmarks.classifier import accuracy, save_classifier, train_classifier
+from dmd_tutorial import metrics, pretrained
 from dmd_tutorial.anchor import load_pairs
 from dmd_tutorial.data import Images, balanced_labels, normal
 from dmd_tutorial.noise import stream
@@ -156,7 +156,7 @@ class Results:
             augment=True, width=self.plan.classifier_width, deep=True, device=self.options.device,
         )  # fmt: skip
         correct = accuracy(classifier, test)
-        features.save_classifier(path, classifier, held_out=held_out, correct=correct)
+        save_classifier(path, classifier, held_out=held_out, correct=correct)
         self.note(classifier={"held_out": held_out, "correct": correct,
                               "seconds": round(time.monotonic() - started, 1)})  # fmt: skip
         return True

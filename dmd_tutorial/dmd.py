@@ -43,11 +43,9 @@ WeightFunction = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, sigma, denois
 
 
 def weight(
-    weighting: Weighting | str | WeightFunction,
-    x: Samples,
-    sigma: PerSample,
+    weighting: Weighting | str | WeightFunction, x: Samples, sigma: PerSample,
     denoised_real: Samples,
-) -> PerSample:
+) -> PerSample:  # fmt: skip
     """The weight w_t of each clean x, by name or by a function of the other arguments.
 
     Eq. 8 divides by the norm of the teacher's error; ``C S / ||.||_1`` is one over its mean.
@@ -210,14 +208,14 @@ def iteration(
 def train_critic(
     generator: nn.Module, critic: Denoiser, optimizer: Optimizer | None,
     batch: Batch, objective: Objective, record: Record, rng: Generator | None = None,
-    updater: Updater = update_whole, loss: Callable[..., Tensor] = critic_loss,
+    updater: Updater = update_whole,
 ) -> Record:  # fmt: skip
-    """The critic's updates by a loss like `critic_loss`: on the record's samples, then on fresh."""
+    """The critic's updates by its loss: on the record's samples, then on fresh."""
 
     def of_batch(part: Batch) -> tuple[Tensor, Record]:
         with torch.no_grad():
             x = generator(part.z, part.label) if part.x is None else part.x
-        value = loss(critic, x, part.sigma, part.noise, part.label)
+        value = critic_loss(critic, x, part.sigma, part.noise, part.label)
         return value, Record(x, loss_critic=value.item())
 
     for step in range(objective.critic_steps):

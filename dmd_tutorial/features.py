@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch_fidelity.utils import create_feature_extractor
 
@@ -87,7 +87,7 @@ def extract_features(
     """Features of images, rounded to 8 bits first; float32, on the CPU.
 
     `features` is "digits" (64 of them, for 1 x 8 x 8), "inception" (2048, for one or three channels
-    of any size; a RuntimeError if its weights are missing), or a file of `save_classifier`.
+    of any size; a RuntimeError if its weights are missing), or a file of a `Classifier`.
     """
     if len(x) == 0:
         raise ValueError("there are 0 images")
@@ -119,15 +119,6 @@ def _inception(device: torch.device) -> Callable[[Tensor], Tensor]:
     network.to(device)
     grey = [-1, 3, -1, -1]  # becomes three equal channels
     return lambda images: network(images.expand(grey) if images.shape[1] == 1 else images)[0]
-
-
-def save_classifier(path: str | Path, classifier: Classifier, **made_by: object) -> None:
-    """Write a classifier, and in the file's header what made it."""
-    tensors = {name: t.cpu().contiguous() for name, t in classifier.state_dict().items()}
-    header = {name: str(value) for name, value in made_by.items()}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"config": json.dumps(classifier.config)} | header
-    Path(path).write_bytes(save(tensors, metadata))  # open() heeds the umask, save_file does not
 
 
 def load_classifier(path: str | Path = CLASSIFIER_FILE) -> Classifier:

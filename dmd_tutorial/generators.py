@@ -4,12 +4,12 @@ import itertools
 from collections.abc import Iterator
 
 import torch
-from jaxtyping import Int
-from torch import Generator, Tensor, nn
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from dmd_tutorial.checks import Condition, Samples
-from dmd_tutorial.denoisers import SIGMA_DATA, sigma_range
-from dmd_tutorial.noise import noise_like
+from dmd_tutorial.denoisers import SIGMA_DATA, says, sigma_range
+from dmd_tutorial.noise import noise_of
 
 
 class OneStepGenerator(nn.Module):
@@ -25,70 +25,100 @@ class OneStepGenerator(nn.Module):
         self.denoiser = denoiser
         self.sigma_max = sigma_range(denoiser)[1] if sigma_max is None else sigma_max
 
+    @property
+    def evaluations(self) -> int:
+        """How often the denoiser is used for a sample."""
+        return 1
+
     def forward(self, z: Samples, label: Condition | None = None) -> Samples:
         """Make samples, not clamped, of standard normal noise."""
         sigma = torch.full((len(z),), self.sigma_max, dtype=z.dtype, device=z.device)
         return self.denoiser(self.sigma_max * z, sigma, label)
 
 
-def few_step_levels(
-    evaluations: int, sigma_max: float, sigma_data: float = SIGMA_DATA
-) -> tuple[float, ...]:
-    """Where a generator of 1, 2 or 4 steps works: sigma_max, then around the data's own width."""
-    between: dict[int, tuple[float, ...]] = {1: (), 2: (1.6,), 4: (4.0, 1.6, 0.6)}
-    return (sigma_max, *(sigma_data * ratio for ratio in between[evaluations]))
-
-
-class FewStepGenerator(nn.Module):
+class FewStepGenerator(OneStepGenerator):
     """A denoiser used several times, at falling levels, with fresh noise between (DMD2, 4.4, 4.5).
 
-    In evaluation it runs to its end. In training it answers after one of its steps, drawn for each
-    sample, and only that step is differentiated, from what the steps before it have made (backward
+    In evaluation it runs to its end. In training it answers after one of its steps, another for
+    each z, and only that step is differentiated, from what the steps before it have made (backward
     simulation). One critic judges the answers of all steps, so it is their mixture that is matched:
     nearly that of the last one only where `last`, its probability, is high. Without `last` all are
-    equally likely, as in the paper. `seed` is that of the fresh noise and the drawn steps.
+    equally likely, as in the paper. Step and fresh noise are z's own, see `noise_of`: nothing is
+    drawn, a sample does not depend on its batch.
     """
 
     def __init__(
-        self, denoiser: nn.Module, levels: tuple[float, ...], seed: int = 0,
-        last: float | None = None,
-    ) -> None:  # fmt: skip
-        super().__init__()
+        self, denoiser: nn.Module, levels: tuple[float, ...], last: float | None = None
+    ) -> None:
+        super().__init__(denoiser, levels[0])
         if any(low >= high for high, low in itertools.pairwise(levels)):
             raise ValueError(f"levels must fall from first to last, they are {levels}")
-        self.denoiser, self.levels, self.last = denoiser, levels, last
-        self.rng = Generator().manual_seed(seed)
+        self.levels = tuple(levels)
+        self.last = 1 / len(levels) if last is None else last
 
-    def get_extra_state(self) -> Tensor:
-        """Where the random numbers are, so that a training's state is whole."""
-        return self.rng.get_state()
-
-    def set_extra_state(self, state: Tensor) -> None:
-        """Go on from there."""
-        self.rng.set_state(state)
+    @property
+    def evaluations(self) -> int:
+        """How often the denoiser is used for a sample."""
+        return len(self.levels)
 
     def forward(self, z: Samples, label: Condition | None = None) -> Samples:
-        """Make samples of standard normal noise, in training after a drawn step."""
+        """Make samples of standard normal noise, in training after one step of each."""
         with torch.no_grad():
             inputs = torch.stack(list(self.inputs(z, label)))
-        last = torch.full((len(z),), len(self.levels) - 1)
-        step = self._draw_steps(len(z)) if self.training else last
-        chosen = inputs[step, torch.arange(len(z))]
+        step = self.steps(z) if self.training else torch.full((len(z),), self.evaluations - 1)
+        chosen = inputs[step.to(z.device), torch.arange(len(z), device=z.device)]
         return self.denoiser(chosen, torch.tensor(self.levels)[step].to(z), label)
-
-    def _draw_steps(self, count: int) -> Int[Tensor, " count"]:
-        steps = len(self.levels)
-        if self.last is None or steps == 1:
-            return torch.randint(steps, (count,), generator=self.rng)
-        earlier = torch.randint(steps - 1, (count,), generator=self.rng)
-        is_last = torch.rand(count, generator=self.rng) < self.last
-        return torch.where(is_last, steps - 1, earlier)
 
     def inputs(self, z: Samples, label: Condition | None = None) -> Iterator[Samples]:
         """What each step starts from: noise, then the noised answer of the step before."""
         x_noisy = self.levels[0] * z
         yield x_noisy
-        for level, level_next in itertools.pairwise(self.levels):
+        levels = itertools.pairwise(self.levels)
+        for (level, level_next), noise in zip(levels, self.fresh(z), strict=True):
             x = self.denoiser(x_noisy, torch.full((len(z),), level).to(z), label)
-            x_noisy = x + level_next * noise_like(z, self.rng)
+            x_noisy = x + level_next * noise
             yield x_noisy
+
+    def steps(self, z: Samples) -> Int[Tensor, " batch"]:
+        """After which step each sample is answered in training."""
+        earlier = (1 - self.last) / max(1, self.evaluations - 1)
+        border = earlier * torch.arange(1, self.evaluations)
+        return torch.bucketize(noise_of(z, 0)[0], border, right=True)
+
+    def fresh(self, z: Samples) -> Float[Tensor, "later batch *shape"]:
+        """The noise before each step after the first."""
+        return noise_of(z, self.evaluations - 1)[1]
+
+
+def few_step_levels(
+    evaluations: int, sigma_max: float, sigma_data: float = SIGMA_DATA
+) -> tuple[float, ...]:
+    """Where a generator of so many steps works: sigma_max, then around the data's own width.
+
+    Ours: even in the logarithm from 4 widths through 1.6 to 0.6; for two steps 1.6 alone. DMD2
+    (4.4) takes SDXL's times 999, 749, 499 and 249, whose levels are 14.6, 4.1, 1.6 and 0.7.
+    """
+    if evaluations < 1:
+        raise ValueError(f"a generator takes at least 1 step, not {evaluations}")
+    ratios, later = (4.0, 1.6, 0.6), evaluations - 1
+    levels = [sigma_max]
+    for number in range(later):
+        place = 2 * number / (later - 1) if later > 1 else 1.0  # 0 to 2, among the ratios
+        k = min(int(place), 1)
+        levels.append(sigma_data * (ratios[k] ** (k + 1 - place) * ratios[k + 1] ** (place - k)))
+    if later and levels[1] >= sigma_max:
+        raise ValueError(
+            f"the second step's level {levels[1]:g} is not below sigma_max, {sigma_max:g}"
+        )
+    return tuple(levels)
+
+
+def with_steps(start: OneStepGenerator, evaluations: int, last: float) -> OneStepGenerator:
+    """A student of so many steps around the denoiser of another; that one, if it takes as many."""
+    if start.evaluations == evaluations:
+        return start
+    if evaluations == 1:
+        return OneStepGenerator(start.denoiser, start.sigma_max)
+    width = says(start.denoiser, "sigma_data", SIGMA_DATA)
+    levels = few_step_levels(evaluations, start.sigma_max, width)
+    return FewStepGenerator(start.denoiser, levels, last)

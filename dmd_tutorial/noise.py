@@ -3,6 +3,7 @@
 The book's own form is variance-exploding (EDM): ``x_noisy = x + sigma * noise``.
 """
 
+import zlib
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -47,6 +48,22 @@ def add_noise(x: Samples, sigma: PerSample, noise: Samples) -> Samples:
 def noise_like(x: Samples, rng: Generator | None = None) -> Samples:
     """Standard normal noise for x, drawn where rng lives: the same for every device."""
     return torch.randn(x.shape, **source(rng)).to(x)
+
+
+@torch.compiler.disable  # a source for each sample: nothing to compile
+def noise_of(z: Samples, count: int) -> tuple[PerSample, Float[Tensor, "count batch *shape"]]:
+    """What each sample's own z decides: a number, uniform from 0 to 1, and fresh normal noise.
+
+    So it is the same again, on any device and in any company. The noise comes from parts of
+    evaluation's stream that no seed begins: 1 and up.
+    """
+    keys = [zlib.crc32(row.tobytes()) for row in z.detach().cpu().float().numpy()]
+    fresh, first = torch.empty(len(z), count, *z.shape[1:]), get_args(Purpose).index("evaluation")
+    rng = Generator()
+    for key, own in zip(keys, fresh, strict=True) if count else ():
+        own.normal_(generator=rng.manual_seed(first * 2**30 + 2**14 + key % (2**30 - 2**14)))
+    uniform = torch.tensor(keys, dtype=torch.float64) / 2**32
+    return uniform.float(), fresh.transpose(0, 1).to(z)
 
 
 def karras_grid(

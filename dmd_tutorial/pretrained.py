@@ -25,7 +25,7 @@ from dmd_tutorial.denoisers import EDMDenoiser, says, sigma_range
 from dmd_tutorial.edm.checkpoint import PUBLISHED, load_edm, renamed
 from dmd_tutorial.edm.networks import NETWORKS as EDM_NETWORKS
 from dmd_tutorial.edm.networks import published_denoiser
-from dmd_tutorial.generators import OneStepGenerator
+from dmd_tutorial.generators import FewStepGenerator, OneStepGenerator
 from dmd_tutorial.networks import UNet
 
 NETWORKS: dict[str, type[nn.Module]] = {"UNet": UNet, **EDM_NETWORKS}
@@ -40,7 +40,7 @@ SHIPPED = {
 
 
 def save_denoiser(path: str | Path, model: nn.Module, **made_by: object) -> None:
-    """Write a denoiser or a one-step generator to a .safetensors file, whole or not at all.
+    """Write a denoiser or a generator to a .safetensors file, whole or not at all.
 
     `made_by` are plain values: settings, seeds, versions. Of a network that is none of `NETWORKS`
     the weights are kept, and the name of the code that made it, if `load` knew that.
@@ -55,6 +55,8 @@ def save_denoiser(path: str | Path, model: nn.Module, **made_by: object) -> None
     header["sigma_range"] = sigma_range(denoiser)
     if isinstance(model, OneStepGenerator):
         header["sigma_max"] = model.sigma_max
+    if isinstance(model, FewStepGenerator):
+        header |= {"levels": model.levels, "last": model.last}
     tensors = {name: t.detach().cpu().contiguous() for name, t in denoiser.state_dict().items()}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,11 +98,14 @@ def load_denoiser(path: str | Path, network: nn.Module | None = None) -> nn.Modu
         if "own" not in header and "sigma_range" in header:
             denoiser.sigma_range = tuple(header["sigma_range"])  # type: ignore[assignment]
         denoiser.load_state_dict(tensors)
+        model: Any = denoiser
+        if "levels" in header:
+            model = FewStepGenerator(denoiser, header["levels"], header["last"])
+        elif "sigma_max" in header:
+            model = OneStepGenerator(denoiser, header["sigma_max"])
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
         raise ValueError(f"{path} does not fit the network in its header: {error}") from error
     check_finite(**tensors)
-    one_step = "sigma_max" in header
-    model = OneStepGenerator(denoiser, header["sigma_max"]) if one_step else denoiser
     model.requires_grad_(False).eval()
     return model.to(memory_format=torch.channels_last)  # the faster layout for convolutions
 

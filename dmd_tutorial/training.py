@@ -24,7 +24,7 @@ from dmd_tutorial.anchor import LPIPS, Pairs, l2
 from dmd_tutorial.checks import NO_CLASS, Checked, NotFiniteError, check_finite
 from dmd_tutorial.data import Images
 from dmd_tutorial.denoisers import denoising_loss, device_of, sigma_range
-from dmd_tutorial.generators import OneStepGenerator
+from dmd_tutorial.generators import OneStepGenerator, with_steps
 from dmd_tutorial.noise import (
     SIGMA_MAX,
     SIGMA_MIN,
@@ -84,12 +84,26 @@ class DistillSettings(Checked):
     # Highest level of the grid on which scores are compared, in the units of x; the teacher's own
     # range bounds it.
     grid_max: checks.Positive = SIGMA_MAX
+    # Steps of the student, evaluations of its network; more than one exclude the anchor.
+    student_steps: checks.Count = 1
+    # Share of training that the last of several steps gets; a start with as many keeps its own.
+    last_step: checks.Share = 0.9
     seed: int = 0  # Seed of everything drawn.
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.student_steps > 1 and self.lambda_reg:
+            raise ValueError(
+                f"lambda_reg must be 0 with student_steps {self.student_steps}, not "
+                f"{self.lambda_reg}: a pair says what one step makes of its noise"
+            )
         if not self.matching and not self.lambda_reg:
             raise ValueError("lambda_reg must be above 0 without matching: nothing else is learnt")
+
+    @property
+    def beside(self) -> int:
+        """Samples per iteration beside the generator's own: the anchor's pairs."""
+        return self.batch_pairs if self.lambda_reg else 0
 
     def objective(
         self, device: torch.device | str = "cpu", low: float = SIGMA_MIN, high: float = math.inf
@@ -180,7 +194,6 @@ class _Run:
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
         return device_of(self.average)
 
     @contextmanager
@@ -236,11 +249,9 @@ class FitRun(_Run):
 
 
 def fit(
-    run: FitRun,
-    draw: Callable[[Generator], tuple],
-    loss: Callable[..., Tensor],
+    run: FitRun, draw: Callable[[Generator], tuple], loss: Callable[..., Tensor],
     updater: Callable = dmd.update_whole,
-) -> Iterator[Metrics]:
+) -> Iterator[Metrics]:  # fmt: skip
     """Minimise ``loss(network, *drawn)``, a mean over the batch, until the settings' last step.
 
     `draw` draws what one step consumes, on the CPU: tensors whose first dimension is the batch,
@@ -295,29 +306,34 @@ def draw_images(run: FitRun, images: Images) -> Noised:
     return Noised(x, sigma, noise, label if images.classes else None)
 
 
+def unguided(teacher: nn.Module) -> Any:
+    """The network that student and critic start from: of a guided teacher that without guidance."""
+    return teacher.denoiser if isinstance(teacher, Guided) else teacher
+
+
 class DistillationRun(_Run):
     """A student in distillation: generator, its average, critic and both optimisers.
 
     The critic starts as a copy of the teacher, a network, which is frozen. The generator starts as
     one, too, held at the teacher's highest level, or as a copy of `start`, such as an earlier
-    student. A teacher that is a function without weights needs `start` and `critic`.
+    student; it takes the settings' number of steps. A teacher that is a function without weights
+    needs `start` and `critic`.
     """
 
     parts = ("generator", "ema", "critic", "generator_optimizer", "critic_optimizer")
 
     def __init__(
-        self,
-        teacher: nn.Module,
-        settings: DistillSettings,
-        start: nn.Module | None = None,
+        self, teacher: nn.Module, settings: DistillSettings, start: nn.Module | None = None,
         critic: nn.Module | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(settings.seed)
         self.settings = settings
         if not any(True for _ in teacher.parameters()) and (start is None or critic is None):
             raise ValueError("the teacher has no weights to start from: give a start and a critic")
-        copied: Any = teacher.denoiser if isinstance(teacher, Guided) else teacher
+        copied = unguided(teacher)
         generator = OneStepGenerator(copied) if start is None else start
+        if isinstance(generator, OneStepGenerator):
+            generator = with_steps(generator, settings.student_steps, settings.last_step)
         self.generator = copy.deepcopy(generator).requires_grad_(True).train()
         self.critic = copy.deepcopy(critic or copied).requires_grad_(True).train()
         _check_weights(self.critic)
@@ -338,13 +354,9 @@ class DistillationRun(_Run):
 
 
 def distill(
-    run: DistillationRun,
-    shape: tuple[int, ...],
-    classes: int,
-    pairs: Pairs | None = None,
-    objective: dmd.Objective | None = None,
-    iteration: Callable[..., dmd.Record] = dmd.iteration,
-) -> Iterator[Metrics]:
+    run: DistillationRun, shape: tuple[int, ...], classes: int, pairs: Pairs | None = None,
+    objective: dmd.Objective | None = None, iteration: Callable[..., dmd.Record] = dmd.iteration,
+) -> Iterator[Metrics]:  # fmt: skip
     """Distil a teacher into a one-step generator until the settings' last iteration.
 
     After each metrics `run` holds the state after that iteration. Pairs are needed where

@@ -7,7 +7,7 @@ from dmd_tutorial.data import balanced_labels, digits, normal, ring, two_modes
 
 
 def test_digits_are_what_scikit_learn_carries():
-    x, label, classes = digits()
+    x, label, classes, _ = digits()
     assert x.shape == (1797, 1, 8, 8)
     assert x.dtype == torch.float32
     assert (x.min().item(), x.max().item()) == (-1, 1)

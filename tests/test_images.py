@@ -381,6 +381,13 @@ def test_wrong_labels_are_refused_in_a_sentence(case, tmp_path):
     assert peak < 2e7
 
 
+def test_no_name_is_not_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(put(tmp_path / "pictures", {"a.png": A}))
+    with pytest.raises(ValueError, match="which images"):
+        load_images("", 8)
+    assert len(load_images(".", 8).x) == 1
+
+
 def test_a_line_says_what_was_found(tmp_path, capsys, monkeypatch):
     files = {f"pets/{n % 12:02}/{n}.png": A for n in range(1024)}
     files |= {"README": b"", "pets/x.txt": b""}

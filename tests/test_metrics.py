@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from benchmarks import classifier as maker
-from benchmarks.classifier import accuracy, train_classifier
+from benchmarks.classifier import accuracy, save_classifier, train_classifier
 from dmd_tutorial import features as feature_room
 from dmd_tutorial import metrics
 from dmd_tutorial.data import Images, balanced_labels, digits, ring, two_modes
@@ -25,7 +25,6 @@ from dmd_tutorial.features import (
     Classifier,
     extract_features,
     load_classifier,
-    save_classifier,
     to_8_bit,
 )
 from dmd_tutorial.metrics import (

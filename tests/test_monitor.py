@@ -13,11 +13,21 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from dmd_tutorial.dmd import Record
 from dmd_tutorial.notebook.results import recorded
 from dmd_tutorial.pretrained import load
-from dmd_tutorial.runs.monitor import WINDOW, Log, Progress, Signs, Watch, picture, read_log
+from dmd_tutorial.runs.monitor import (
+    WINDOW,
+    Log,
+    Progress,
+    Signs,
+    Watch,
+    counting,
+    picture,
+    read_log,
+)
 from dmd_tutorial.runs.presets import PRESETS
 from dmd_tutorial.training import DistillationRun, FitSettings, Metrics, distill
 
@@ -56,6 +66,16 @@ def test_without_a_terminal_there_is_a_line_a_minute_and_first_where_the_log_lie
     with Progress("samples", 200, "sample") as short:  # no line for what takes seconds
         short.update(199)
     assert capsys.readouterr().err == ""
+
+
+def test_a_bar_is_never_more_than_full():
+    """Rounded parts of samples add up to more than there are, at which tqdm would complain."""
+    model = nn.Identity()
+    with counting(model, 35, "samples", 100) as bar:
+        for _ in range(35):
+            model(torch.zeros(100))
+    assert bar.n == 100
+    assert not model._forward_hooks
 
 
 def test_in_a_terminal_there_is_a_bar_with_the_stage_s_title(monkeypatch):

@@ -1,11 +1,20 @@
 """Presets: the paper's are the paper's, the others can be built."""
 
+import json
+from dataclasses import asdict
+from pathlib import Path
+
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.classifier import train_classifier
+from benchmarks.full_size import evaluations
+from benchmarks.own_images import copies
 from dmd_tutorial.data import digits
-from dmd_tutorial.runs.presets import PAPER, PRESETS
+from dmd_tutorial.runs.presets import OWN_IMAGES, PAPER, PRESETS
+
+RESULTS = Path(__file__).parents[1] / "book" / "results"
 
 # Yin et al. 2024, appendix: iterations, batch, rate, lambda_reg, pairs, Heun steps behind each
 PAPERS = {
@@ -63,3 +72,32 @@ def test_what_has_a_seed_of_its_own_leaves_a_gpu_s_numbers_as_they_are(monkeypat
     PRESETS["digits"].new_teacher()
     train_classifier(digits(), steps=1)
     assert seeded == []
+
+
+def test_the_road_with_own_images_takes_about_an_hour_on_one_core():
+    """A core does about 80 GFLOP a second in this network: 0.3 PFLOP are an hour."""
+    preset = OWN_IMAGES
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        preset.new_teacher()(torch.randn(1, *preset.shape), torch.ones(1))
+    images = 3 * preset.teacher.steps * preset.teacher.batch
+    images += (2 * preset.pair_steps - 1) * preset.pairs
+    for settings in (preset.warm_start, preset.distill):
+        images += settings.steps * evaluations(settings)
+    assert counter.get_total_flops() * images < 0.3e15
+
+
+def test_what_is_recorded_of_own_images_was_made_with_the_preset():
+    recorded = json.loads((RESULTS / "own-images.json").read_text())
+    now = json.loads(json.dumps(asdict(OWN_IMAGES)))
+    for stage in ("network_options", "teacher", "warm_start", "distill"):
+        assert recorded["settings"][stage].items() <= now[stage].items()
+    for value in ("pairs", "pair_steps"):
+        assert recorded["settings"][value] == now[value]
+
+
+def test_a_copy_is_much_nearer_to_one_image_of_the_training_than_to_others():
+    images = torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    mirrored, between = images[:4].flip(-1) + 0.01, (images[4:8] + images[8:12]) / 2
+    assert copies(mirrored, images) == (pytest.approx(0.01, rel=1e-3), 1.0)
+    assert copies(between, images)[1] == 0.0
+    assert copies(torch.cat([mirrored, between]), images)[1] == 0.5

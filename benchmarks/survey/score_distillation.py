@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
+import torch
 from torch import Generator, Tensor, nn
 
 from benchmarks.survey.task import Budget, Method, Sampler, Task, exhaust
 from dmd_tutorial.anchor import Pairs, l2
 from dmd_tutorial.denoisers import EDMDenoiser
 from dmd_tutorial.generators import FewStepGenerator, OneStepGenerator, few_step_levels
+from dmd_tutorial.noise import noise_like
 from dmd_tutorial.samplers import one_step
 from dmd_tutorial.survey.score_distillation import FAMILY, Judge, Member, with_data
 from dmd_tutorial.training import (
@@ -23,6 +25,22 @@ from dmd_tutorial.training import (
 )
 
 SIGMA_MAX = 5.0  # scores are compared up to here: points and digits have no detail above it
+
+
+class Drawing(FewStepGenerator):
+    """Its noise and steps come from one source, call by call: so the recorded rows were made."""
+
+    def __init__(self, denoiser: nn.Module, levels: tuple[float, ...], seed: int) -> None:
+        super().__init__(denoiser, levels, last=0.9)
+        self.rng = Generator().manual_seed(seed)
+
+    def fresh(self, z: Tensor) -> Tensor:
+        return torch.stack([noise_like(z, self.rng) for _ in self.levels[1:]])
+
+    def steps(self, z: Tensor) -> Tensor:
+        last = len(self.levels) - 1
+        earlier = torch.randint(last, (len(z),), generator=self.rng)
+        return torch.where(torch.rand(len(z), generator=self.rng) < self.last, last, earlier)
 
 
 @dataclass(frozen=True)
@@ -89,11 +107,14 @@ def train(member: Member, task: Task, budget: Budget, seed: int) -> dict[int, Sa
     start: nn.Module = OneStepGenerator(student, task.sigma_max)
     if member.evaluations > 1:
         levels = few_step_levels(member.evaluations, task.sigma_max, width)
-        start = FewStepGenerator(student, levels, seed, last=0.9)
+        start = Drawing(student, levels, seed)
     step = with_data(member.step, task.draw) if member.data else member.step
 
     def begin(steps: int) -> Iterator[nn.Module]:
-        settings = replace(plan.settings, steps=steps, learning_rate=rate, seed=seed)
+        settings = replace(
+            plan.settings, steps=steps, learning_rate=rate, seed=seed,
+            lambda_reg=member.lambda_reg, student_steps=member.evaluations,
+        )  # fmt: skip
         critic: EDMDenoiser | Judge = task.student()  # type: ignore[assignment]
         if member.data:
             critic = Judge(critic)  # type: ignore[arg-type]

@@ -61,8 +61,7 @@ def save_checkpoint(state: dict, notes: dict, path: str | Path) -> None:
 def load_checkpoint(path: str | Path, notes: dict) -> tuple[dict, dict]:
     """Read the state and all notes of a checkpoint; where it is damaged, of the one before it.
 
-    A checkpoint whose notes are not the `notes` given belongs to another run, and is refused in a
-    sentence that says what was, and what is now.
+    A checkpoint whose notes are not the `notes` given belongs to another run, and is refused.
     """
     problems = []
     for candidate in [p for p in (Path(path), before(path)) if p.exists()]:

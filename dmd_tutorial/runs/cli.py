@@ -16,7 +16,7 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, Literal, Union
 
 import torch
 import tyro
@@ -27,7 +27,7 @@ from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
 from dmd_tutorial import __version__, pretrained
 from dmd_tutorial.anchor import Pairs, load_pairs
 from dmd_tutorial.checks import Checked, Count, CountOrNone, Must
-from dmd_tutorial.data import seeded_noise
+from dmd_tutorial.data import Images, seeded_noise
 from dmd_tutorial.denoisers import image_shape
 from dmd_tutorial.features import extract_features
 from dmd_tutorial.generators import OneStepGenerator
@@ -38,6 +38,7 @@ from dmd_tutorial.runs.images import load_images, save_grid
 from dmd_tutorial.runs.pipeline import Control
 from dmd_tutorial.runs.presets import PRESETS, Preset
 from dmd_tutorial.runs.provenance import runs_folder
+from dmd_tutorial.survey.score_distillation import Dmd2Settings, dmd2
 from dmd_tutorial.training import DistillSettings, TeacherSettings
 
 Model = Annotated[str, arg(aliases=["--teacher", "--student"])]
@@ -58,7 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
         with pipeline.signals(signal.default_int_handler):
             parse(arguments).run(f"dmd {shlex.join(arguments)}")
     except KeyboardInterrupt as stopped:
-        print(f"dmd {arguments[0]}: {str(stopped) or 'stopped'}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # the first of several processes
+            print(f"dmd {arguments[0]}: {str(stopped) or 'stopped'}", file=sys.stderr)
         return 130
     except (ValueError, OSError, RuntimeError) as error:
         print(f"dmd {arguments[0]}: {error}", file=sys.stderr)
@@ -68,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def parse(arguments: list[str]) -> Any:
     """The command that is asked for, with the options given and the preset's."""
-    made = commands_of(_preset_name(arguments))
+    made = commands_of(_preset_name(arguments), method=_scan(arguments).method)
     kinds = [Annotated[type(of), subcommand(name, default=of)] for name, of in made.items()]
     commands: Any = Union[tuple(kinds)]  # noqa: UP007
     about = "Distribution matching distillation, from a teacher to a measured student (--version)."
@@ -106,7 +108,6 @@ class Placed(Checked):
 
     @property
     def table(self) -> Preset:
-        """The preset."""
         return PRESETS[self.preset]
 
     @property
@@ -119,7 +120,7 @@ class Placed(Checked):
         network = pretrained.load(self.network) if self.network else None
         loaded = pretrained.load(name, network).to(self.place)
         if student is not None and isinstance(loaded, OneStepGenerator) != student:
-            kinds = "teacher", "one-step student"
+            kinds = "teacher", "student"
             raise ValueError(f"{name} is no {kinds[student]}, but a {kinds[not student]}")
         return loaded
 
@@ -136,7 +137,6 @@ class TrainTeacher(Placed):
     compute: OmitArgPrefixes[Compute]
 
     def run(self, command: str) -> None:
-        """Train, and keep the network."""
         check_writable(self.out)
         colours = self.table.shape[0] if self.data == self.table.data else None  # or as they are
         images, settings = load_images(self.data, self.size, colours), self.settings
@@ -166,7 +166,6 @@ class MakePairs(Placed):
     batch: Count  # made at a time: a matter of memory
 
     def run(self, command: str) -> None:
-        """Make those that are not there yet."""
         teacher = self.load(self.teacher, student=False)
         check_writable(self.pairs)
         pipeline.make_pairs_in(self.pairs, teacher, self.count, self.steps, self.seed, self.batch)
@@ -174,8 +173,12 @@ class MakePairs(Placed):
 
 @dataclass(frozen=True, kw_only=True)
 class Distill(Placed):
-    """Distil a teacher into a one-step student: regression on the pairs, then DMD."""
+    """Distil a teacher into a student: regression on the pairs, then DMD; or DMD2, on images."""
 
+    # dmd: with an anchor on pairs; dmd2: without pairs, with a head on the critic that tells real
+    # images from samples; a method brings settings of its own
+    method: Literal["dmd", "dmd2"]
+    data: str  # dmd2's images: a folder, a zip, or a data set's name; read at the teacher's size
     teacher: str  # a shipped or published name, a file, or package.module:factory
     pairs: Path  # folder of the pairs
     count: Some = None  # use only so many pairs; None for all
@@ -189,22 +192,24 @@ class Distill(Placed):
     compute: OmitArgPrefixes[Compute]
 
     def run(self, command: str) -> None:
-        """Distil, and keep the networks."""
         settings, teacher = self.settings, self.load(self.teacher, student=False)
         start = None if self.start is None else self.load(self.start, student=True)
         if start is not None and image_shape(start) != image_shape(teacher):
             raise ValueError(f"{self.start} makes other images or classes than {self.teacher}")
         warm = self.warm_start if start is None and self.warm_start_steps else None
         pairs = self.load_pairs(teacher) if settings.lambda_reg or warm is not None else None
+        images = self.images(teacher) if isinstance(settings, Dmd2Settings) else None
         memory.say(partial(memory.largest, teacher, [warm, settings]), self.compute, self.place)
         check_writable(self.out)
         notes = {
-            "command": command, "preset": self.preset, "pairs": len(pairs.z) if pairs else 0,
+            "command": command, "preset": self.preset, "method": self.method,
+            "pairs": len(pairs.z) if pairs else 0, "images": len(images.x) if images else 0,
             "class_names": _made_by(self.teacher).get("class_names", ()),
         }  # fmt: skip
         pipeline.make_student_in(
-            self.out, teacher, warm, settings, pairs, start, self.compute, self.control, notes
-        )
+            self.out, teacher, warm, settings, pairs, start, self.compute, self.control, notes,
+            images,
+        )  # fmt: skip
 
     @property
     def warm_start(self) -> DistillSettings:
@@ -216,17 +221,25 @@ class Distill(Placed):
         given = {name: value for name, value in values.items() if value != getattr(usual, name)}
         return replace(self.table.warm_start, steps=self.warm_start_steps, **given)
 
+    def images(self, teacher: nn.Module) -> Images:
+        """The images, of the teacher's size and colours."""
+        (colours, size, _), _ = image_shape(teacher)
+        return load_images(self.data, size, colours)
+
     def load_pairs(self, teacher: nn.Module) -> Pairs:
         """The pairs; where they are not there, or another teacher's, what makes them."""
         try:
             return load_pairs(self.pairs, teacher, self.count)
         except (OSError, ValueError) as error:
-            empty = isinstance(error, FileNotFoundError)
-            where = shlex.quote(str(self.pairs)) if empty else "another_folder"
-            model = f"--preset {self.preset} --teacher {shlex.quote(self.teacher)}"
-            model += f" --network {self.network}" if self.network else ""
-            made = f"dmd make-pairs {model} --pairs {where}"
-            raise ValueError(f"{error}; {made} makes pairs of this teacher") from error
+            others = "was made with" in str(error)
+            values = {
+                "preset": self.preset, "teacher": self.teacher, "network": self.network,
+                "pairs": "another_folder" if others else self.pairs,
+                "count": self.count and -(-self.count // 1000) * 1000,
+            }  # fmt: skip
+            given = shlex.join(f"--{name}={value}" for name, value in values.items() if value)
+            makes = f"dmd make-pairs {given} makes pairs of this teacher"
+            raise ValueError(f"{error}; {makes}") from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,7 +253,6 @@ class Drawing(Placed):
     batch: Count = 500  # made at a time: a matter of memory
 
     def drawn(self, model: nn.Module, z: Tensor, label: Tensor | None) -> tuple[Tensor, float]:
-        """Samples, and the seconds that they took."""
         started = time.monotonic()
         return pipeline.draw(model, z, label, self.steps, self.batch), time.monotonic() - started
 
@@ -257,7 +269,6 @@ class Sample(Drawing):
     out: Path  # file to write, its ending is chosen for you
 
     def run(self, command: str) -> None:
-        """Draw and write."""
         model = self.load(self.model)
         if self.seeds is not None:
             shape, classes = image_shape(model)
@@ -290,7 +301,6 @@ class Evaluate(Drawing):
     out: Path | None = None  # JSON file to write; printed only, without one
 
     def run(self, command: str) -> None:
-        """Draw, measure, and write the report."""
         model = self.load(self.model)
         shape, _ = image_shape(model)
         if self.size not in (None, shape[1]):
@@ -329,7 +339,6 @@ class Demo:
     fresh: bool = False  # start over instead of continuing
 
     def run(self, command: str) -> None:
-        """Each stage as its own command would do it."""
         started = time.monotonic()
         stages = commands_of("demo", self.device, self.out, Control(fresh=self.fresh))
         for number, name in enumerate(("train-teacher", "make-pairs", "distill"), 1):
@@ -357,7 +366,6 @@ class Verify:
     book: Path = Path()  # folder of the clone
 
     def run(self, command: str) -> None:
-        """Run both by pytest."""
         wanted = f"book/{self.chapter}-*.ipynb"
         notebooks = sorted(self.book.glob(wanted))
         if not notebooks:
@@ -370,8 +378,9 @@ class Verify:
 
 
 def commands_of(
-    name: str, device: str = "", folder: Path | None = None, control: Control | None = None
-) -> dict[str, Any]:
+    name: str, device: str = "", folder: Path | None = None, control: Control | None = None,
+    method: str = "dmd",
+) -> dict[str, Any]:  # fmt: skip
     """Every command with a preset's defaults, for results in a folder, ``runs/<preset>``."""
     preset, folder = PRESETS[name], folder or runs_folder() / name
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -384,14 +393,17 @@ def commands_of(
     anchor: dict[str, Any] = {"teacher": preset.published or trained, "pairs": folder / "pairs"}
     control = control or Control()
     training: dict[str, Any] = {"out": folder, "control": control, "compute": preset.compute}
-    warm_steps = preset.warm_start.steps if preset.warm_start else 0
+    distillation: dict[str, Any] = {"method": method, "data": preset.data}
+    warm_steps = preset.warm_start.steps if preset.warm_start and method == "dmd" else 0
+    settings = dmd2(preset.distill) if method == "dmd2" else preset.distill
     return {
         "train-teacher": TrainTeacher(**place, **data, **training, settings=preset.teacher),
         "make-pairs": MakePairs(
             **place, **anchor, count=preset.pairs, steps=preset.pair_steps, batch=preset.pair_batch
         ),
         "distill": Distill(
-            **place, **anchor, **training, settings=preset.distill, warm_start_steps=warm_steps
+            **place, **anchor, **training, **distillation, settings=settings,
+            warm_start_steps=warm_steps,
         ),
         "sample": Sample(**place, model=student, count=100, out=folder / "samples"),
         "evaluate": Evaluate(
@@ -402,13 +414,19 @@ def commands_of(
     }  # fmt: skip
 
 
-def _preset_name(arguments: list[str]) -> str:
-    """The preset that is named, or the one that the given network or data belong to."""
+def _scan(arguments: list[str]) -> argparse.Namespace:
+    """The options on which the defaults of others depend."""
     scan = argparse.ArgumentParser(prog="dmd", add_help=False, allow_abbrev=False)
     scan.add_argument("--preset")
     scan.add_argument("--data")
+    scan.add_argument("--method", default="dmd")
     scan.add_argument("--model", "--teacher", "--student")
-    given, _ = scan.parse_known_args(arguments)
+    return scan.parse_known_args(arguments)[0]
+
+
+def _preset_name(arguments: list[str]) -> str:
+    """The preset that is named, or the one that the given network or data belong to."""
+    given = _scan(arguments)
     if given.preset not in (None, *PRESETS):
         raise ValueError(f"there is no preset {given.preset!r}, but {', '.join(PRESETS)}")
     if given.preset is not None:

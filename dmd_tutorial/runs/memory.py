@@ -24,7 +24,6 @@ class Estimate(dict[str, int]):
 
     @property
     def total(self) -> int:
-        """All of it."""
         return sum(self.values())
 
     def __str__(self) -> str:
@@ -62,7 +61,7 @@ def largest(teacher: nn.Module, stages: list[DistillSettings | None], compute: C
     """What that stage of a distillation needs which needs most."""
     estimates = []
     for stage in filter(None, stages):
-        batches = stage.batch * stage.matching, stage.batch_pairs if stage.lambda_reg else 0
+        batches = stage.batch * stage.matching, stage.beside
         lpips = stage.distance == "lpips" and stage.lambda_reg > 0
         estimates.append(distillation_memory(teacher, *batches, compute, lpips=lpips))
     return max(estimates, key=lambda estimate: estimate.total)

@@ -50,11 +50,8 @@ class Progress(tqdm):
         return False
 
     def say(self, text: str) -> None:
-        """Print a line above the bar."""
-        if self.terminal:
-            self.write(text)
-        else:
-            print(text, flush=True)
+        """Print a line, above the bar if there is one."""
+        self.write(text) if self.terminal else print(text, flush=True)
 
 
 @contextmanager
@@ -63,7 +60,7 @@ def counting(model: nn.Module, calls: int, stage: str, count: int) -> Iterator[P
     with Progress(stage, count, "sample") as bar:
 
         def called(_: nn.Module, inputs: tuple, __: Any) -> None:
-            bar.update(len(inputs[0]) / calls)
+            bar.update(min(len(inputs[0]) / calls, bar.total - bar.n))  # rounded parts are more
 
         hook = model.register_forward_hook(called)
         try:
@@ -86,13 +83,12 @@ class Watch:
         self.path, self.picture_steps, self.first = path, picture_steps, first
         self.signs, self.batch = Signs(settings.clip), settings.batch
         self.times: deque[float] = deque(maxlen=WINDOW)
-        self.bar = Progress(stage, settings.steps, "step", step)
         self.log = Log(path.with_suffix(".jsonl"), step) if first and path else None
         if self.log is not None and step < settings.steps:
             print(f"{stage}: {settings.steps - step} steps, log in {self.log.path}", flush=True)
+        self.bar = Progress(stage, settings.steps, "step", step)
 
     def close(self) -> None:
-        """Close bar and log."""
         self.bar.close()
         if self.log is not None:
             self.log.close()
@@ -146,7 +142,6 @@ class Log:
             self.board = None
 
     def write(self, step: int, **numbers: Any) -> None:
-        """Add a line of plain values."""
         self.file.write(plain_json({"step": step, **numbers}) + "\n")
         self.file.flush()
         for name, value in numbers.items() if self.board is not None else ():
@@ -154,7 +149,6 @@ class Log:
                 self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Close the files."""
         self.file.close()
         if self.board is not None:
             self.board.close()

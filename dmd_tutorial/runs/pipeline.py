@@ -25,13 +25,13 @@ from dmd_tutorial.anchor import Pairs, fingerprint, make_pairs
 from dmd_tutorial.checks import Checked, CountOrNone, NotFiniteError, NotNegative
 from dmd_tutorial.data import Images, balanced_labels, normal
 from dmd_tutorial.denoisers import device_of, image_shape
-from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.noise import Purpose, stream
 from dmd_tutorial.runs import checkpoints, monitor
 from dmd_tutorial.runs.compute import Compute, Processes, Updater, prepare, split
 from dmd_tutorial.runs.images import save_grid
 from dmd_tutorial.runs.provenance import provenance
 from dmd_tutorial.samplers import one_step, sample
+from dmd_tutorial.survey.score_distillation import Dmd2Settings, Judge
 
 PLAIN = Compute()
 
@@ -51,22 +51,21 @@ class Control(Checked):
 class Stop:
     """Handles signals: asked to stop, a training ends after its step; asked again, at once."""
 
-    asked = False
+    asked = 0.0  # when, in seconds; 0 for not yet
 
     def __call__(self, *_: Any) -> None:
-        """Note a signal."""
-        if self.asked:
+        """Note a signal; one of a second later is another, and no launcher's echo of the first."""
+        if 0 < self.asked < time.monotonic() - 1:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked = self.asked or time.monotonic()
 
 
 @contextmanager
 def signals(handler: Callable) -> Iterator[Any]:
     """Let a handler have what asks a program to stop: Ctrl-C (SIGINT) and SIGTERM."""
-    if threading.current_thread() is not threading.main_thread():  # which alone gets signals
-        yield handler
-        return
-    before = {kind: signal.signal(kind, handler) for kind in (signal.SIGINT, signal.SIGTERM)}
+    main = threading.current_thread() is threading.main_thread()  # which alone gets signals
+    kinds = (signal.SIGINT, signal.SIGTERM) if main else ()
+    before = {kind: signal.signal(kind, handler) for kind in kinds}
     try:
         yield handler
     finally:
@@ -98,33 +97,52 @@ def make_teacher(
 def make_student(
     teacher: nn.Module, settings: training.DistillSettings, pairs: Pairs | None,
     start: nn.Module | None = None, compute: Compute = PLAIN,
-    checkpoint: Path | None = None, control: Control = Control(),
+    checkpoint: Path | None = None, control: Control = Control(), images: Images | None = None,
 ) -> Trained | None:  # fmt: skip
-    """Distil a teacher, from `start` where that is given; None where the time was up."""
-    run = training.DistillationRun(teacher, settings, start)
+    """Distil a teacher, from `start` where that is given; None where the time was up.
+
+    The settings are those of a method: DMD's, or DMD2's, which needs images.
+    """
+    judge, step = _method(settings, teacher, images, compute)
+    run = training.DistillationRun(teacher, settings, start, judge)
     prepare(run.generator, compute)
     prepare(run.critic, compute)
     if compute.frozen != "fp32":  # the caller's teacher stays exact
         run.teacher = copy.deepcopy(run.teacher)
     prepare(run.teacher, compute, frozen=True)
     updater = Updater(compute, run.generator_optimizer, run.critic_optimizer)
-    iteration = partial(dmd.iteration, updater=updater)
+    iteration = partial(step, updater=updater)
     loop = training.distill(run, *image_shape(teacher), pairs, iteration=iteration)
-    made_of = {"teacher": teacher, "start": start, "pairs": pairs}
+    made_of = {"teacher": teacher, "start": start, "pairs": pairs, "images": images}
     stage = "distil" if settings.matching else "warm start"
     return _drive(stage, run, loop, updater, checkpoint, control, made_of)
+
+
+def _method(
+    settings: training.DistillSettings, teacher: nn.Module, images: Images | None, compute: Compute
+) -> tuple[nn.Module | None, Callable]:
+    """A critic of its own, where a method has one, and the method's iteration."""
+    if not isinstance(settings, Dmd2Settings):
+        return None, dmd.iteration
+    if images is None:
+        raise ValueError("dmd2 needs real images, none are given")
+    if compute.compile:
+        raise ValueError("compile must be off with dmd2: its head reads inside of the critic")
+    step = settings.step(images, *image_shape(teacher))
+    return Judge(copy.deepcopy(training.unguided(teacher))).to(device_of(teacher)), step
 
 
 def make_student_in(
     folder: Path, teacher: nn.Module, warm_start: training.DistillSettings | None,
     settings: training.DistillSettings, pairs: Pairs | None, start: nn.Module | None,
-    compute: Compute, control: Control, notes: Mapping[str, Any],
+    compute: Compute, control: Control, notes: Mapping[str, Any], images: Images | None = None,
 ) -> Trained | None:  # fmt: skip
     """Regression on the pairs, where a warm start is given, then the distillation; both kept."""
     for stage in filter(None, (warm_start, settings)):  # what either refuses, or must download
-        batches = [stage.batch] + [stage.batch_pairs] * bool(stage.lambda_reg)
+        batches = filter(None, (stage.batch, stage.beside))
         split(tuple(map(torch.empty, batches)), compute.accumulation, Processes())
         stage.objective()
+        _method(stage, teacher, images, compute)
     if warm_start is not None:
         checkpoint = folder / "warm-start.ckpt"
         warm = make_student(teacher, warm_start, pairs, start, compute, checkpoint, control)
@@ -133,7 +151,7 @@ def make_student_in(
         keep(folder / "warm-start", warm, notes)
         start, notes = warm.network, {**notes, "warm_start_seconds": round(warm.seconds, 1)}
     checkpoint = folder / "student.ckpt"
-    made = make_student(teacher, settings, pairs, start, compute, checkpoint, control)
+    made = make_student(teacher, settings, pairs, start, compute, checkpoint, control, images)
     if made is not None:
         keep(folder / "student", made, notes)
     return made
@@ -180,10 +198,10 @@ def _drive(
                     save()
                     saved = time.monotonic()
                 out_of_time = time.monotonic() - started > 60 * control.minutes
-                if processes.any(stop.asked or out_of_time):
+                if processes.any(stop.asked > 0 or out_of_time):
                     break
             save()
-            stopped = processes.any(stop.asked)
+            stopped = processes.any(stop.asked > 0)
     except NotFiniteError as error:
         mine = checkpoint if saved > started or not control.fresh else None  # or of a run before
         raise NotFiniteError(f"{error} ({checkpoints.last_good(mine)})") from error
@@ -217,14 +235,15 @@ def make_pairs_in(
     )  # fmt: skip
     mine = len(processes.mine(count // 1_000)) * 1_000
     with monitor.counting(teacher, 2 * steps - 1, "pairs", mine) as bar:
+        total = 0
         try:
             for total in made:
                 bar.update(total - bar.n)  # those that were there, too
                 if total < mine and time.monotonic() - started > 60 * minutes:
                     return False
         except KeyboardInterrupt:
-            said = f"stopped after {bar.n:.0f} of {mine} pairs"
-            raise KeyboardInterrupt(f"{said}; the same command goes on") from None
+            said = f"stopped with {total} of {mine} pairs; the same command goes on"
+            raise KeyboardInterrupt(said) from None
     processes.wait()
     if processes.first:
         print(f"{count} pairs in {folder}, {time.monotonic() - started:.0f} s")
@@ -235,7 +254,7 @@ def make_pairs_in(
 def draw(
     model: nn.Module, z: Tensor, label: Tensor | None, steps: int = 18, batch: int = 1_000
 ) -> Tensor:
-    """A teacher's samples in `steps` Heun steps, or a student's in one, on the CPU.
+    """A teacher's samples in `steps` Heun steps, or a student's in its own, on the CPU.
 
     Each process makes its share, and all of them get the whole.
     """
@@ -244,9 +263,9 @@ def draw(
     mine = processes.mine(len(z))
     z_mine = z.cpu()[mine].to(device)
     label_mine = None if label is None else label.cpu()[mine].to(device)
-    calls = 1 if isinstance(model, OneStepGenerator) else 2 * steps - 1
-    with monitor.counting(model, calls, "samples", len(mine)):
-        if isinstance(model, OneStepGenerator):
+    student = hasattr(model, "evaluations")
+    with monitor.counting(model, 1 if student else 2 * steps - 1, "samples", len(mine)):
+        if student:
             x = one_step(model, z_mine, label_mine, batch=batch)
         else:
             x = sample(model, z_mine, label_mine, steps=steps, batch=batch)
@@ -271,7 +290,7 @@ def measure(
     plain = {name: getattr(v, "tolist", lambda v=v: v)() for name, v in result._asdict().items()}
     return {
         "fingerprint": fingerprint(model), "samples": len(x), "shape": list(x.shape[1:]),
-        "evaluations": 1 if isinstance(model, OneStepGenerator) else 2 * steps - 1,
+        "evaluations": getattr(model, "evaluations", 2 * steps - 1),
         "name": result.name, "result": plain, **provenance(),
     }  # fmt: skip
 

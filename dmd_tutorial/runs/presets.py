@@ -183,12 +183,16 @@ CIFAR10_SMALL = replace(
 )  # fmt: skip
 
 # Your own images: a few hundred are enough to see the whole road, too few for variety.
-OWN_IMAGES = replace(
-    CIFAR10_SMALL, data="", classes=0, pairs=5_000, compute=Compute(),
-    network_options={**CIFAR10_SMALL.network_options, "model_channels": 32},
-    teacher=TeacherSettings(steps=10_000, batch=64, learning_rate=5e-4, warm_up=500, flip=True),
-    warm_start=replace(REGRESSION, steps=3_000, learning_rate=5e-4, decay=0.9),
-    distill=DistillSettings(steps=2_000, learning_rate=2e-5, critic_learning_rate=2e-4),
+OWN_IMAGES = Preset(
+    data="", shape=(3, 32, 32), classes=0, features="inception",
+    network_options={"multipliers": [1, 2, 4]},
+    teacher=TeacherSettings(steps=1_500, batch=64, learning_rate=1e-3, flip=True),
+    pairs=2_000,
+    warm_start=replace(REGRESSION, steps=600, learning_rate=5e-4, decay=0.9),
+    distill=DistillSettings(
+        steps=300, batch=32, batch_pairs=32, learning_rate=1e-4, critic_learning_rate=4e-4,
+        warm_up=20,
+    ),
 )  # fmt: skip
 
 PRESETS = {

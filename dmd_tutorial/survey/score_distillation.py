@@ -9,7 +9,7 @@ those methods' iterations, for `training.distill`, that are not `dmd.iteration` 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,8 +19,9 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 from torch.optim import Optimizer
 
-from dmd_tutorial import dmd
+from dmd_tutorial import checks, dmd
 from dmd_tutorial.checks import Condition, PerSample, Samples, check_same_shape, expand
+from dmd_tutorial.data import Images
 from dmd_tutorial.denoisers import (
     SIGMA_DATA,
     Denoiser,
@@ -29,8 +30,9 @@ from dmd_tutorial.denoisers import (
     says,
 )  # fmt: skip
 from dmd_tutorial.dmd import Batch, Objective, Record, Weighting
-from dmd_tutorial.noise import BINS, add_noise, dmd_sigma, karras_grid, linear_schedule, noise_like
+from dmd_tutorial.noise import BINS, add_noise, karras_grid, linear_schedule, noise_like
 from dmd_tutorial.survey import classical
+from dmd_tutorial.training import DistillSettings
 
 Step = Callable[..., Record]  # the arguments of `dmd.iteration`, to rng
 
@@ -60,14 +62,13 @@ class Judge(nn.Module):
         self._seen = answer
 
     def forward(self, x: Tensor, sigma: Tensor, label: Condition | None = None) -> Tensor:
-        """Denoise, as any critic does."""
         return self.critic(x, sigma, label)
 
     def logit(self) -> PerSample:
         """Log-odds that the samples of the last call began as data."""
         if self._seen is None:
             raise ValueError("the logit belongs to samples: call the critic on them first")
-        features = functional.silu(self._seen)
+        features = functional.silu(self._seen).to(self.weight)  # the head itself is exact
         if features.ndim == 4:  # (batch, channels, height, width)
             features = features.mean(dim=(2, 3))
         blocks = features.reshape(len(self.weight), -1, features.shape[-1])
@@ -90,7 +91,7 @@ def adversarial_step(
     generator: nn.Module, critic: Judge, teacher: Denoiser,
     generator_optimizer: Optimizer, critic_optimizer: Optimizer | None,
     batch: Batch, objective: Objective, rng: Generator | None = None,
-    *, fooling: float, discrimination: float,
+    updater: dmd.Updater = dmd.update_whole, *, fooling: float, discrimination: float,
 ) -> Record:  # fmt: skip
     """DMD2: distribution matching, and a critic that also tells noised data (y_ref) from samples.
 
@@ -98,27 +99,38 @@ def adversarial_step(
     """
     if batch.y_ref is None:
         raise ValueError("an adversarial loss needs data, the batch has none")
-    y: Tensor = batch.y_ref
-    x = generator(batch.z, batch.label)
     batch = dmd.judged(batch, objective.grid, rng)
-    same = lambda z, label: x  # noqa: E731  # one pass of the generator for both losses
-    loss, record = dmd.generator_loss(same, critic, teacher, batch, objective)  # type: ignore[arg-type]
-    sigma = dmd_sigma(len(x), objective.grid, rng).to(x)
-    critic(add_noise(x, sigma, noise_like(x, rng)), sigma, batch.label)
-    loss = loss + fooling * classical.generator_loss(critic.logit())
-    norm = dmd.update(generator_optimizer, loss, objective.clip)
+    other = dmd.judged(batch._replace(sigma=None, noise=None), objective.grid, rng)  # the head's
+    twice = batch._replace(
+        sigma=torch.stack([batch.sigma, other.sigma], 1),
+        noise=torch.stack([batch.noise, other.noise], 1),
+    )
 
-    def judging(
-        judge: Judge, x: Tensor, sigma: Tensor, noise: Tensor, label: Condition | None
-    ) -> Tensor:
-        loss = dmd.critic_loss(judge, x, sigma, noise, label)
-        fake = judge.logit()
-        judge(add_noise(y, sigma, noise_like(y, rng)), sigma, batch.label_ref)
-        return loss + discrimination * classical.discriminator_loss(judge.logit(), fake)
+    def both_losses(part: Batch) -> tuple[Tensor, Record]:
+        x = generator(part.z, part.label)
+        same: Any = lambda z, label: x  # noqa: E731  # one pass of the generator for both losses
+        (sigma, level), (noise, fresh) = part.sigma.unbind(1), part.noise.unbind(1)
+        part = part._replace(sigma=sigma, noise=noise)
+        loss, record = dmd.generator_loss(same, critic, teacher, part, objective)
+        critic(add_noise(x, level, fresh), level, part.label)
+        return loss + fooling * classical.generator_loss(critic.logit()), record
 
-    record = record._replace(norm_generator=norm)
-    networks = generator, critic, critic_optimizer
-    return dmd.train_critic(*networks, batch, objective, record, rng, loss=judging)
+    def judging(optimizer: Optimizer, loss: dmd.Loss, samples: Batch, clip: float) -> tuple:
+        def told_apart(part: Batch) -> tuple[Tensor, Record]:
+            (denoising, record), fake = loss(part), critic.logit()
+            y_noisy = add_noise(part.y_ref, part.sigma, part.z_ref)  # type: ignore[arg-type]
+            critic(y_noisy, part.sigma, part.label_ref)
+            value = denoising + discrimination * classical.discriminator_loss(critic.logit(), fake)
+            return value, record._replace(loss_critic=value.item())
+
+        beside = samples._replace(  # data, with noise of their own at the samples' levels
+            z_ref=noise_like(batch.z, rng), y_ref=batch.y_ref, label_ref=batch.label_ref
+        )
+        return updater(optimizer, told_apart, beside, clip)
+
+    record, norm = updater(generator_optimizer, both_losses, twice, objective.clip)
+    record, networks = record._replace(norm_generator=norm), (generator, critic, critic_optimizer)
+    return dmd.train_critic(*networks, batch, objective, record, rng, judging)
 
 
 def sid_loss(
@@ -162,14 +174,60 @@ def with_data(
 ) -> Step:
     """A step whose batches hold data as y_ref: as much as noise, ``draw(count, rng)``."""
 
-    def iteration(*given: Any) -> Record:
+    def iteration(*given: Any, **options: Any) -> Record:
         *trained, batch, objective, rng = given
         y, label = draw(len(batch.z), rng)
         label = None if label is None else label.to(batch.z.device)
         batch = batch._replace(y_ref=y.to(batch.z), label_ref=label)
-        return step(*trained, batch, objective, rng)
+        return step(*trained, batch, objective, rng, **options)
 
     return iteration
+
+
+@dataclass(frozen=True)
+class Dmd2Settings(DistillSettings):
+    """How a student is distilled by DMD2: without pairs, with real images."""
+
+    lambda_reg: checks.NotNegative = 0.0  # Weight of the anchor, which this method does not have.
+    # Critic updates per generator update: without an anchor the critic has to be right.
+    critic_steps: checks.CountOrNone = 5
+    # Weight of the generator's adversarial loss.
+    fooling: checks.NotNegative = 3e-3
+    # Weight of the adversarial loss of the critic's head.
+    discrimination: checks.NotNegative = 1e-2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lambda_reg:
+            raise ValueError(
+                f"lambda_reg must be 0 with dmd2, which has no pairs, not {self.lambda_reg}"
+            )
+
+    @property
+    def beside(self) -> int:
+        """Samples per iteration beside the generator's own: images."""
+        return self.batch
+
+    def step(self, images: Images, shape: tuple[int, ...], classes: int) -> Step:
+        """The iteration, on images like a teacher's, of as many classes, 0 for none."""
+        if images.x.shape[1:] != shape:
+            found = tuple(images.x.shape[1:])
+            raise ValueError(f"the images have shape {found}, the teacher's have {shape}")
+        if classes and images.classes != classes:
+            raise ValueError(f"the images have {images.classes} classes, the teacher has {classes}")
+
+        def draw(count: int, rng: Generator | None) -> tuple[Tensor, Tensor | None]:
+            index = torch.randint(len(images.x), (count,), generator=rng)
+            return images.take(index), images.label[index] if classes else None
+
+        step = partial(adversarial_step, fooling=self.fooling, discrimination=self.discrimination)
+        return with_data(step, draw)
+
+
+def dmd2(settings: DistillSettings) -> Dmd2Settings:
+    """DMD2 with the settings of a distillation by DMD, but for what the method itself says."""
+    own = vars(Dmd2Settings)["__annotations__"]
+    return Dmd2Settings(**{name: v for name, v in asdict(settings).items() if name not in own})
 
 
 def noise_prediction(x: Samples, sigma: PerSample, denoised_real: Samples) -> PerSample:

@@ -13,10 +13,6 @@ def _square(weight: Tensor, denoised: Tensor, target: Tensor) -> Tensor:
     return (weight[:, None] * (denoised - target) ** 2).mean()
 
 
-def teacher_term(teacher: Callable, x: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
-    return _square(_c(sigma), x, teacher(x + sigma[:, None] * noise, sigma).detach())
-
-
 def _c(sigma: Tensor) -> Tensor:
     return (1 + sigma**2).rsqrt()
 
@@ -69,7 +65,8 @@ EXERCISES = [
     }, inputs=lambda: [(*torch.randn(2, 4, 3), torch.tensor([0.3, 0.9, 2.0, 7.0])),
                        (*torch.randn(2, 1, 2), torch.tensor([0.002]))],
        probe=gradients_by({"gradient at denoised": 0})),
-    Exercise("10.3", "the teacher's term", teacher_term, {
+    Exercise("10.3", "the teacher's term",
+             lambda D, x, s, noise: _square(_c(s), x, D(x + s[:, None] * noise, s).detach()), {
         "the value is right, but a gradient runs through the teacher: its answer is a constant":
             lambda D, x, s, noise: _square(_c(s), x, D(x + s[:, None] * noise, s)),
         "the teacher sees the output with noise on it: x + sigma * noise":
@@ -81,7 +78,7 @@ EXERCISES = [
         "stop the gradient at the teacher's answer, not at x":
             lambda D, x, s, noise: _square(_c(s), x.detach(), D(x + s[:, None] * noise, s)),
         "take the mean over all values, not the sum":
-            lambda D, x, s, noise: x.numel() * teacher_term(D, x, s, noise),
+            lambda D, x, s, n: x.numel() * _square(_c(s), x, D(x + s[:, None] * n, s).detach()),
     }, inputs=lambda: [  # the teacher of a Gaussian off the middle
         (Network(lambda p, x, s: 0.3 + p * (x - 0.3) / (1 + s**2)), x, torch.tensor(s), noise)
         for s, (x, noise) in (([0.2, 0.7, 1.5, 4.0], torch.randn(2, 4, 2)),

@@ -10,10 +10,6 @@ from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.notebook.exercises import Exercise, Network, gradients_by
 
 
-def head_gradient(log_real: Tensor, log_fake: Tensor, s_real: Tensor, s_fake: Tensor) -> Tensor:
-    return torch.sigmoid(log_fake - log_real)[:, None] * (s_fake - s_real)
-
-
 def _densities() -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Near the data; far from them, where densities are 0 in float32; where their ratio is not."""
     return [
@@ -68,9 +64,10 @@ EXERCISES = [
             lambda x, noise, sigma, predicted: sigma**2 / (1 + sigma**2) * (predicted - x),
     }, inputs=lambda: [(*torch.randn(2, *shape), sigma, torch.randn(shape))
                        for shape in ((4, 2), (1, 3, 2)) for sigma in (0.7, 0.02, 5.0)]),
-    Exercise("11.2", "what a perfect head tells the generator", head_gradient, {
+    Exercise("11.2", "what a perfect head tells the generator",
+             lambda lr, lf, sr, sf: torch.sigmoid(lf - lr)[:, None] * (sf - sr), {
         "the sign is the other way round: this would lead away from the data":
-            lambda *a: -head_gradient(*a),
+            lambda lr, lf, sr, sf: torch.sigmoid(lf - lr)[:, None] * (sr - sf),
         "the share is the fake density's, p_fake / (p_real + p_fake): where the head is already "
         "fooled there is little to gain":
             lambda lr, lf, sr, sf: torch.sigmoid(lr - lf)[:, None] * (sf - sr),

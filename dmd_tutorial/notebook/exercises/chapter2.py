@@ -49,10 +49,6 @@ def _slope(denoiser: Denoiser, x: Tensor, sigma: float, over: float | None = Non
     return (x - denoiser(x, torch.full((len(x),), sigma, dtype=x.dtype))) / (over or sigma)
 
 
-def gaussian_path(x: Tensor, sigma_start: float, sigma_end: float, std: float) -> Tensor:
-    return x * math.sqrt((std**2 + sigma_end**2) / (std**2 + sigma_start**2))
-
-
 def _fitted_slope(x: Tensor, y: Tensor) -> Tensor:
     """Slope of the straight line nearest to the points in the mean square."""
     x = x - x.mean()
@@ -106,7 +102,8 @@ EXERCISES = [
     }, inputs=lambda: [(Network(lambda p, x, s: p * x.tanh() / (1 + s**2)), x, *levels)
                        for x in (2 * torch.randn(5, 2).double(), torch.randn(1, 2, 3))
                        for levels in ((2.0, 1.0), (0.4, 0.0), (0.02, 0.002), (0.3, 0.9))]),
-    Exercise("2.4", "path of a Gaussian", gaussian_path, {
+    Exercise("2.4", "path of a Gaussian",
+             lambda x, start, end, std: x * math.sqrt((std**2 + end**2) / (std**2 + start**2)), {
         "the variances have this ratio; x scales like a standard deviation, its root":
             lambda x, start, end, std: x * (std**2 + end**2) / (std**2 + start**2),
         "upside down: towards less noise the points move together":

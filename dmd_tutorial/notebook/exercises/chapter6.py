@@ -11,10 +11,6 @@ from dmd_tutorial.noise import karras_grid
 from dmd_tutorial.notebook.exercises import Exercise, Network, gradients_by
 
 
-def generate(denoiser: Denoiser, z: Tensor, sigma_max: float) -> Tensor:
-    return _ask(denoiser, sigma_max * z, sigma_max)
-
-
 def _ask(denoiser: Denoiser, x: Tensor, level: float) -> Tensor:
     return denoiser(x, torch.full((len(x),), level, dtype=x.dtype))
 
@@ -38,14 +34,15 @@ def forward_equivalents(critic_steps: int, generator: int = 2 * (1 + 2), scores:
 
 
 EXERCISES = [
-    Exercise("6.1", "a denoiser as one-step generator", generate, {
+    Exercise("6.1", "a denoiser as one-step generator",
+             lambda D, z, sigma_max: _ask(D, sigma_max * z, sigma_max), {
         "the noise must be scaled: the denoiser expects an input of size sigma_max": _ask,
         "the noise level is not sigma_max itself but the second-highest level of a grid":
             lambda D, z, top: _ask(D, top * z, karras_grid(100, sigma_max=top)[-2].item()),
         "the denoiser must be told the level sigma_max, not 1":
-            lambda denoiser, z, sigma_max: _ask(denoiser, sigma_max * z, 1.0),
+            lambda D, z, sigma_max: _ask(D, sigma_max * z, 1.0),
         "the answer is an image already: do not divide it by sigma_max":
-            lambda denoiser, z, sigma_max: generate(denoiser, z, sigma_max) / sigma_max,
+            lambda D, z, sigma_max: _ask(D, sigma_max * z, sigma_max) / sigma_max,
     }, inputs=lambda: [(Network(lambda p, x, s: (p * x / s).tanh() + s.cos()), z, sigma_max)
                        for z in (torch.randn(6, 2).double(), torch.randn(1, 3, 2, 2))
                        for sigma_max in (5.0, 80.0)],
