@@ -20,12 +20,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.classifier import accuracy, train_classifier
+from benchmarks.classifier import accuracy, save_classifier, train_classifier
 from benchmarks.full_size import at_equal_budget
 from dmd_tutorial import metrics, pretrained, training
 from dmd_tutorial.anchor import Pairs
 from dmd_tutorial.data import Images
-from dmd_tutorial.features import save_classifier
 from dmd_tutorial.runs import cli, pipeline
 from dmd_tutorial.runs.checkpoints import replace_file
 from dmd_tutorial.runs.images import load_images, save_grid

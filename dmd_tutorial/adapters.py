@@ -131,7 +131,6 @@ class Adapted(nn.Module):
         self.sigma_range = terms.sigma_range
 
     def ask(self, x_t: Samples, time: PerSample, label: Condition | None) -> Samples:
-        """The network's answer."""
         return self.network(x_t, time, label)
 
     def forward(self, x: Samples, sigma: PerSample, label: Condition | None = None) -> Samples:
@@ -222,7 +221,6 @@ class FromFunction(nn.Module):
             self.register_buffer(f"of_{known_as}", tensor)
 
     def forward(self, x: Samples, sigma: PerSample, label: Condition | None = None) -> Samples:
-        """What the function answers."""
         return self.function(x, sigma, label)
 
 

@@ -160,13 +160,9 @@ def denoising_weight(sigma: PerSample, sigma_data: float = SIGMA_DATA) -> PerSam
 
 
 def denoising_loss(
-    denoiser: Denoiser,
-    x: Samples,
-    sigma: PerSample,
-    noise: Samples,
-    label: Condition | None = None,
-    weight: Callable[[Tensor], Tensor] | None = None,
-) -> Float[Tensor, ""]:
+    denoiser: Denoiser, x: Samples, sigma: PerSample, noise: Samples,
+    label: Condition | None = None, weight: Callable[[Tensor], Tensor] | None = None,
+) -> Float[Tensor, ""]:  # fmt: skip
     """Denoising score matching: a denoiser's mean square error, weighted by level, above 0.
 
     Without a weight it is `denoising_weight` for the denoiser's own `sigma_data`, 0.5 if it has

@@ -43,11 +43,9 @@ WeightFunction = Callable[[Tensor, Tensor, Tensor], Tensor]  # (x, sigma, denois
 
 
 def weight(
-    weighting: Weighting | str | WeightFunction,
-    x: Samples,
-    sigma: PerSample,
+    weighting: Weighting | str | WeightFunction, x: Samples, sigma: PerSample,
     denoised_real: Samples,
-) -> PerSample:
+) -> PerSample:  # fmt: skip
     """The weight w_t of each clean x, by name or by a function of the other arguments.
 
     Eq. 8 divides by the norm of the teacher's error; ``C S / ||.||_1`` is one over its mean.

@@ -194,7 +194,6 @@ class _Run:
 
     @property
     def device(self) -> torch.device:
-        """Where the networks are."""
         return device_of(self.average)
 
     @contextmanager
@@ -250,11 +249,9 @@ class FitRun(_Run):
 
 
 def fit(
-    run: FitRun,
-    draw: Callable[[Generator], tuple],
-    loss: Callable[..., Tensor],
+    run: FitRun, draw: Callable[[Generator], tuple], loss: Callable[..., Tensor],
     updater: Callable = dmd.update_whole,
-) -> Iterator[Metrics]:
+) -> Iterator[Metrics]:  # fmt: skip
     """Minimise ``loss(network, *drawn)``, a mean over the batch, until the settings' last step.
 
     `draw` draws what one step consumes, on the CPU: tensors whose first dimension is the batch,
@@ -326,12 +323,9 @@ class DistillationRun(_Run):
     parts = ("generator", "ema", "critic", "generator_optimizer", "critic_optimizer")
 
     def __init__(
-        self,
-        teacher: nn.Module,
-        settings: DistillSettings,
-        start: nn.Module | None = None,
+        self, teacher: nn.Module, settings: DistillSettings, start: nn.Module | None = None,
         critic: nn.Module | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(settings.seed)
         self.settings = settings
         if not any(True for _ in teacher.parameters()) and (start is None or critic is None):
@@ -360,13 +354,9 @@ class DistillationRun(_Run):
 
 
 def distill(
-    run: DistillationRun,
-    shape: tuple[int, ...],
-    classes: int,
-    pairs: Pairs | None = None,
-    objective: dmd.Objective | None = None,
-    iteration: Callable[..., dmd.Record] = dmd.iteration,
-) -> Iterator[Metrics]:
+    run: DistillationRun, shape: tuple[int, ...], classes: int, pairs: Pairs | None = None,
+    objective: dmd.Objective | None = None, iteration: Callable[..., dmd.Record] = dmd.iteration,
+) -> Iterator[Metrics]:  # fmt: skip
     """Distil a teacher into a one-step generator until the settings' last iteration.
 
     After each metrics `run` holds the state after that iteration. Pairs are needed where

@@ -20,7 +20,7 @@ from dmd_tutorial.denoisers import EDMDenoiser
 from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.networks import UNet
 from dmd_tutorial.runs import memory, monitor, pipeline, provenance
-from dmd_tutorial.runs.cli import commands_of, main, parse
+from dmd_tutorial.runs.cli import Evaluate, commands_of, main, parse
 from dmd_tutorial.runs.compute import Compute
 from dmd_tutorial.runs.pipeline import Control
 from dmd_tutorial.runs.presets import PRESETS
@@ -620,6 +620,7 @@ def test_no_noise_is_drawn_for_two_purposes(tmp_path, monkeypatch):
     monkeypatch.setattr(anchor, "sample", lambda _, z, *__, **___: z + 0)
     commands, network = commands_of("digits"), pretrained.load("digits-teacher")
     monkeypatch.setattr(pretrained, "load", lambda *_: network)
+    monkeypatch.setattr(Evaluate, "reference", lambda *_: None)
     monkeypatch.chdir(tmp_path)  # where folders of results are made
 
     class Drawn(Exception): ...

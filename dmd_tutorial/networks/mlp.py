@@ -62,7 +62,6 @@ class MLP(nn.Module):
         return self.out(h).reshape(x.shape)
 
     def feature_layers(self) -> list[tuple[nn.Module, int]]:
-        """The hidden layers, with their widths."""
         return [(layer, layer.bias.shape[-1]) for layer in self.hidden]  # type: ignore[misc,index]
 
 

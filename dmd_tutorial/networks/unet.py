@@ -139,7 +139,6 @@ class Attention(nn.Module):
         self.out = nn.Conv2d(width, width, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (b, c, h, w) to the same shape."""
         b, c, h, w = x.shape
         qkv = self.query_key_value(self.norm(x)).reshape(b, 3, 4, c // 4, h * w)
         query, key, value = qkv.mT.unbind(dim=1)  # (b, heads, h w, c / heads) each

@@ -108,7 +108,6 @@ class Placed(Checked):
 
     @property
     def table(self) -> Preset:
-        """The preset."""
         return PRESETS[self.preset]
 
     @property
@@ -138,7 +137,6 @@ class TrainTeacher(Placed):
     compute: OmitArgPrefixes[Compute]
 
     def run(self, command: str) -> None:
-        """Train, and keep the network."""
         check_writable(self.out)
         colours = self.table.shape[0] if self.data == self.table.data else None  # or as they are
         images, settings = load_images(self.data, self.size, colours), self.settings
@@ -168,7 +166,6 @@ class MakePairs(Placed):
     batch: Count  # made at a time: a matter of memory
 
     def run(self, command: str) -> None:
-        """Make those that are not there yet."""
         teacher = self.load(self.teacher, student=False)
         check_writable(self.pairs)
         pipeline.make_pairs_in(self.pairs, teacher, self.count, self.steps, self.seed, self.batch)
@@ -195,7 +192,6 @@ class Distill(Placed):
     compute: OmitArgPrefixes[Compute]
 
     def run(self, command: str) -> None:
-        """Distil, and keep the networks."""
         settings, teacher = self.settings, self.load(self.teacher, student=False)
         start = None if self.start is None else self.load(self.start, student=True)
         if start is not None and image_shape(start) != image_shape(teacher):
@@ -257,7 +253,6 @@ class Drawing(Placed):
     batch: Count = 500  # made at a time: a matter of memory
 
     def drawn(self, model: nn.Module, z: Tensor, label: Tensor | None) -> tuple[Tensor, float]:
-        """Samples, and the seconds that they took."""
         started = time.monotonic()
         return pipeline.draw(model, z, label, self.steps, self.batch), time.monotonic() - started
 
@@ -274,7 +269,6 @@ class Sample(Drawing):
     out: Path  # file to write, its ending is chosen for you
 
     def run(self, command: str) -> None:
-        """Draw and write."""
         model = self.load(self.model)
         if self.seeds is not None:
             shape, classes = image_shape(model)
@@ -307,7 +301,6 @@ class Evaluate(Drawing):
     out: Path | None = None  # JSON file to write; printed only, without one
 
     def run(self, command: str) -> None:
-        """Draw, measure, and write the report."""
         model = self.load(self.model)
         shape, _ = image_shape(model)
         if self.size not in (None, shape[1]):
@@ -346,7 +339,6 @@ class Demo:
     fresh: bool = False  # start over instead of continuing
 
     def run(self, command: str) -> None:
-        """Each stage as its own command would do it."""
         started = time.monotonic()
         stages = commands_of("demo", self.device, self.out, Control(fresh=self.fresh))
         for number, name in enumerate(("train-teacher", "make-pairs", "distill"), 1):
@@ -374,7 +366,6 @@ class Verify:
     book: Path = Path()  # folder of the clone
 
     def run(self, command: str) -> None:
-        """Run both by pytest."""
         wanted = f"book/{self.chapter}-*.ipynb"
         notebooks = sorted(self.book.glob(wanted))
         if not notebooks:

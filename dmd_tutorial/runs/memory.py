@@ -24,7 +24,6 @@ class Estimate(dict[str, int]):
 
     @property
     def total(self) -> int:
-        """All of it."""
         return sum(self.values())
 
     def __str__(self) -> str:

@@ -89,7 +89,6 @@ class Watch:
         self.bar = Progress(stage, settings.steps, "step", step)
 
     def close(self) -> None:
-        """Close bar and log."""
         self.bar.close()
         if self.log is not None:
             self.log.close()
@@ -143,7 +142,6 @@ class Log:
             self.board = None
 
     def write(self, step: int, **numbers: Any) -> None:
-        """Add a line of plain values."""
         self.file.write(plain_json({"step": step, **numbers}) + "\n")
         self.file.flush()
         for name, value in numbers.items() if self.board is not None else ():
@@ -151,7 +149,6 @@ class Log:
                 self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Close the files."""
         self.file.close()
         if self.board is not None:
             self.board.close()
@@ -171,9 +168,10 @@ def read_log(path: str | Path) -> list[dict]:
 class Signs:
     """Looks at each iteration and says in a sentence when something goes wrong.
 
-    Numbers are compared with the run's own first `WINDOW` iterations: what is normal differs
-    between data sets. A sentence is said once, and again only after its sign has gone away. Wide
-    thresholds: healthy runs on digits reach a third of them.
+    Numbers are compared with the run's own first `WINDOW` iterations, since what is normal differs
+    between data sets; the level that a generator starts from shows in the first `FIRST`. A sentence
+    is said once, and again only after its sign has gone away. Wide thresholds: healthy runs on
+    digits reach a third of them, half of the level's.
     """
 
     def __init__(self, clip: float) -> None:
@@ -199,7 +197,7 @@ class Signs:
         now = {name: sum(values) / len(values) for name, values in self.recent.items()}
         if self.seen == WINDOW:
             self.start = now
-        if self.seen == FIRST and now["spread"] > 2:
+        if self.seen == FIRST and now["spread"] > 1:  # no values in [-1, 1] do
             return [
                 f"The first samples differ by {now['spread']:.1f}, images in [-1, 1] by 1 at most: "
                 "the teacher's error is multiplied by the level that the generator is held at. "

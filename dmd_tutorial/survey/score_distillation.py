@@ -62,7 +62,6 @@ class Judge(nn.Module):
         self._seen = answer
 
     def forward(self, x: Tensor, sigma: Tensor, label: Condition | None = None) -> Tensor:
-        """Denoise, as any critic does."""
         return self.critic(x, sigma, label)
 
     def logit(self) -> PerSample:
