@@ -58,7 +58,7 @@ def step_seconds(size: int, count: int = 3) -> dict[str, float]:
     preset = replace(OWN_IMAGES, shape=(3, size, size))
     x = torch.rand(64, *preset.shape)
     teacher = preset.new_teacher()
-    fit = training.FitRun(teacher, preset.teacher)
+    fit = training.FitRun(preset.new_teacher(), preset.teacher)
     loops: dict = {"teacher": training.train_teacher(fit, Images(x, torch.zeros(64).long(), 0))}
     for name, settings in (("regression", preset.warm_start), ("distillation", preset.distill)):
         run = training.DistillationRun(teacher, settings)
@@ -143,7 +143,7 @@ class Road:
             "classifier_correct": correct, **provenance(),
             "images": {"count": len(seen), **compared(self.features(seen), real)},
             "held_out": {"count": len(held_out), "nearest": nearest, "copies": copied},
-            "step_seconds": {size: step_seconds(size) for size in (16, 32)}, "rows": [],
+            "rows": [],
         }  # fmt: skip
         for name, file in self.networks():
             x = self.drawn(file)
@@ -158,12 +158,17 @@ class Road:
                 row["other_noise"] = [metrics.frechet(some, real) for some in more]
             row["settings"] = pretrained.made_by(file)["settings"]
             report["rows"].append(row)
-            report |= {"samples": len(x), "processor_seconds": self.spent}
-            text = (pretrained.plain_json(report, indent=1) + "\n").encode()
-            replace_file(out, lambda file, text=text: file.write(text))
+            self.write(report | {"samples": len(x), "processor_seconds": self.spent})
             if name in ("teacher", "student"):
                 save_grid(x[:40], out.with_name(f"{out.stem}-{name}.png"), scale=2)
             print(row, flush=True)
+        report |= {"samples": options.count, "processor_seconds": self.spent}
+        self.write(report | {"step_seconds": {size: step_seconds(size) for size in (16, 32)}})
+
+    def write(self, report: dict) -> None:
+        """Write the report."""
+        text = (pretrained.plain_json(report, indent=1) + "\n").encode()
+        replace_file(self.options.out, lambda file: file.write(text))
 
     def drawn(self, file: Path, seed: int = 0) -> Tensor:
         """Samples of a network, for each seed the same noise for all."""
