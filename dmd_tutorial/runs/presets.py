@@ -180,7 +180,7 @@ OWN_IMAGES = Preset(
         steps=100, batch=32, batch_pairs=32,  # regression did nearly all; 300 steps are no better
         learning_rate=2e-5,  # at 1e-4 the student leaves the teacher, and the images
         critic_learning_rate=4e-4, warm_up=20,
-        grid_max=80.0,  # up to 5, as on digits, is worse than no matching at equal cost
+        grid_max=80.0,  # up to 5, as on digits, is worse than the regression alone
         lambda_reg=0.25, critic_steps=2,  # five at equal cost are worse
     ),
 )  # fmt: skip
