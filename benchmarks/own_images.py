@@ -31,10 +31,10 @@ from dmd_tutorial.runs.images import load_images, save_grid
 from dmd_tutorial.runs.presets import OWN_IMAGES
 from dmd_tutorial.runs.provenance import provenance, runs_folder
 
-SHORT = replace(OWN_IMAGES.distill, steps=100, grid_max=80.0, lambda_reg=0.25, critic_steps=2)
-RIVALS = {  # short runs of one cost: name -> what is changed
-    "short": {}, "grid up to 5": {"grid_max": 5.0}, "five times the rate": {"learning_rate": 1e-4},
-    "five critic steps": {"critic_steps": 5},
+LONG = "three times as long"
+RIVALS = {  # of one cost, but for the long one: name -> what is changed
+    LONG: {"steps": 3 * OWN_IMAGES.distill.steps}, "grid up to 5": {"grid_max": 5.0},
+    "five times the rate": {"learning_rate": 1e-4}, "five critic steps": {"critic_steps": 5},
 }  # fmt: skip
 
 
@@ -106,13 +106,15 @@ class Road:
         distill += ["--start", warm]
         yield "student", self.do("student.safetensors", *distill, "--out", run, "--fresh")
         for name, changes in RIVALS.items():
-            settings = at_equal_budget(replace(SHORT, **changes), SHORT)
+            settings = replace(OWN_IMAGES.distill, **changes)
+            if name != LONG:
+                settings = at_equal_budget(settings, OWN_IMAGES.distill)
             words: list[object] = []
             for field in fields(settings):
                 value = getattr(settings, field.name)
                 if value != getattr(OWN_IMAGES.distill, field.name):
                     words += [f"--{field.name.replace('_', '-')}", value]
-            folder = name.replace(" ", "-").replace(",", "")
+            folder = name.replace(" ", "-")
             student = f"{folder}/student.safetensors"
             yield name, self.do(student, *distill, "--out", run / folder, *words)
 

@@ -183,8 +183,8 @@ CIFAR10_SMALL = replace(
 )  # fmt: skip
 
 # Your own images: a few hundred are enough to see the whole road, too few for variety. Measured on
-# 500 pictures of 16 pixels (`benchmarks/own_images.py`): there a quarter of an hour on one core,
-# about an hour at 32 pixels, as counted from the time of a step.
+# 500 pictures of 16 pixels (`benchmarks/own_images.py`): there a quarter of an hour on one core;
+# at 32 three quarters, counted from the time of a step.
 OWN_IMAGES = Preset(
     data="", shape=(3, 32, 32), classes=0, features="inception",
     network_options={"multipliers": [1, 2, 4]},  # three times as fast as a DDPM++ of its size
@@ -194,11 +194,11 @@ OWN_IMAGES = Preset(
     pairs=2_000, pair_batch=250,
     warm_start=replace(REGRESSION, steps=600, learning_rate=5e-4, decay=0.9),
     distill=DistillSettings(
-        steps=300, batch=32, batch_pairs=32,
-        learning_rate=2e-5,  # at 1e-4 the student leaves the teacher, and the images, in 100 steps
+        steps=100, batch=32, batch_pairs=32,  # regression did nearly all; 300 steps are no better
+        learning_rate=2e-5,  # at 1e-4 the student leaves the teacher, and the images
         critic_learning_rate=4e-4, warm_up=20,
-        grid_max=80.0,  # up to 5, as on digits, is worse than no matching at equal cost
-        lambda_reg=0.25, critic_steps=2,
+        grid_max=80.0,  # up to 5, as on digits, is worse than the regression alone
+        lambda_reg=0.25, critic_steps=2,  # five at equal cost are worse
     ),
 )  # fmt: skip
 
