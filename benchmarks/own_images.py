@@ -31,12 +31,10 @@ from dmd_tutorial.runs.images import load_images, save_grid
 from dmd_tutorial.runs.presets import OWN_IMAGES
 from dmd_tutorial.runs.provenance import provenance, runs_folder
 
-SHORT = replace(OWN_IMAGES.distill, steps=100, grid_max=80.0, lambda_reg=0.25, critic_steps=2)
-RIVALS = {  # short runs of one cost: name -> what is changed
-    "short": {}, "grid up to 5": {"grid_max": 5.0}, "five critic steps": {"critic_steps": 5},
-    "without anchor": {"lambda_reg": 0.0}, "short, another seed": {"seed": 1},
-    "one critic step": {"critic_steps": 1}, "lambda 1": {"lambda_reg": 1.0},
-    "half the rates": {"learning_rate": 5e-5, "critic_learning_rate": 2e-4},
+LONG = "three times as long"
+RIVALS = {  # of one cost, but for the long one: name -> what is changed
+    LONG: {"steps": 3 * OWN_IMAGES.distill.steps}, "grid up to 5": {"grid_max": 5.0},
+    "five times the rate": {"learning_rate": 1e-4}, "five critic steps": {"critic_steps": 5},
 }  # fmt: skip
 
 
@@ -57,7 +55,7 @@ def step_seconds(size: int, count: int = 3) -> dict[str, float]:
     preset = replace(OWN_IMAGES, shape=(3, size, size))
     x = torch.rand(64, *preset.shape)
     teacher = preset.new_teacher()
-    fit = training.FitRun(teacher, preset.teacher)
+    fit = training.FitRun(preset.new_teacher(), preset.teacher)
     loops: dict = {"teacher": training.train_teacher(fit, Images(x, torch.zeros(64).long(), 0))}
     for name, settings in (("regression", preset.warm_start), ("distillation", preset.distill)):
         run = training.DistillationRun(teacher, settings)
@@ -106,17 +104,19 @@ class Road:
         warm = self.do("warm-start.safetensors", *distill, "--out", run, "--steps", 1)
         yield "regression", warm
         distill += ["--start", warm]
+        yield "student", self.do("student.safetensors", *distill, "--out", run, "--fresh")
         for name, changes in RIVALS.items():
-            settings = at_equal_budget(replace(SHORT, **changes), SHORT)
+            settings = replace(OWN_IMAGES.distill, **changes)
+            if name != LONG:
+                settings = at_equal_budget(settings, OWN_IMAGES.distill)
             words: list[object] = []
             for field in fields(settings):
                 value = getattr(settings, field.name)
                 if value != getattr(OWN_IMAGES.distill, field.name):
                     words += [f"--{field.name.replace('_', '-')}", value]
-            folder = name.replace(" ", "-").replace(",", "")
+            folder = name.replace(" ", "-")
             student = f"{folder}/student.safetensors"
             yield name, self.do(student, *distill, "--out", run / folder, *words)
-        yield "student", self.do("student.safetensors", *distill, "--out", run, "--fresh")
 
     def read_by(self) -> float:
         """Train the classifier in whose features images are compared; the share it reads right."""
@@ -135,39 +135,55 @@ class Road:
             for folder in (options.data, options.held_out)
         )
         nearest, copied = copies(held_out, seen)
+        correct, real = self.read_by(), self.features(held_out)
         report: dict = {
             "what": "Frechet distances in the features of a classifier, to images held out; no FID",
             "note": options.note, "size": options.size, "settings": asdict(OWN_IMAGES),
-            "classifier_correct": self.read_by(), **provenance(),
-            "images": {"count": len(seen), **self.compared(seen, held_out)},
+            "classifier_correct": correct, **provenance(),
+            "images": {"count": len(seen), **compared(self.features(seen), real)},
             "held_out": {"count": len(held_out), "nearest": nearest, "copies": copied},
             "rows": [],
         }  # fmt: skip
         for name, file in self.networks():
-            samples = f"{file.with_suffix('').relative_to(self.run)}-samples.safetensors"
-            where = self.run / samples
-            self.do(samples, "sample", "--model", file, "--count", options.count, "--out", where)
-            x = load_file(where)["x"]
+            x = self.drawn(file)
+            found = self.features(x)
             if name == "teacher":
-                teachers = x
-            row = {"name": name, **self.compared(x, held_out)}
-            row["frechet_to_teacher"] = self.compared(x, teachers)["frechet"]
+                teachers = found
+            row = {"name": name, **compared(found, real)}
+            row["frechet_to_teacher"] = metrics.frechet(found, teachers)
             row["nearest"], row["copies"] = copies(x, seen)
+            if name != "teacher":  # one step is cheap: the spread over other noise
+                more = (self.features(self.drawn(file, seed)) for seed in range(1, 4))
+                row["other_noise"] = [metrics.frechet(some, real) for some in more]
             row["settings"] = pretrained.made_by(file)["settings"]
             report["rows"].append(row)
-            report |= {"samples": len(x), "processor_seconds": self.spent}
-            if name == "student":
-                report["step_seconds"] = {size: step_seconds(size) for size in (16, 32)}
-            write_json(out, report)
+            self.write(report | {"samples": len(x), "processor_seconds": self.spent})
             if name in ("teacher", "student"):
                 save_grid(x[:40], out.with_name(f"{out.stem}-{name}.png"), scale=2)
             print(row, flush=True)
+        report |= {"samples": options.count, "processor_seconds": self.spent}
+        self.write(report | {"step_seconds": {size: step_seconds(size) for size in (16, 32)}})
 
-    def compared(self, x: Tensor, reference: Tensor) -> dict:
-        """Distance, precision and recall of images against others."""
-        ours, theirs = (metrics.extract_features(some, self.classifier) for some in (x, reference))
-        precision, recall = metrics.precision_recall(ours, theirs)
-        return {"frechet": metrics.frechet(ours, theirs), "precision": precision, "recall": recall}
+    def write(self, report: dict) -> None:
+        """Write the report."""
+        write_json(self.options.out, report)
+
+    def drawn(self, file: Path, seed: int = 0) -> Tensor:
+        """Samples of a network, for each seed the same noise for all."""
+        name = f"{file.relative_to(self.run).with_suffix('')}-samples{seed or ''}.safetensors"
+        out, count = self.run / name, self.options.count
+        self.do(name, "sample", "--model", file, "--count", count, "--seed", seed, "--out", out)
+        return load_file(out)["x"]
+
+    def features(self, x: Tensor) -> Tensor:
+        """Features of images."""
+        return metrics.extract_features(x, self.classifier)
+
+
+def compared(found: Tensor, real: Tensor) -> dict:
+    """Distance, precision and recall of features against those of real images."""
+    precision, recall = metrics.precision_recall(found, real)
+    return {"frechet": metrics.frechet(found, real), "precision": precision, "recall": recall}
 
 
 def main(arguments: list[str] | None = None) -> None:

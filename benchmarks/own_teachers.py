@@ -176,6 +176,8 @@ def main() -> None:
     report = json.loads(options.out.read_text()) if options.out.exists() else {"rows": []}
     done = {(r["teacher"], r["level"], r["seed"]) for r in report["rows"]}
     levels = options.levels or (None, *LEVELS[name])
+    perfect = metrics.evaluation_floor(images.x, options.count).frechet
+    floor = {"frechet": perfect.mean, "std": perfect.std}
     for seed, level in itertools.product(range(options.seeds), levels):
         if (name, level, seed) in done:
             continue
@@ -185,7 +187,8 @@ def main() -> None:
         else:
             row = distilled(teacher, name, level, seed, images, options)
         report["rows"].append({"teacher": name, "level": level, "seed": seed, **row})
-        report |= {"samples": options.count, **provenance()}
+        made_with = {"pairs": PAIRS, "warm_start_steps": WARM_START.steps, "steps": DISTILL.steps}
+        report |= {"samples": options.count, "floor": floor, **made_with, **provenance()}
         write_json(options.out, report)
         print({"level": level, "seed": seed, **row}, flush=True)
 
