@@ -355,12 +355,16 @@ def test_what_a_later_stage_cannot_do_is_told_before_the_first(
     unlike = tmp_path / "unlike.safetensors"
     student = OneStepGenerator(EDMDenoiser(UNet(size=16, width=8, embedding=16)))
     pretrained.save_denoiser(unlike, student)
+    low = tmp_path / "low.safetensors"
+    same = pretrained.load(folder / "teacher.safetensors")
+    pretrained.save_denoiser(low, OneStepGenerator(same, sigma_max=10.0))
     for command, said in {
         (*distill, "--distance", "lpips"): "LPIPS needs torchvision's ImageNet weights",
         (*distill, "--batch", "30", "--accumulation", "4"): "cannot be cut into 4 equal parts",
         (*distill, "--out", inside): f"{inside} cannot be written: Not a directory",
         (*distill, "--start", "digits-teacher"): "digits-teacher is no student, but a teacher",
         (*distill, "--start", str(unlike)): "unlike.safetensors makes other images or classes than",
+        (*distill, "--start", str(low)): "starts from level 10, the teacher's range ends at 80",
         ("distill", "--teacher", "digits-student"): "digits-student is no teacher, but a student",
         ("distill", "--pairs", none): made,
         (*distill, "--count", "1001"): f"1001 are wanted; dmd make-pairs {few_pairs} --count=2000",

@@ -27,7 +27,7 @@ from dmd_tutorial import __version__, pretrained
 from dmd_tutorial.anchor import Pairs, load_pairs
 from dmd_tutorial.checks import Checked, Count, CountOrNone, Must
 from dmd_tutorial.data import seeded_noise
-from dmd_tutorial.denoisers import image_shape
+from dmd_tutorial.denoisers import image_shape, sigma_range
 from dmd_tutorial.features import extract_features
 from dmd_tutorial.files import check_writable, plain_json, write_json, write_tensors
 from dmd_tutorial.generators import OneStepGenerator
@@ -195,6 +195,9 @@ class Distill(Placed):
         start = None if self.start is None else self.load(self.start, student=True)
         if start is not None and image_shape(start) != image_shape(teacher):
             raise ValueError(f"{self.start} makes other images or classes than {self.teacher}")
+        if start is not None and start.sigma_max != sigma_range(teacher)[1]:
+            levels = f"{start.sigma_max:g}, the teacher's range ends at {sigma_range(teacher)[1]:g}"
+            raise ValueError(f"{self.start} starts from level {levels}")
         warm = self.warm_start if start is None and self.warm_start_steps else None
         pairs = self.load_pairs(teacher) if settings.lambda_reg or warm is not None else None
         (colours, size, _), _ = image_shape(teacher)
