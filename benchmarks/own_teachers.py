@@ -8,6 +8,7 @@ that differs. What is in the file already is not repeated.
 """
 
 import argparse
+import copy
 import itertools
 import json
 import time
@@ -141,6 +142,7 @@ def distilled(
     teacher: adapters.Adapted, name: str, level: float, seed: int, images: Images, options
 ) -> dict:
     """A row: pairs from this level, regression, distillation, each of them measured."""
+    teacher = copy.copy(teacher)  # whose range is its own: the rows to come keep theirs
     teacher.sigma_range = (teacher.sigma_range[0], min(level, teacher.terms.sigma_range[1]))
     started = time.monotonic()
     folder = options.folder / f"{name}-{level:g}-{seed}"

@@ -159,13 +159,16 @@ class FromDiffusers(Adapted):
 
     def __init__(self, model: Any, scheduler: Any, null: int | Tensor | None = None) -> None:
         config, trained = model.config, scheduler.config
-        if hasattr(scheduler, "alphas_cumprod"):
+        if "UNet2D" not in type(model).__name__:
+            raise ValueError(f"{type(model).__name__} is no U-Net of images: use Adapted")
+        steps = trained.get("timestep_type", "discrete") == "discrete"
+        if hasattr(scheduler, "alphas_cumprod") and steps and not trained.get("use_flow_sigmas"):
             terms, prediction = discrete(scheduler.alphas_cumprod), trained.prediction_type
         elif "FlowMatch" in type(scheduler).__name__:
             terms, prediction = flow(trained.num_train_timesteps), "flow_prediction"
         else:
             name = type(scheduler).__name__
-            raise ValueError(f"{name} does not say how its model was trained: use Adapted")
+            raise ValueError(f"{name} has no steps of DDPM and no straight paths: use Adapted")
         super().__init__(model, terms, PREDICTIONS[prediction])
         self.size, self.channels, self.null = config.sample_size, config.in_channels, null
         self.takes_text = "CrossAttn" in str(config.get("down_block_types"))
@@ -184,6 +187,8 @@ class FromDiffusers(Adapted):
 
     def _told(self, count: int, label: Condition | None, device: torch.device) -> Condition | None:
         if self.null is None:
+            if label is not None and not self.takes_text and (label == NO_CLASS).any():
+                raise ValueError("the model has no class that stands for none: give null")
             return label
         null = torch.as_tensor(self.null, device=device)
         if label is None:
@@ -238,6 +243,8 @@ class Guided(nn.Module):
 
     def forward(self, x: Samples, sigma: PerSample, label: Condition) -> Samples:
         """Denoise under a label, which must be given."""
+        if label.is_floating_point() and not isinstance(self.null, Tensor):
+            raise ValueError("a text is guided away from another: null must be its embedding")
         null = torch.as_tensor(self.null).to(label).expand_as(label)
         both = self.denoiser(torch.cat([x, x]), torch.cat([sigma, sigma]), torch.cat([null, label]))
         without, under = both.chunk(2)

@@ -308,8 +308,33 @@ def test_classes_texts_and_learned_variances():
     alpha, time = learnt.terms.alpha(sigma), learnt.terms.time(sigma)
     noise_alone = learnt.network(expand(alpha, x) * x, time).sample[:, :1]
     torch.testing.assert_close(learnt(x, sigma), x - 2 * noise_alone)
-    with pytest.raises(ValueError, match="EDMEulerScheduler does not say how"):
-        FromDiffusers(unet(), diffusers.EDMEulerScheduler())
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("EDMEulerScheduler", {}),
+        ("DPMSolverMultistepScheduler",
+         {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}),
+        ("EulerDiscreteScheduler",
+         {"timestep_type": "continuous", "prediction_type": "v_prediction"}),
+    ],
+)  # fmt: skip
+def test_schedulers_of_other_terms_are_refused(kind, options):
+    with pytest.raises(ValueError, match=f"{kind} has no steps of DDPM and no straight paths"):
+        FromDiffusers(unet(), getattr(diffusers, kind)(**options))
+
+
+def test_what_stands_for_no_label_must_be_there():
+    ddpm, x = diffusers.DDPMScheduler(), torch.randn(2, *SHAPE, generator=RNG)
+    text = FromDiffusers(text_unet(), ddpm)
+    with pytest.raises(ValueError, match="null must be its embedding"):
+        Guided(text, 2.0)(x, torch.ones(2), torch.zeros(2, 5, 12))
+    classes = FromDiffusers(unet(num_class_embeds=4), ddpm)
+    with pytest.raises(ValueError, match="no class that stands for none: give null"):
+        Guided(classes, 2.0)(x, torch.ones(2), torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match="Transformer2DModel is no U-Net"):
+        FromDiffusers(type("Transformer2DModel", (), {"config": {}})(), ddpm)
 
 
 def test_a_copy_of_a_diffusers_model_has_features_of_its_own():

@@ -363,7 +363,7 @@ def label_run(no_label: float) -> tuple[FitRun, torch.Tensor, dict]:
     labels = []
 
     def watched(optimizer, loss, batch, clip):
-        labels.append(batch.label)
+        labels.append(batch[3])
         return update_whole(optimizer, loss, batch, clip)
 
     for _ in train_teacher(run, digits(), watched):
