@@ -27,6 +27,7 @@ from dmd_tutorial.denoisers import image_shape
 from dmd_tutorial.files import write_json
 from dmd_tutorial.networks import UNet
 from dmd_tutorial.runs import pipeline
+from dmd_tutorial.runs.monitor import FIRST
 from dmd_tutorial.runs.presets import ON_DIGITS
 from dmd_tutorial.runs.provenance import provenance
 from dmd_tutorial.training import (
@@ -46,7 +47,6 @@ DISTILL = replace(
     ON_DIGITS, steps=60, learning_rate=2e-5, critic_learning_rate=3e-4, warm_up=20, ema=0.98
 )
 PAIRS, PAIR_STEPS = 1_000, 12
-FIRST = 5  # iterations that are looked at for warning signs
 
 
 def noise_teacher() -> adapters.Adapted:

@@ -14,7 +14,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dmd_tutorial.checks import NO_CLASS, Condition, PerSample, Samples, check_sigma, expand
-from dmd_tutorial.denoisers import Denoiser, denoised_from_noise, inside
+from dmd_tutorial.denoisers import (
+    Denoiser,
+    arithmetic,
+    denoised_from_noise,
+    denoised_from_v,
+    inside,
+)
 from dmd_tutorial.noise import SIGMA_MAX, SIGMA_MIN, Schedule
 
 Prediction = Literal["noise", "x0", "v", "velocity"]
@@ -102,15 +108,15 @@ def denoised_from(
     It says the noise, the clean sample x0, ``v = alpha noise - s x0`` (Salimans and Ho 2022; alpha
     is variance-preserving), or the velocity ``noise - x0`` (Lipman et al. 2023).
     """
-    level = expand(sigma, x)
     match prediction:
         case "noise":
             return denoised_from_noise(x, answer, sigma)
         case "x0":
             return answer
         case "v":
-            return (x - level / expand(alpha, x) * answer) / (1 + level**2)
+            return denoised_from_v(x, answer, sigma, alpha)
         case "velocity":
+            level = expand(sigma, x)
             return (x - level * answer) / (1 + level)
 
 
@@ -140,12 +146,12 @@ class Adapted(nn.Module):
         if sigma.min() < low * (1 - 1e-5) or sigma.max() > high * (1 + 1e-5):  # but for rounding
             asked = f"{sigma.min().item():g} to {sigma.max().item():g}"
             raise ValueError(f"levels {asked} are asked for, the model knows {low:g} to {high:g}")
-        weights = next(self.network.parameters(), x)
-        own = x.to(torch.float64 if weights.dtype == torch.float64 else torch.float32)
+        own = x.to(arithmetic(self.network, x))
         level = sigma.to(own).clamp(low, high)
         alpha, time = self.terms.alpha(level), self.terms.time(level)
+        x_t = (expand(alpha, x) * own).to(next(self.network.parameters(), x).dtype)
         with inside(x, self.precision):
-            answer = self.ask((expand(alpha, x) * own).to(weights.dtype), time, label)
+            answer = self.ask(x_t, time, label)
         return denoised_from(self.prediction, answer.to(own), own, level, alpha).to(x.dtype)
 
 

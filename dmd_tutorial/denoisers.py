@@ -76,6 +76,12 @@ def inside(x: Tensor, precision: torch.dtype | None) -> torch.autocast:
     return torch.autocast(device, dtype, enabled, cache_enabled=False)
 
 
+def arithmetic(network: nn.Module, x: Tensor) -> torch.dtype:
+    """The type of what is computed around a network: its weights', float32 or float64."""
+    weights = next(network.parameters(), x)
+    return torch.float64 if weights.dtype == torch.float64 else torch.float32
+
+
 class EDMDenoiser(nn.Module):
     """A raw network F as a denoiser, ``D = c_skip x + c_out F(c_in x, c_noise)`` (EDM, Eq. 7).
 
@@ -99,13 +105,11 @@ class EDMDenoiser(nn.Module):
         """
         check_sigma(x, sigma, above_zero=True)
         check_finite(x=x)
-        weights = next(self.network.parameters(), x)
-        dtype = torch.float64 if weights.dtype == torch.float64 else torch.float32
-        own = x.to(dtype)
+        own = x.to(arithmetic(self.network, x))
         c_skip, c_out, c_in, c_noise = edm_preconditioning(sigma.to(own), self.sigma_data)
         with inside(x, self.precision):
             raw = self.network(expand(c_in, x) * own, c_noise, label)
-        return (expand(c_skip, x) * own + expand(c_out, x) * raw.to(dtype)).to(x.dtype)
+        return (expand(c_skip, x) * own + expand(c_out, x) * raw.to(own)).to(x.dtype)
 
 
 def zero_score(x: Samples, sigma: PerSample, label: Condition | None = None) -> Samples:
@@ -147,11 +151,17 @@ def v_from_denoised(x: Samples, denoised: Samples, sigma: PerSample) -> Samples:
     return (noise - level * denoised) / (1 + level**2).sqrt()
 
 
-def denoised_from_v(x: Samples, v: Samples, sigma: PerSample) -> Samples:
-    """The inverse of `v_from_denoised`: ``(x - sigma sqrt(1 + sigma^2) v) / (1 + sigma^2)``."""
+def denoised_from_v(
+    x: Samples, v: Samples, sigma: PerSample, alpha: PerSample | None = None
+) -> Samples:
+    """The inverse of `v_from_denoised`: ``(x - sigma / alpha v) / (1 + sigma^2)``.
+
+    Without alpha the schedule is variance-preserving, 1 / alpha is ``sqrt(1 + sigma^2)``.
+    """
     check_sigma(x, sigma, v=v)
     level = expand(sigma, x)
-    return (x - level * (1 + level**2).sqrt() * v) / (1 + level**2)
+    factor = level * (1 + level**2).sqrt() if alpha is None else level / expand(alpha, x)
+    return (x - factor * v) / (1 + level**2)
 
 
 def denoising_weight(sigma: PerSample, sigma_data: float = SIGMA_DATA) -> PerSample:

@@ -79,17 +79,19 @@ def _activations(model: nn.Module, images: int, compute: Compute) -> tuple[str, 
     """What a forward pass of one part of a batch keeps for the backward pass."""
     denoiser: Any = copy.deepcopy(getattr(model, "denoiser", model))
     prepare(denoiser.requires_grad_(True).train(), replace(compute, compile=False))
-    of = _of_ours if isinstance(denoiser, EDMDenoiser) else _of_any
+    of = _of_any
+    if isinstance(denoiser, EDMDenoiser):  # without autocast on "meta", all is in its precision
+        denoiser.network.to("meta", denoiser.precision or torch.float32)
+        of = _of_ours
     # what does not grow with the batch, such as cast weights, falls out
     per_image = _kept(*of(denoiser, 2)) - _kept(*of(denoiser, 1))
     return "activations", per_image * max(1, images // compute.accumulation)
 
 
 def _of_ours(denoiser: Any, count: int) -> tuple[nn.Module, tuple]:
-    """A raw network on "meta" with inputs; without autocast there, all is in its precision."""
-    network = copy.deepcopy(denoiser.network).to("meta", denoiser.precision or torch.float32)
+    """A raw network on "meta", with inputs."""
     x = torch.empty(count, *image_shape(denoiser)[0], device="meta", dtype=denoiser.precision)
-    return network, (x, x.new_empty(count), None)
+    return denoiser.network, (x, x.new_empty(count), None)
 
 
 def _of_any(denoiser: Any, count: int) -> tuple[nn.Module, tuple]:

@@ -196,18 +196,20 @@ class Signs:
         now = {name: sum(values) / len(values) for name, values in self.recent.items()}
         if self.seen == WINDOW:
             self.start = now
-        if self.seen == FIRST and now["spread"] > 1:  # no values in [-1, 1] do
-            return [
-                f"The first samples differ by {now['spread']:.1f}, images in [-1, 1] by 1 at most: "
-                "the teacher's error is multiplied by the level that the generator is held at. "
-                "Narrow the teacher's sigma_range, to 20 times the data's standard deviation, say."
-            ]
-        if self.seen < 2 * WINDOW:
-            return []
-        wrong = self._judge(now)
+        wrong = self._judge(now) if self.seen >= 2 * WINDOW else self._judge_start(now)
         fresh = [text for name, text in wrong.items() if name not in self.said]
         self.said = set(wrong)
         return fresh
+
+    def _judge_start(self, now: dict[str, float]) -> dict[str, str]:
+        """What the first iterations tell already."""
+        if self.seen != FIRST or now["spread"] <= 1:  # no values in [-1, 1] have more
+            return {}
+        return {"level":
+            f"The first samples differ by {now['spread']:.1f}, images in [-1, 1] by 1 at most: "
+            "the teacher's error is multiplied by the level that the generator is held at. "
+            "Narrow the teacher's sigma_range, to 20 times the data's standard deviation, say."
+        }  # fmt: skip
 
     def _judge(self, now: dict[str, float]) -> dict[str, str]:
         """For each sign that is there a sentence."""

@@ -24,7 +24,7 @@ from dmd_tutorial import dmd, metrics, pretrained, training
 from dmd_tutorial.anchor import Pairs, fingerprint, make_pairs
 from dmd_tutorial.checks import Checked, CountOrNone, NotFiniteError, NotNegative
 from dmd_tutorial.data import Images, balanced_labels, normal
-from dmd_tutorial.denoisers import device_of, image_shape
+from dmd_tutorial.denoisers import device_of, feature_layers, image_shape
 from dmd_tutorial.files import write_json
 from dmd_tutorial.noise import Purpose, stream
 from dmd_tutorial.runs import checkpoints, monitor
@@ -102,7 +102,9 @@ def make_student(
 
     The settings are those of a method: DMD's, or DMD2's, which needs images.
     """
-    judge, step = _method(settings, teacher, images, compute)
+    step, judge = _iteration(settings, teacher, images, compute), None
+    if isinstance(settings, Dmd2Settings):
+        judge = Judge(copy.deepcopy(training.unguided(teacher))).to(device_of(teacher))
     run = training.DistillationRun(teacher, settings, start, judge)
     prepare(run.generator, compute)
     prepare(run.critic, compute)
@@ -117,18 +119,18 @@ def make_student(
     return _drive(stage, run, loop, updater, checkpoint, control, made_of)
 
 
-def _method(
+def _iteration(
     settings: training.DistillSettings, teacher: nn.Module, images: Images | None, compute: Compute
-) -> tuple[nn.Module | None, Callable]:
-    """A critic of its own, where a method has one, and the method's iteration."""
+) -> Callable:
+    """A method's iteration; what it cannot work with is refused."""
     if not isinstance(settings, Dmd2Settings):
-        return None, dmd.iteration
+        return dmd.iteration
     if images is None:
         raise ValueError("dmd2 needs real images, none are given")
     if compute.compile:
         raise ValueError("compile must be off with dmd2: its head reads inside of the critic")
-    step = settings.step(images, *image_shape(teacher))
-    return Judge(copy.deepcopy(training.unguided(teacher))).to(device_of(teacher)), step
+    feature_layers(teacher)  # which the head reads
+    return settings.step(images, *image_shape(teacher))
 
 
 def make_student_in(
@@ -143,7 +145,7 @@ def make_student_in(
         batches = filter(None, (stage.batch, stage.beside))
         split(tuple(map(torch.empty, batches)), compute.accumulation, Processes())
         stage.objective()
-        _method(stage, teacher, images, compute)
+        _iteration(stage, teacher, images, compute)
     for name, stage in stages.items():
         beside = images if stage is settings else None
         how = compute, folder / f"{name}.ckpt", control, beside
