@@ -45,7 +45,7 @@ class Naive:
         options = {"lr": 5e-5, "fused": False, "foreach": False}
         self.generator_optimizer = torch.optim.AdamW(self.generator.parameters(), **options)
         self.critic_optimizer = torch.optim.AdamW(self.critic.parameters(), **options)
-        self.grid = karras_grid(sigma_max=ON_DIGITS.sigma_max)
+        self.grid = karras_grid(sigma_max=ON_DIGITS.grid_max)
 
     def __call__(self) -> None:
         """One iteration."""

@@ -46,6 +46,9 @@ class Compute(Checked):
     # Compile the networks with torch.compile: minutes at the start, faster steps on a GPU; it does
     # not pay on a CPU.
     compile: bool = False
+    # Keep images and pairs, and draw all noise, where the networks are: nothing is copied to a GPU
+    # in a step. Its random numbers are others than a CPU's, which are the same everywhere.
+    on_device: bool = False
 
 
 def prepare(denoiser: Network, compute: Compute, frozen: bool = False) -> Network:
