@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dmd_tutorial.checks import NO_CLASS, Condition, PerSample, Samples, check_sigma, expand
+from dmd_tutorial.checks import NO_CLASS, Condition, PerSample, Samples, check_sigma, expand, refuse
 from dmd_tutorial.denoisers import (
     Denoiser,
     arithmetic,
@@ -143,9 +143,13 @@ class Adapted(nn.Module):
         """Denoise, for levels of the range; the type of x comes back."""
         check_sigma(x, sigma, above_zero=True)
         low, high = self.terms.sigma_range
-        if sigma.min() < low * (1 - 1e-5) or sigma.max() > high * (1 + 1e-5):  # but for rounding
-            asked = f"{sigma.min().item():g} to {sigma.max().item():g}"
-            raise ValueError(f"levels {asked} are asked for, the model knows {low:g} to {high:g}")
+        least, most = sigma.aminmax()
+
+        def error() -> ValueError:
+            asked = f"{least.item():g} to {most.item():g}"
+            return ValueError(f"levels {asked} are asked for, the model knows {low:g} to {high:g}")
+
+        refuse((least < low * (1 - 1e-5)) | (most > high * (1 + 1e-5)), error)  # but for rounding
         own = x.to(arithmetic(self.network, x))
         level = sigma.to(own).clamp(low, high)
         alpha, time = self.terms.alpha(level), self.terms.time(level)

@@ -19,13 +19,16 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from dmd_tutorial.checks import Condition, check_finite, check_same_shape
-from dmd_tutorial.denoisers import device_of, sigma_range
+from dmd_tutorial.denoisers import device_of, says, sigma_range
 from dmd_tutorial.files import header_of, write_tensors
 from dmd_tutorial.noise import SIGMA_MAX, SIGMA_MIN, source, stream
 from dmd_tutorial.samplers import heun, sample
 
 CHUNK = 1000
-EARLIER = {"sigma_range": [SIGMA_MIN, SIGMA_MAX]}  # of files from before they said it
+EARLIER = {
+    "sigma_range": [SIGMA_MIN, SIGMA_MAX],
+    "precision": "None",
+}  # of files from before they said it
 
 
 class Pairs(NamedTuple):
@@ -71,6 +74,7 @@ def make_pairs(
         "teacher": fingerprint(teacher), "sampler": "heun", "steps": steps, "seed": seed,
         "evaluations": 2 * steps - 1, "noise": "stream of pairs",
         "sigma_range": list(sigma_range(teacher)),
+        "precision": str(says(teacher, "precision")),  # of the network's inside
     }  # fmt: skip
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,24 @@
 """What every room asks of its input, so that a mistake is named where it is made."""
 
 from collections.abc import Callable
-from typing import Annotated, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from contextvars import ContextVar
+from functools import partial, reduce, wraps
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
+from torch.optim import Optimizer
 
 # One batch of samples, of any shape, and one number beside each: a noise level, a time, a weight.
 Samples = Float[Tensor, "batch *shape"]
@@ -13,6 +26,8 @@ PerSample = Float[Tensor, " batch"]
 # What a sample is made under: a class each, (batch,), or numbers such as a text's embedding,
 # (batch, ...). The network that reads it checks it; loops only cut, join and move it.
 Condition = Shaped[Tensor, "batch *condition"]
+Step = TypeVar("Step", bound=Callable[..., Any])
+Number = Any  # a float; inside of `asked_once` a single value that nobody has waited for
 NO_CLASS = -1  # the null label: a sample whose class the network is not told
 
 
@@ -20,16 +35,88 @@ class NotFiniteError(ValueError):
     """Something holds NaN or infinity."""
 
 
-def check_finite(**values: Tensor | float) -> None:
-    """Refuse what holds NaN or infinity; the keywords are the names in the message."""
+def read(*values: Shaped[Tensor, ""]) -> list[float]:
+    """What single values are; a GPU is waited for once, and hands them over together."""
+    home = next((value.device for value in values if _waits(value)), None)
+    dtype = reduce(torch.promote_types, (value.dtype for value in values))
+    return torch.stack([value.detach().to(home, dtype) for value in values]).tolist()
+
+
+def _waits(value: Tensor) -> bool:
+    """Whether to read a value is to wait until a device has done all it was told before."""
+    return value.device.type != "cpu"
+
+
+# What was asked inside of `asked_once`: whether something is wrong, and the error where it is.
+_open: ContextVar[list | None] = ContextVar("open questions", default=None)
+
+
+def refuse(wrong: Bool[Tensor, ""], error: Callable[[], ValueError | None]) -> None:
+    """Raise the error where something is wrong: at once or, in `asked_once` on a GPU, at its end.
+
+    An error of None lets it pass after all. A compiled network asks nothing.
+    """
+    questions = _open.get()
+    if questions is not None and _waits(wrong):
+        questions.append((wrong, error))
+    elif wrong and (found := error()) is not None:
+        raise found
+
+
+def asked_once(step: Step) -> Step:
+    """A training step that reads values once, at its end: on a GPU each reading is a wait.
+
+    What was asked of values on the way is answered then, and what the step returns, a named tuple,
+    has numbers in place of single values. What is refused so late has changed no weights: see
+    `step_unless_refused`.
+    """
+
+    @wraps(step)
+    def once(*given: Any, **options: Any) -> Any:
+        if _open.get() is not None:  # a step within a step
+            return step(*given, **options)
+        questions: list = []
+        token = _open.set(questions)
+        try:
+            done = step(*given, **options)
+        finally:
+            _open.reset(token)
+        single = {n: v for n, v in done._asdict().items() if isinstance(v, Tensor) and v.ndim == 0}
+        numbers = read(*(wrong for wrong, _ in questions), *single.values(), torch.zeros(()))
+        for wrong, (_, error) in zip(numbers, questions, strict=False):
+            if wrong and (found := error()) is not None:
+                raise found
+        return done._replace(**dict(zip(single, numbers[len(questions) :], strict=False)))
+
+    return cast(Step, once)
+
+
+def step_unless_refused(optimizer: Optimizer) -> None:
+    """An optimiser's step, unless an open question will be refused: a GPU decides that itself."""
+    wrong = [wrong for wrong, _ in _open.get() or ()]
+    fused = getattr(optimizer, "_step_supports_amp_scaling", False)
+    if wrong and not fused and any(read(*wrong)):  # it cannot decide; an error will follow
+        return
+    if wrong and fused:  # as torch's GradScaler does it
+        optimizer.found_inf = torch.stack(wrong).any().float()  # type: ignore[attr-defined]
+    optimizer.step()
+    if wrong and fused:
+        del optimizer.found_inf  # type: ignore[attr-defined]
+
+
+def check_finite(unless: Callable[[], bool] = bool, /, **values: Tensor | float) -> None:
+    """Refuse what holds NaN or infinity, unless told otherwise; keywords are names to say."""
     if torch.compiler.is_compiling():
         return
-    for name, value in values.items():
-        finite = torch.isfinite(torch.as_tensor(value))
-        if not finite.all():
-            said = f"{int((~finite).sum())} of {finite.numel()} values"
-            said = said if isinstance(value, Tensor) else f"it is {value}"
-            raise NotFiniteError(f"{name} is not finite: {said}")
+
+    def error(name: str, value: Tensor, lost: Tensor) -> NotFiniteError | None:
+        said = f"{lost} of {value.numel()} values" if value.ndim else f"it is {value.item()}"
+        return None if unless() else NotFiniteError(f"{name} is not finite: {said}")
+
+    for name, given in values.items():
+        value = torch.as_tensor(given).detach()
+        lost = (~value.isfinite()).sum()
+        refuse(lost > 0, partial(error, name, value, lost))
 
 
 def check_sigma(
@@ -44,11 +131,16 @@ def check_sigma(
         raise ValueError(f"sigma must be a tensor of shape ({len(x)},), not {sigma!r}")
     if sigma.shape != x.shape[:1]:
         raise ValueError(f"sigma has shape {tuple(sigma.shape)}, x has batch {len(x)}")
+    if torch.compiler.is_compiling():
+        return
     check_finite(sigma=sigma)
-    if (sigma < 0).any():
-        raise ValueError(f"sigma must not be negative, the smallest is {sigma.min().item():g}")
-    if above_zero and (sigma == 0).any():
-        raise ValueError("sigma is 0 somewhere: it must be above 0 here")
+
+    def error() -> ValueError:
+        if (least := sigma.min().item()) < 0:
+            return ValueError(f"sigma must not be negative, the smallest is {least:g}")
+        return ValueError("sigma is 0 somewhere: it must be above 0 here")
+
+    refuse((sigma <= 0 if above_zero else sigma < 0).any(), error)
 
 
 def check_label(x: Samples, label: Condition | None, classes: int) -> None:
@@ -61,9 +153,14 @@ def check_label(x: Samples, label: Condition | None, classes: int) -> None:
         raise ValueError(f"label has shape {tuple(label.shape)}, x has batch {len(x)}")
     if label.is_floating_point():
         raise ValueError(f"label must hold whole numbers, its type is {label.dtype}")
-    low, high = int(label.min()), int(label.max())
-    if low < NO_CLASS or high >= classes:
-        raise ValueError(f"label goes from {low} to {high}, classes are 0 to {classes - 1}")
+    if torch.compiler.is_compiling():
+        return
+    low, high = label.aminmax()
+
+    def error() -> ValueError:
+        return ValueError(f"label goes from {low} to {high}, classes are 0 to {classes - 1}")
+
+    refuse((low < NO_CLASS) | (high >= classes), error)
 
 
 def check_same_shape(**tensors: Shaped[Tensor, "..."]) -> None:

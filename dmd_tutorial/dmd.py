@@ -19,12 +19,15 @@ from torch.optim import Optimizer
 
 from dmd_tutorial.checks import (
     Condition,
+    Number,
     PerSample,
     Samples,
+    asked_once,
     check_finite,
     check_same_shape,
     check_sigma,
     expand,
+    step_unless_refused,
 )
 from dmd_tutorial.denoisers import Denoiser, denoising_loss, exact, zero_score  # noqa: F401
 from dmd_tutorial.noise import add_noise, dmd_sigma, grid_sigma, karras_grid, noise_like
@@ -126,11 +129,11 @@ class Record(NamedTuple):
     sigma: Tensor | None = None  # the levels at which they were judged; None without matching
     denoised_real: Tensor | None = None
     denoised_fake: Tensor | None = None
-    loss_matching: float = 0.0  # says nothing by itself
-    loss_anchor: float = 0.0  # before lambda_reg
-    loss_critic: float = 0.0  # mean over the critic's updates
-    norm_generator: float = 0.0  # of the gradient, before clipping
-    norm_critic: float = 0.0  # the same, last update
+    loss_matching: Number = 0.0  # says nothing by itself
+    loss_anchor: Number = 0.0  # before lambda_reg
+    loss_critic: Number = 0.0  # mean over the critic's updates
+    norm_generator: Number = 0.0  # of the gradient, before clipping
+    norm_critic: Number = 0.0  # the same, last update
 
 
 def generator_loss(
@@ -147,42 +150,42 @@ def generator_loss(
             real, fake = (D(x_noisy, batch.sigma, batch.label) for D in (teacher, critic))
         gradient = matching_gradient(x, batch.sigma, real, fake, objective.weighting)
         loss = matching_loss(x, gradient)
-        record = Record(x.detach(), batch.sigma, real, fake, loss_matching=loss.item())
+        record = Record(x.detach(), batch.sigma, real, fake, loss_matching=loss.detach())
     if objective.lambda_reg:
         x_ref = generator(batch.z_ref, batch.label_ref)
         check_finite(**{"the generator's output": x_ref})
         distance = objective.distance(*exact(x_ref, batch.y_ref))  # type: ignore[arg-type]
         loss = loss + objective.lambda_reg * distance
         x = record.x if objective.matching else x_ref.detach()
-        record = record._replace(x=x, loss_anchor=distance.item())
+        record = record._replace(x=x, loss_anchor=distance.detach())
     return loss, record
 
 
-def update(optimizer: Optimizer, loss: Tensor, clip: float) -> float:
+def update(optimizer: Optimizer, loss: Tensor, clip: float) -> Float[Tensor, ""]:
     """One optimiser step down a loss, the gradient's norm clipped; returns the norm before."""
     optimizer.zero_grad()
     loss.backward()
     norm = nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], clip)
-    value, size = torch.stack([loss.detach().to(norm), norm]).tolist()  # a GPU waits once
-    check_finite(**{"the loss": value, "the gradient's norm": size})
-    optimizer.step()
+    check_finite(**{"the loss": loss, "the gradient's norm": norm})
+    step_unless_refused(optimizer)
     torch.clear_autocast_cache()  # an outer autocast would go on with the old weights
-    return size
+    return norm
 
 
 Loss = Callable[[Batch], tuple[Tensor, Record]]
 # Steps down a batch's loss. Another one than `update_whole` may cut the batch, or share it out.
-Updater = Callable[[Optimizer, Loss, Batch, float], tuple[Record, float]]
+Updater = Callable[[Optimizer, Loss, Batch, float], tuple[Record, Tensor]]
 
 
 def update_whole(
     optimizer: Optimizer, loss: Loss, batch: Batch, clip: float
-) -> tuple[Record, float]:
+) -> tuple[Record, Tensor]:
     """`update` by the loss of a whole batch."""
     value, record = loss(batch)
     return record, update(optimizer, value, clip)
 
 
+@asked_once  # losses and norms, too, are tensors until its end: a GPU never waits within it
 def iteration(
     generator: nn.Module, critic: Denoiser, teacher: Denoiser,
     generator_optimizer: Optimizer, critic_optimizer: Optimizer | None,
@@ -216,7 +219,7 @@ def train_critic(
         with torch.no_grad():
             x = generator(part.z, part.label) if part.x is None else part.x
         value = critic_loss(critic, x, part.sigma, part.noise, part.label)
-        return value, Record(x, loss_critic=value.item())
+        return value, Record(x, loss_critic=value.detach())
 
     for step in range(objective.critic_steps):
         z, x = (noise_like(batch.z, rng), None) if step > 0 else (batch.z, record.x)

@@ -20,7 +20,9 @@ Purpose = Literal["training", "pairs", "evaluation", "pictures"]
 Grid = Float[Tensor, " bins"]  # noise levels, ascending
 
 
-def stream(purpose: Purpose, seed: int = 0, part: int = 0) -> Generator:
+def stream(
+    purpose: Purpose, seed: int = 0, part: int = 0, device: torch.device | str = "cpu"
+) -> Generator:
     """A random source that no other purpose, seed (0 to 16,383) or part (0 to 65,535) shares.
 
     So a student is never measured on the noise of its pairs. torch's source on the CPU reads 32
@@ -31,7 +33,7 @@ def stream(purpose: Purpose, seed: int = 0, part: int = 0) -> Generator:
     if purpose not in get_args(Purpose):
         raise ValueError(f"a purpose is one of {get_args(Purpose)}, not {purpose!r}")
     number = get_args(Purpose).index(purpose)
-    return Generator().manual_seed(number * 2**30 + part * 2**14 + seed)
+    return Generator(device).manual_seed(number * 2**30 + part * 2**14 + seed)
 
 
 def source(rng: Generator | None) -> dict[str, Any]:

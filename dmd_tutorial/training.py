@@ -10,7 +10,8 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -18,14 +19,14 @@ from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
-from dmd_tutorial import checks, dmd
+from dmd_tutorial import checks, data, dmd
 from dmd_tutorial.adapters import Guided
 from dmd_tutorial.anchor import LPIPS, Pairs, l2
-from dmd_tutorial.checks import NO_CLASS, Checked, NotFiniteError, check_finite
+from dmd_tutorial.checks import NO_CLASS, Checked, NotFiniteError, asked_once, check_finite
 from dmd_tutorial.data import Images
 from dmd_tutorial.denoisers import denoising_loss, device_of, sigma_range
 from dmd_tutorial.generators import OneStepGenerator, with_steps
-from dmd_tutorial.noise import SIGMA_MAX, karras_grid, lognormal_sigma, noise_like, stream
+from dmd_tutorial.noise import SIGMA_MAX, karras_grid, lognormal_sigma, noise_like, source, stream
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,8 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
         raise ValueError(f"ema, the decay of an average, must be in [0, 1), not {decay}")
     _check_weights(network)
 
-    def follow(averages: Any, values: Any, count: Tensor | int) -> None:
-        steps = int(count) - 1
+    def follow(of: AveragedModel, averages: Any, values: Any, _: Tensor | int) -> None:
+        steps = int(of.n_averaged) - 1  # this one is on the CPU: no GPU is waited for
         keep = min(decay, (1 + steps) / (10 + steps))
         if averages[0].is_floating_point() or averages[0].is_complex():
             torch._foreach_lerp_(list(averages), list(values), 1 - keep)
@@ -144,7 +145,8 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
             torch._foreach_copy_(list(averages), list(values))
 
     means = all(bool(buffer.isfinite().all()) for buffer in network.buffers())  # no mask of -inf
-    average = AveragedModel(network, multi_avg_fn=follow, use_buffers=means)
+    average = AveragedModel(network, use_buffers=means)
+    average.multi_avg_fn = partial(follow, average)
     average.n_averaged.fill_(1)  # the start counts: without this the first step replaces it
     return average.requires_grad_(False).eval()
 
@@ -158,6 +160,10 @@ class Metrics(NamedTuple):
     record: dmd.Record | None = None  # of a distillation's iteration
 
 
+class _Done(NamedTuple):
+    loss: checks.Number
+
+
 class _Run:
     """What a training run changes, as one thing whose state can be taken and loaded."""
 
@@ -169,6 +175,10 @@ class _Run:
     def __init__(self, seed: int) -> None:
         self.step = 0
         self.rng = stream("training", seed)
+
+    def draw_on(self, device: torch.device | str) -> None:
+        """Draw everything there from now on: a GPU's numbers are others than a CPU's."""
+        self.rng = stream("training", self.settings.seed, device=device)
 
     @property
     def average(self) -> nn.Module:
@@ -211,6 +221,10 @@ class _Run:
         wanted = {*self.parts, "step", "rng"}
         if set(state) != wanted:
             raise ValueError(f"the state holds {sorted(state)}, this run wants {sorted(wanted)}")
+        if len(state["rng"]) != len(self.rng.get_state()):
+            raise ValueError(
+                "the state's noise was drawn on another kind of device than this run's"
+            )
         for name in self.parts:
             getattr(self, name).load_state_dict(state[name])
         self.step = state["step"]
@@ -236,24 +250,28 @@ def fit(
 ) -> Iterator[Metrics]:  # fmt: skip
     """Minimise ``loss(network, *drawn)``, a mean over the batch, until the settings' last step.
 
-    `draw` draws what one step consumes, on the CPU: tensors whose first dimension is the batch,
-    or None. After each metrics `run` holds the state after that step.
+    `draw` draws what one step consumes, where rng lives: tensors whose first dimension is the
+    batch, or None. After each metrics `run` holds the state after that step.
     """
     settings = run.settings
 
-    def of_batch(batch: tuple) -> tuple[Tensor, tuple[float]]:
+    def of_batch(batch: tuple) -> tuple[Tensor, tuple[Tensor]]:
         value = loss(run.network, *batch)
-        return value, (value.item(),)
+        return value, (value.detach(),)
+
+    @asked_once
+    def step(batch: tuple) -> _Done:
+        return _Done(*updater(run.optimizer, of_batch, batch, settings.clip)[0])
 
     while run.step < settings.steps:
         factor = rate_factor(run.step, settings.steps, settings.warm_up, decay=1.0)
         rate = set_rate(run.optimizer, settings.learning_rate * factor)
-        batch = _to(run.device, draw(run.rng))
+        batch = moved(run.device, draw(run.rng))
         with run.stepping():
-            (value,), _ = updater(run.optimizer, of_batch, batch, settings.clip)
+            done = step(batch)
         run.ema.update_parameters(run.network)
         run.step += 1
-        yield Metrics(run.step, value, rate)
+        yield Metrics(run.step, done.loss, rate)
 
 
 def train_teacher(
@@ -264,17 +282,17 @@ def train_teacher(
 
 
 def draw_images(run: FitRun, images: Images) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Draw what a teacher's step consumes, on the CPU: x, noise levels, noise, labels."""
+    """Draw what a teacher's step consumes: x, noise levels, noise, labels."""
     settings, rng = run.settings, run.rng
     if not isinstance(settings, TeacherSettings):
         raise ValueError(f"a teacher is fitted with TeacherSettings, not {type(settings).__name__}")
-    index = torch.randint(len(images.x), (settings.batch,), generator=rng)
-    flip = torch.rand(settings.batch, generator=rng) < 0.5 if settings.flip else None
+    index = torch.randint(len(images.x), (settings.batch,), **source(rng))
+    flip = torch.rand(settings.batch, **source(rng)) < 0.5 if settings.flip else None
     x, label = images.take(index, flip), images.label[index]
     sigma = lognormal_sigma(len(x), settings.log_mean, settings.log_std, rng).to(x)
     noise = noise_like(x, rng)
     if settings.no_label:
-        hidden = torch.rand(settings.batch, generator=rng) < settings.no_label
+        hidden = torch.rand(settings.batch, **source(rng)) < settings.no_label
         label = label.masked_fill(hidden, NO_CLASS)
     return x, sigma, noise, label if images.classes else None
 
@@ -322,8 +340,9 @@ class DistillationRun(_Run):
         )
 
     def objective(self) -> dmd.Objective:
-        """The settings' objective, on the teacher's levels, where the networks are."""
-        return self.settings.objective(self.device, self.teacher)
+        """The settings' objective, on the teacher's levels, which are drawn where rng lives."""
+        objective = self.settings.objective(self.device, self.teacher)
+        return replace(objective, grid=objective.grid.to(self.rng.device))
 
 
 def distill(
@@ -338,6 +357,7 @@ def distill(
     the same one with another updater. Source: Yin et al. 2024 (DMD), Algorithm 1.
     """
     settings, objective = run.settings, objective or run.objective()
+    iteration = asked_once(iteration)
     while run.step < settings.steps:
         factor = rate_factor(run.step, settings.steps, settings.warm_up, settings.decay)
         rate = set_rate(run.generator_optimizer, settings.learning_rate * factor)
@@ -347,7 +367,7 @@ def distill(
             record = iteration(
                 run.generator, run.critic, run.teacher,
                 run.generator_optimizer, run.critic_optimizer,
-                _to(run.device, batch), objective, run.rng,
+                moved(run.device, batch), objective, run.rng,
             )  # fmt: skip
         run.ema.update_parameters(run.generator)
         run.step += 1
@@ -357,10 +377,10 @@ def distill(
 def draw_batch(
     run: DistillationRun, shape: tuple[int, ...], classes: int, pairs: Pairs | None
 ) -> dmd.Batch:
-    """Draw what one iteration consumes, on the CPU: noise, labels, pairs where there are any."""
+    """Draw what one iteration consumes: noise, labels, pairs where there are any."""
     settings, rng = run.settings, run.rng
-    z = torch.randn(settings.batch, *shape, generator=rng)
-    label = torch.randint(classes, (settings.batch,), generator=rng) if classes else None
+    z = data.normal(settings.batch, shape, rng)
+    label = torch.randint(classes, (settings.batch,), **source(rng)) if classes else None
     drawn = () if pairs is None else pairs.draw(settings.batch_pairs, rng)
     return dmd.Batch(z, label, *drawn)
 
@@ -370,8 +390,9 @@ def rebuilt(batch: Any, values: Iterable[Any]) -> Any:
     return getattr(type(batch), "_make", type(batch))(values)
 
 
-def _to(device: torch.device, batch: Any) -> Any:
-    return rebuilt(batch, [None if tensor is None else tensor.to(device) for tensor in batch])
+def moved(device: torch.device, batch: Any) -> Any:
+    """The same, its tensors on a device."""
+    return rebuilt(batch, [v.to(device) if isinstance(v, Tensor) else v for v in batch])
 
 
 def _check_weights(network: nn.Module) -> None:

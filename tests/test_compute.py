@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from dmd_tutorial import dmd
+from dmd_tutorial import dmd, training
 from dmd_tutorial.anchor import Pairs
 from dmd_tutorial.checks import NotFiniteError
 from dmd_tutorial.data import digits
@@ -16,6 +16,7 @@ from dmd_tutorial.denoisers import EDMDenoiser
 from dmd_tutorial.edm.networks import SongUNet
 from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.networks import UNet
+from dmd_tutorial.runs import pipeline
 from dmd_tutorial.runs.compute import Compute, Processes, Updater, joined, prepare, split
 from dmd_tutorial.training import (
     DistillationRun,
@@ -375,3 +376,47 @@ def test_a_published_architecture_goes_through_the_same_loop_without_dropout():
     assert run.critic.training
     assert run.teacher.network.map_layer0.weight.dtype == torch.bfloat16
     assert run.generator.denoiser.network.map_layer0.weight.dtype == torch.float32
+
+
+# --- where noise is drawn ----------------------------------------------------------------------
+
+
+def test_data_and_noise_of_a_run_may_live_where_its_networks_are(monkeypatch):
+    """On the CPU that is nowhere else: the same student, and everything was moved before."""
+    went = []
+    moved = training.moved
+    monkeypatch.setattr(training, "moved", lambda to, of: went.append(type(of)) or moved(to, of))
+    students = []
+    for on_device in (False, True):
+        made = pipeline.make_student(
+            small_teacher(), SETTINGS, pairs(), compute=Compute(on_device=on_device)
+        )
+        students.append(made.network.state_dict())
+        batches = went.count(dmd.Batch)
+        assert (batches, went.count(Pairs)) == (SETTINGS.steps, int(on_device))
+        went.clear()
+    assert largest_difference(*students) == 0
+
+
+def test_noise_of_one_kind_of_device_does_not_go_on_on_another():
+    run = DistillationRun(small_teacher(), SETTINGS)
+    state = run.state_dict()
+    with pytest.raises(ValueError, match="drawn on another kind of device"):
+        run.load_state_dict(state | {"rng": state["rng"][:16]})  # a GPU's state has 16 bytes
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_gpu_is_waited_for_once_an_iteration(precision, monkeypatch):
+    compute = Compute(mixed_precision=precision, frozen=precision, on_device=True)
+    iteration = dmd.iteration
+
+    def strict(*given, **options):  # the one reading comes after it, in `distill`
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return iteration(*given, **options)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(dmd, "iteration", strict)
+    assert pipeline.make_student(small_teacher().cuda(), SETTINGS, pairs(), compute=compute)

@@ -23,8 +23,7 @@ def one_hot(x: Samples, label: Condition | None, classes: int) -> Float[Tensor, 
     check_label(x, label, classes)
     if label is None:
         return x.new_zeros(len(x), classes)
-    rows = functional.one_hot(label.long().clamp_min(0), classes)
-    return (rows * (label >= 0)[:, None]).to(x)
+    return (label[:, None] == torch.arange(classes, device=label.device)).to(x)
 
 
 class MLP(nn.Module):

@@ -68,7 +68,7 @@ class UNet(nn.Module):
         check_label(x, label, self.classes)
         if label is not None and self.class_embedding is not None:
             known = (label >= 0)[:, None].to(embedding)
-            embedding = embedding + known * self.class_embedding(label.clamp_min(0))
+            embedding = embedding + known * self.class_embedding(label.clamp(0, self.classes - 1))
         embedding = self.embed(embedding)
 
         h = self.first(x)  # (b, c, h, w)

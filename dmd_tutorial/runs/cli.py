@@ -54,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"dmd {__version__}")
         return 0
     torch.set_flush_denormal(True)  # tiny numbers are slow on CPUs and change nothing
+    torch.backends.cudnn.benchmark = True  # a GPU tries convolutions: shapes stay as they are
     try:
         with pipeline.signals(signal.default_int_handler):
             parse(arguments).run(f"dmd {shlex.join(arguments)}")

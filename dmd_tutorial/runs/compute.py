@@ -5,7 +5,6 @@ activations computed twice has the gradients of the plain step up to rounding; l
 rounding inside the networks, and only there.
 """
 
-import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from dmd_tutorial import dmd
-from dmd_tutorial.checks import Checked, Must, check_finite
+from dmd_tutorial.checks import Checked, Must, check_finite, step_unless_refused
 from dmd_tutorial.training import rebuilt
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -170,7 +169,7 @@ def joined(records: list[Tensors]) -> Tensors:
     """What the parts of a batch did, as one: tensors side by side, numbers averaged."""
 
     def together(values: tuple) -> Any:
-        if isinstance(values[0], Tensor):
+        if isinstance(values[0], Tensor) and values[0].ndim:
             return torch.cat(values)
         return None if values[0] is None else sum(values) / len(values)
 
@@ -191,7 +190,7 @@ class Updater:
 
     def __call__(
         self, optimizer: Optimizer, loss: Callable, batch: Any, clip: float
-    ) -> tuple[Any, float]:
+    ) -> tuple[Any, Tensor]:
         """One step down the mean of the parts' losses.
 
         Where a gradient overflows in fp16 the scale is halved and the step skipped; its norm is
@@ -210,13 +209,16 @@ class Updater:
         self.processes.mean_([mean, *(p.grad for p in parameters if p.grad is not None)])
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(parameters, clip)
-        value, size = torch.stack([mean.to(norm), norm]).tolist()
-        if not scaler.is_enabled() or (not math.isfinite(value + size) and scaler.get_scale() < 1):
-            check_finite(**{"the loss": value, "the gradient's norm": size})
-        scaler.step(optimizer)
-        scaler.update()
+        numbers = {"the loss": mean, "the gradient's norm": norm}
+        if scaler.is_enabled():
+            scaler.step(optimizer)
+            scaler.update()
+            check_finite(lambda: scaler.get_scale() >= 0.5, **numbers)
+        else:
+            check_finite(**numbers)
+            step_unless_refused(optimizer)
         torch.clear_autocast_cache()  # as in `dmd.update`
-        return joined(records), size
+        return joined(records), norm
 
     def state_dict(self) -> dict:
         """The scale of each optimiser's loss, if there is one."""

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from dmd_tutorial.checks import read
 from dmd_tutorial.dmd import Record
 from dmd_tutorial.files import plain_json, replace_file
 from dmd_tutorial.runs.compute import Processes
@@ -183,10 +184,10 @@ class Signs:
         """Look at an iteration; the sentences say what was seen, and what to do."""
         self.seen += 1
         x = record.x.float()
+        spread = x.std(dim=0, correction=min(1, len(x) - 1)).mean()
+        about = read(x.mean(), spread, (x.abs() > 1.2).float().mean())
         vital = {
-            "mean": x.mean().item(),
-            "spread": x.std(dim=0).mean().item() if len(x) > 1 else 0.0,
-            "beyond": (x.abs() > 1.2).float().mean().item(),
+            **dict(zip(("mean", "spread", "beyond"), about, strict=True)),
             "loss_critic": record.loss_critic,
             "norm_generator": record.norm_generator,
             "norm_critic": record.norm_critic,

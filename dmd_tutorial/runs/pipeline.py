@@ -88,8 +88,9 @@ def make_teacher(
     run = training.FitRun(network, settings)
     prepare(run.network, compute)
     updater = Updater(compute, run.optimizer)
-    loop = training.train_teacher(run, images, updater)
     made_of = {"data": images, "classes": images.classes}
+    (images,) = _settle(run, compute, images)
+    loop = training.train_teacher(run, images, updater)
     return _drive("teacher", run, loop, updater, checkpoint, control, made_of)
 
 
@@ -102,10 +103,13 @@ def make_student(
 
     The settings are those of a method: DMD's, or DMD2's, which needs images.
     """
-    step, judge = _iteration(settings, teacher, images, compute), None
+    judge = None
     if isinstance(settings, Dmd2Settings):
         judge = Judge(copy.deepcopy(training.unguided(teacher))).to(device_of(teacher))
     run = training.DistillationRun(teacher, settings, start, judge)
+    made_of = {"teacher": teacher, "start": start, "pairs": pairs, "images": images}
+    images, pairs = _settle(run, compute, images, pairs)
+    step = _iteration(settings, teacher, images, compute)
     prepare(run.generator, compute)
     prepare(run.critic, compute)
     if compute.frozen != "fp32":  # the caller's teacher stays exact
@@ -114,9 +118,16 @@ def make_student(
     updater = Updater(compute, run.generator_optimizer, run.critic_optimizer)
     iteration = partial(step, updater=updater)
     loop = training.distill(run, *image_shape(teacher), pairs, iteration=iteration)
-    made_of = {"teacher": teacher, "start": start, "pairs": pairs, "images": images}
     stage = "distil" if settings.matching else "warm start"
     return _drive(stage, run, loop, updater, checkpoint, control, made_of)
+
+
+def _settle(run: Any, compute: Compute, *sets: Images | Pairs | None) -> list[Any]:
+    """Where the compute asks for it, a run draws, and keeps its sets, where its networks are."""
+    if not compute.on_device:
+        return list(sets)
+    run.draw_on(run.device)
+    return [training.moved(run.device, each) if each else each for each in sets]
 
 
 def _iteration(

@@ -13,7 +13,15 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from dmd_tutorial.checks import Condition, PerSample, Samples, check_same_shape, check_sigma, expand
+from dmd_tutorial.checks import (
+    Condition,
+    PerSample,
+    Samples,
+    check_same_shape,
+    check_sigma,
+    expand,
+    refuse,
+)
 from dmd_tutorial.denoisers import (
     Denoiser,
     EDMDenoiser,
@@ -148,8 +156,12 @@ class ConsistencyModel(nn.Module):
 
     def forward(self, x: Samples, sigma: PerSample, label: Condition | None = None) -> Samples:
         check_sigma(x, sigma)
-        if (sigma < self.sigma_min * (1 - 1e-5)).any():
-            raise ValueError(f"sigma is {sigma.min().item():g}, paths end at {self.sigma_min:g}")
+        least = sigma.min()
+
+        def error() -> ValueError:
+            return ValueError(f"sigma is {least.item():g}, paths end at {self.sigma_min:g}")
+
+        refuse(least < self.sigma_min * (1 - 1e-5), error)
         factors = consistency_preconditioning(sigma.to(x.dtype), self.sigma_data, self.sigma_min)
         c_skip, c_out, c_in, _ = (expand(factor, x) for factor in factors)
         return c_skip * x + c_out * self.network(c_in * x, factors.c_noise, label)

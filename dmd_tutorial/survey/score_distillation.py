@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from dmd_tutorial import checks, dmd
-from dmd_tutorial.checks import Condition, PerSample, Samples, check_same_shape, expand
+from dmd_tutorial.checks import Condition, PerSample, Samples, asked_once, check_same_shape, expand
 from dmd_tutorial.data import Images
 from dmd_tutorial.denoisers import (
     SIGMA_DATA,
@@ -30,7 +30,7 @@ from dmd_tutorial.denoisers import (
     says,
 )  # fmt: skip
 from dmd_tutorial.dmd import Batch, Objective, Record, Weighting
-from dmd_tutorial.noise import BINS, add_noise, karras_grid, linear_schedule, noise_like
+from dmd_tutorial.noise import BINS, add_noise, karras_grid, linear_schedule, noise_like, source
 from dmd_tutorial.survey import classical
 from dmd_tutorial.training import DistillSettings
 
@@ -87,6 +87,7 @@ def point_step(
     return dmd.iteration(*networks, generator_optimizer, None, batch, objective, rng)
 
 
+@asked_once
 def adversarial_step(
     generator: nn.Module, critic: Judge, teacher: Denoiser,
     generator_optimizer: Optimizer, critic_optimizer: Optimizer | None,
@@ -121,7 +122,7 @@ def adversarial_step(
             y_noisy = add_noise(part.y_ref, part.sigma, part.z_ref)  # type: ignore[arg-type]
             critic(y_noisy, part.sigma, part.label_ref)
             value = denoising + discrimination * classical.discriminator_loss(critic.logit(), fake)
-            return value, record._replace(loss_critic=value.item())
+            return value, record._replace(loss_critic=value.detach())
 
         beside = samples._replace(  # data, with noise of their own at the samples' levels
             z_ref=noise_like(batch.z, rng), y_ref=batch.y_ref, label_ref=batch.label_ref
@@ -151,6 +152,7 @@ def sid_loss(
     return (expand(scale, x) * product).mean()
 
 
+@asked_once
 def sid_step(
     generator: nn.Module, critic: Denoiser, teacher: Denoiser,
     generator_optimizer: Optimizer, critic_optimizer: Optimizer | None,
@@ -165,7 +167,7 @@ def sid_step(
     loss = sid_loss(x, sigma, real, fake, alpha, objective.weighting)
     norm = dmd.update(generator_optimizer, loss, objective.clip)
     answers = x.detach(), sigma, real.detach(), fake.detach()
-    record = Record(*answers, loss.item(), norm_generator=norm)
+    record = Record(*answers, loss.detach(), norm_generator=norm)
     return dmd.train_critic(generator, critic, critic_optimizer, batch, objective, record, rng)
 
 
@@ -217,7 +219,7 @@ class Dmd2Settings(DistillSettings):
             raise ValueError(f"the images have {images.classes} classes, the teacher has {classes}")
 
         def draw(count: int, rng: Generator | None) -> tuple[Tensor, Tensor | None]:
-            index = torch.randint(len(images.x), (count,), generator=rng)
+            index = torch.randint(len(images.x), (count,), **source(rng))
             return images.take(index), images.label[index] if classes else None
 
         step = partial(adversarial_step, fooling=self.fooling, discrimination=self.discrimination)
