@@ -74,7 +74,7 @@ def make_pairs(
         "teacher": fingerprint(teacher), "sampler": "heun", "steps": steps, "seed": seed,
         "evaluations": 2 * steps - 1, "noise": "stream of pairs",
         "sigma_range": list(sigma_range(teacher)),
-        "precision": str(says(teacher, "precision")),  # of the network's inside
+        "precision": str(says(teacher, "precision") or "its own"),  # of its inside
     }  # fmt: skip
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from dmd_tutorial import anchor
 from dmd_tutorial.anchor import LPIPS, Pairs, fingerprint, l2, load_pairs, make_pairs
 from dmd_tutorial.denoisers import EDMDenoiser
 from dmd_tutorial.networks import UNet
+from dmd_tutorial.runs.compute import Compute, prepare
 from dmd_tutorial.samplers import sample
 
 SHAPE = (1, 8, 8)
@@ -55,7 +56,19 @@ def test_a_file_says_how_it_was_made(tmp_path):
         made_by = json.loads(file.metadata()["made_by"])
     assert made_by == {"teacher": fingerprint(teacher()), "sampler": "heun", "steps": 3,
                        "evaluations": 5, "seed": 5, "noise": "stream of pairs",
-                       "sigma_range": [0.002, 80.0], "chunk": 2}  # fmt: skip
+                       "sigma_range": [0.002, 80.0], "precision": "its own",
+                       "chunk": 2}  # fmt: skip
+
+
+def test_pairs_in_another_precision_are_other_pairs(tmp_path):
+    make(tmp_path)
+    low = prepare(teacher(), Compute(mixed_precision="bf16"))
+    with pytest.raises(ValueError, match=r"precision its own, not torch\.bfloat16"):
+        next(make_pairs(low, tmp_path, 60, SHAPE, 10, steps=3))
+    assert next(make_pairs(low, tmp_path / "low", 20, SHAPE, 10, steps=3)) == 20
+    one, other = load_pairs(tmp_path, low, 20), load_pairs(tmp_path / "low", teacher())
+    assert torch.equal(one.z, other.z)  # the same weights, so both are its pairs
+    assert 0 < (one.y - other.y).std() / one.y.std() < 0.05
 
 
 def test_a_run_that_stopped_continues_and_makes_the_same_pairs(tmp_path):
