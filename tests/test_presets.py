@@ -9,8 +9,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.classifier import train_classifier
-from benchmarks.full_size import evaluations
 from benchmarks.own_images import copies
+from benchmarks.plan import evaluations
 from dmd_tutorial.data import digits
 from dmd_tutorial.runs.presets import OWN_IMAGES, PAPER, PRESETS
 
