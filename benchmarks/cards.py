@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from dmd_tutorial.denoisers import EDMDenoiser, image_shape
@@ -22,9 +23,15 @@ CARDS = {"T4": Card(65, 0.15), "A100": Card(312, 0.20), "H100": Card(989, 0.12)}
 def forward_flop(denoiser: EDMDenoiser) -> float:
     """Operations of one image's way through a denoiser; a backward pass costs twice as many."""
     shape, classes = image_shape(denoiser)
-    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        label = torch.zeros(1, classes) if classes else None
-        denoiser.to("meta").network(torch.zeros(1, *shape), torch.zeros(1), label)
+    label = torch.zeros(1, classes, device="meta") if classes else None
+    x = torch.zeros(1, *shape, device="meta")
+    return flop(denoiser.network, x, torch.zeros(1, device="meta"), label)
+
+
+def flop(network: nn.Module, *inputs: torch.Tensor | None) -> float:
+    """Operations of a call with inputs on "meta", which has shapes and no numbers."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network.to("meta")(*inputs)
     return float(counter.get_total_flops())
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.classifier import accuracy, save_classifier, train_classifier
-from benchmarks.full_size import at_equal_budget
+from benchmarks.plan import at_equal_budget
 from dmd_tutorial import metrics, pretrained, training
 from dmd_tutorial.anchor import Pairs
 from dmd_tutorial.data import Images

@@ -1,18 +1,23 @@
 """Presets: the paper's are the paper's, the others can be built."""
 
 import json
-from dataclasses import asdict
+import math
+import re
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.cards import CARDS, forward_flop, minutes
 from benchmarks.classifier import train_classifier
-from benchmarks.full_size import evaluations
 from benchmarks.own_images import copies
+from benchmarks.plan import evaluations
 from dmd_tutorial.data import digits
+from dmd_tutorial.runs.memory import GIB, largest, teacher_memory
 from dmd_tutorial.runs.presets import OWN_IMAGES, PAPER, PRESETS
+from dmd_tutorial.survey.score_distillation import dmd2
 
 RESULTS = Path(__file__).parents[1] / "book" / "results"
 
@@ -55,6 +60,37 @@ def test_a_teacher_that_is_trained_here_denoises_its_images_and_depends_on_its_s
 def test_the_small_teacher_has_about_7_million_parameters():
     teacher = PRESETS["cifar10-small"].new_teacher()
     assert sum(p.numel() for p in teacher.parameters()) == pytest.approx(7e6, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["cifar10-small", "cifar10-small-t4"])
+def test_the_cost_of_a_small_preset_is_what_is_counted(name):
+    """Of the road that `dmd` goes: teacher, pairs, regression, distillation."""
+    preset = PRESETS[name]
+    images = 3 * preset.teacher.steps * preset.teacher.batch
+    images += (2 * preset.pair_steps - 1) * preset.pairs
+    for settings in (preset.warm_start, preset.distill):
+        images += settings.steps * evaluations(settings)
+    pflop = images * forward_flop(preset.new_teacher()) / 1e15
+    said = re.findall(r"(\d+)( minutes| hours)? on an? (\w+)", preset.cost)
+    assert said
+    for number, unit, card in said:
+        counted = minutes(pflop, CARDS[card])
+        assert int(number) == round(counted / 60 if "hours" in unit else counted), card
+    assert preset.cost.endswith("counted, not measured")
+
+
+def test_a_t4_does_the_small_preset_without_bfloat16_in_13_gib():
+    small, preset = PRESETS["cifar10-small"], PRESETS["cifar10-small-t4"]
+    compute = preset.compute
+    assert replace(preset, compute=small.compute, cost=small.cost) == small
+    assert (compute.mixed_precision, compute.frozen, compute.compile) == ("fp16", "fp16", False)
+    values = math.prod(preset.shape)
+    on_device = 2 * 4 * values * preset.pairs + values * 50_000  # pairs, and images as levels
+    teacher = preset.new_teacher()
+    stages = [preset.warm_start, preset.distill, dmd2(preset.distill)]
+    training = largest(teacher, stages, compute).total
+    assert training + on_device < 13 * GIB
+    assert teacher_memory(teacher, preset.teacher.batch, compute).total + on_device < 13 * GIB
 
 
 @pytest.mark.parametrize("name", PRESETS)

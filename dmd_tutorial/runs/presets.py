@@ -154,9 +154,11 @@ CIFAR10_T4 = replace(
 
 # A DDPM++ of about 7 M parameters, trained here: needs no published weights and no download but
 # the data. The anchor is L2, for LPIPS would need a download; the paper measured 2.78 with it
-# instead of 2.66 (FID, CIFAR-10).
+# instead of 2.66 (FID, CIFAR-10). Sizes are what an hour of one large GPU pays for, with all that
+# `benchmarks/full_size.py` compares.
 CIFAR10_SMALL = replace(
-    CIFAR10_COND, cost="", published="", network="SongUNet",
+    CIFAR10_COND, published="", network="SongUNet",
+    cost="about 10 minutes on an H100, 19 on an A100: counted, not measured",
     network_options={
         "model_channels": 64,  # DDPM++ has 128
         "channel_mult": [1, 2, 2],  # DDPM++: 2, 2, 2
@@ -165,21 +167,27 @@ CIFAR10_SMALL = replace(
         "dropout": 0.1,
     },
     teacher=TeacherSettings(
-        steps=40_000,  # EDM shows 200 million images, these are 20 million
-        batch=512, learning_rate=1e-3, warm_up=2_000, ema=0.9995,
+        steps=15_000,  # EDM shows 200 million images, these are 3.8 million
+        batch=256, learning_rate=1e-3, warm_up=1_000, ema=0.999,
         flip=True,  # EDM augments more; mirroring is what needs no extra input
     ),
     pairs=50_000,
     warm_start=replace(  # minutes of regression spare hours of distillation
-        REGRESSION, steps=10_000, batch=256, batch_pairs=256, learning_rate=5e-4, warm_up=500,
+        REGRESSION, steps=8_000, batch=128, batch_pairs=128, learning_rate=5e-4, warm_up=400,
         decay=0.8, ema=0.999,
     ),
     distill=replace(
-        PAPER, distance="l2", steps=10_000, batch=256, batch_pairs=256, warm_up=200, ema=0.999,
+        PAPER, distance="l2", steps=3_000, batch=128, batch_pairs=128, warm_up=200, ema=0.999,
         critic_learning_rate=2e-4,  # from digits: a faster critic follows the generator
         decay=0.5,
     ),
-    compute=Compute(mixed_precision="bf16", frozen="bf16"),
+    compute=Compute(mixed_precision="bf16", frozen="bf16", compile=True, on_device=True),
+)  # fmt: skip
+
+# The same on a T4, which has no bfloat16; a batch needs a third of its memory.
+CIFAR10_SMALL_T4 = replace(
+    CIFAR10_SMALL, cost="about 2 hours on a T4: counted, not measured",
+    compute=Compute(mixed_precision="fp16", frozen="fp16", on_device=True),
 )  # fmt: skip
 
 # Your own images: a few hundred are enough to see the whole road, too few for variety. Measured on
@@ -205,5 +213,6 @@ OWN_IMAGES = Preset(
 PRESETS = {
     "digits": DIGITS, "demo": DEMO,
     "cifar10-cond": CIFAR10_COND, "cifar10-uncond": CIFAR10_UNCOND, "imagenet64": IMAGENET64,
-    "cifar10-t4": CIFAR10_T4, "cifar10-small": CIFAR10_SMALL, "own-images": OWN_IMAGES,
+    "cifar10-t4": CIFAR10_T4, "cifar10-small": CIFAR10_SMALL,
+    "cifar10-small-t4": CIFAR10_SMALL_T4, "own-images": OWN_IMAGES,
 }  # fmt: skip
