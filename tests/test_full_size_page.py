@@ -7,6 +7,7 @@ import book_source
 import pytest
 from PIL import Image
 
+from benchmarks import full_size
 from dmd_tutorial import notebook
 from dmd_tutorial.runs.presets import PRESETS
 
@@ -142,11 +143,22 @@ def test_the_page_says_that_its_distances_are_not_fid():
     assert "**They are not FID.**" in book_source.markdown(NOTEBOOK)
 
 
-def test_the_page_names_commands_options_and_presets_that_there_are():
+def test_the_page_names_presets_that_there_are():
     text = book_source.markdown(NOTEBOOK)
     named = set(re.findall(r"`?\b(cifar10-[a-z0-9-]*[a-z0-9])\b(?!\.(?:json|tar))", text))
-    assert {"cifar10-small", "cifar10-t4"} <= named
-    assert named <= {*PRESETS, "cifar10-small-t4"}
+    assert {"cifar10-small", "cifar10-small-t4", "cifar10-t4"} <= named
+    assert named <= {*PRESETS}
+
+
+def test_the_page_calls_the_benchmark_with_options_that_it_has(capsys):
+    text = re.sub(r"\\\n", " ", book_source.markdown(NOTEBOOK))
+    calls = re.findall(r"-m benchmarks\.full_size (.*?)(?:;|$)", text, re.MULTILINE)
+    assert len(calls) == 4
+    with pytest.raises(SystemExit, match="0"):
+        full_size.main(["--help"])
+    known = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+    for call in calls:
+        assert set(re.findall(r"--[\w-]+", call)) <= known, call
 
 
 def test_measured_minutes_stand_beside_the_counted_ones_once_there_are_some(monkeypatch):
