@@ -1,0 +1,185 @@
+"""The page "At full size" and its kin show no table without numbers, and take nothing for FID."""
+
+import json
+import re
+
+import book_source
+import pytest
+from PIL import Image
+
+from benchmarks import full_size
+from dmd_tutorial import notebook
+from dmd_tutorial.runs.presets import PRESETS
+
+PAGE = book_source.BOOK / "full-size.ipynb"
+NOTEBOOK = book_source.read_notebook(PAGE)
+NOTE = "JPEG re-encoded"
+RESULTS = {
+    "full-size": "# @title Table: what was measured at full size",
+    "results": "# @title Table: CIFAR-10, small teacher",
+}
+EMPTY = {"reduced": False, "rows": []}
+
+
+def row(name, seed, frechet, note=NOTE, **others):
+    """A made row, of the form that the benchmark writes."""
+    return {
+        "name": name, "seed": seed, "lease": 1, "frechet": frechet,
+        "frechet_by_noise": [frechet - 0.01, frechet + 0.01], "recall": 0.5, "precision": 0.6,
+        "floor": {"frechet": 0.125, "precision": 0.9, "recall": 0.9}, "samples": 50_000,
+        "seconds": 360.0, "device": "a card", "note": note, **others,
+    }  # fmt: skip
+
+
+MADE = {
+    "reduced": False,
+    "stages": {},
+    "rows": [
+        row("teacher", 0, 1.5, frechet_by_noise=[1.5]),
+        row("full", 0, 2.0),
+        row("full", 1, 2.4),
+        row("without anchor", 0, 3.0),
+    ],
+}
+
+
+def cell(stem, first_line):
+    """The source of the code cell that begins so."""
+    cells = book_source.read_notebook(book_source.BOOK / f"{stem}.ipynb")["cells"]
+    (found,) = (s for s in map(book_source.source, cells) if s.startswith(first_line))
+    return found
+
+
+def shown(monkeypatch, stem, report, *first_lines):
+    """What cells show, those of the results or others, if this were recorded: tables, the rest."""
+    tables, rest = [], []
+
+    def recorded(name):
+        there = json.loads((book_source.BOOK / "results" / f"{name}.json").read_text())
+        return report if name == "cifar10-small" else there
+
+    with monkeypatch.context() as patched:
+        patched.setattr(notebook, "setup", lambda: None)
+        names: dict = {}
+        exec(cell(stem, "# @title Imports"), names)
+    names |= {
+        "recorded": recorded, "display": lambda thing: rest.append(getattr(thing, "data", thing)),
+        "table": lambda head, rows: tables.append([list(head), *map(list, rows)]),
+    }  # fmt: skip
+    for first_line in first_lines or (RESULTS[stem],):
+        exec(cell(stem, first_line), names)
+    return tables, rest
+
+
+@pytest.mark.parametrize("stem", RESULTS)
+def test_without_rows_one_sentence_stands_in_place_of_a_table(monkeypatch, stem):
+    tables, (sentence,) = shown(monkeypatch, stem, EMPTY)
+    assert not tables
+    assert re.search("has been run on a (card|GPU) yet", sentence)
+    assert sentence.endswith(".")
+    assert not re.search(r"[.!?] [A-Z]", sentence)
+
+
+def test_the_sentence_gives_the_small_measurement_with_its_note(monkeypatch):
+    _, (sentence,) = shown(monkeypatch, "full-size", EMPTY)
+    own_images = json.loads((book_source.BOOK / "results" / "own-images.json").read_text())
+    draws = {
+        r["name"]: [r["frechet"], *r.get("other_noise", [])] for r in own_images["rows"]
+    }  # fmt: skip
+    for name in ("regression", "student"):
+        assert f"{sum(draws[name]) / len(draws[name]):.2f}" in sentence
+    assert own_images["note"] in sentence
+    assert "not FID" in sentence
+
+
+@pytest.mark.parametrize("stem", RESULTS)
+def test_with_rows_the_note_stands_beside_every_number(monkeypatch, stem):
+    ((head, *rows),), sentences = shown(monkeypatch, stem, MADE)
+    assert not sentences
+    assert [re.sub(r"\W+", " ", r[0]).strip() for r in rows] == [
+        "teacher",
+        "full",
+        "without anchor",
+    ]
+    assert any("not FID" in name for name in head)
+    for line in rows:
+        assert len(line) == len(head)
+        assert NOTE in line[-1]
+        assert "a card" in line
+        assert any("0.125" in str(value) for value in line)  # the floor
+
+
+@pytest.mark.parametrize("stem", RESULTS)
+def test_numbers_of_two_kinds_of_data_say_both(monkeypatch, stem):
+    rows = [row("full", 0, 2.0), row("full", 1, 2.4, note="another crop")]
+    ((_, line),), _ = shown(monkeypatch, stem, {**EMPTY, "rows": rows})
+    assert NOTE in line[-1]
+    assert "another crop" in line[-1]
+
+
+def test_the_spread_of_trainings_and_that_of_measuring_stand_apart(monkeypatch):
+    ((head, teacher, full, anchorless),), _ = shown(monkeypatch, "full-size", MADE)
+    trainings, noise = (head.index(f"± over {of}") for of in ("trainings", "noise"))
+    assert full[1] == "2.200"
+    assert full[trainings] == "0.283"  # of 2.0 and 2.4
+    assert full[noise] == "0.014"  # of x - 0.01 and x + 0.01
+    assert anchorless[trainings] == "-"
+    assert (teacher[trainings], teacher[noise]) == ("-", "-")
+
+
+@pytest.mark.parametrize("stem", RESULTS)
+def test_numbers_of_a_rehearsal_are_refused(monkeypatch, stem):
+    with pytest.raises(AssertionError):
+        shown(monkeypatch, stem, {**MADE, "reduced": True})
+
+
+def test_no_page_shows_what_was_not_measured_as_a_row():
+    for path in book_source.notebooks():
+        text = path.read_text("utf8")
+        assert "not yet measured" not in text, path.name
+
+
+def test_the_page_says_that_its_distances_are_not_fid():
+    assert "**They are not FID.**" in book_source.markdown(NOTEBOOK)
+
+
+def test_the_page_names_presets_that_there_are():
+    text = book_source.markdown(NOTEBOOK)
+    named = set(re.findall(r"`?\b(cifar10-[a-z0-9-]*[a-z0-9])\b(?!\.(?:json|tar))", text))
+    assert {"cifar10-small", "cifar10-small-t4", "cifar10-t4"} <= named
+    assert named <= {*PRESETS}
+
+
+def test_the_page_calls_the_benchmark_with_options_that_it_has(capsys):
+    text = re.sub(r"\\\n", " ", book_source.markdown(NOTEBOOK))
+    calls = re.findall(r"-m benchmarks\.full_size (.*?)(?:;|$)", text, re.MULTILINE)
+    assert len(calls) == 4
+    with pytest.raises(SystemExit, match="0"):
+        full_size.main(["--help"])
+    known = set(re.findall(r"--[\w-]+", capsys.readouterr().out))
+    for call in calls:
+        assert set(re.findall(r"--[\w-]+", call)) <= known, call
+
+
+def test_measured_minutes_stand_beside_the_counted_ones_once_there_are_some(monkeypatch):
+    lines = "# @title Code: the plan", "# @title Table: the stages"
+    ((head, *rows),), _ = shown(monkeypatch, "full-size", EMPTY, *lines)
+    assert not [name for name in head if "measured" in name]
+    spent = {"teacher, seed 0, lease 1": {"seconds": 390.0, "device": "a card"}}
+    ((longer, *more),), _ = shown(monkeypatch, "full-size", {**MADE, "stages": spent}, *lines)
+    assert longer == [*head, "measured, min"]
+    assert [line[:-1] for line in more] == rows
+    assert {line[0]: line[-1] for line in more if line[-1]} == {"teacher": "6.5, a card"}
+    for line in (head, *rows):
+        assert len(line) == len(head)
+
+
+def test_samples_are_shown_with_their_row_and_note_where_they_lie(monkeypatch, tmp_path):
+    (tmp_path / "results").mkdir()
+    grid = tmp_path / "results" / "cifar10-small-without-anchor-0.png"
+    Image.new("RGB", (330, 131)).save(grid)
+    monkeypatch.chdir(tmp_path)
+    _, (said, picture) = shown(monkeypatch, "full-size", MADE)
+    assert said == f"*without anchor* {NOTE}"
+    assert 'width="495" height="196"' in picture.source
+    assert "without anchor" in picture.text
