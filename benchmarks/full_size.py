@@ -363,6 +363,7 @@ def main(arguments: list[str] | None = None) -> int:
     add("--record", action="store_true", help="write that for the book, too")
     options = parser.parse_args(arguments)
     torch.set_flush_denormal(True)
+    torch.backends.cudnn.benchmark = True  # a GPU tries convolutions: shapes stay as they are
     if options.dry_run:
         costs, file = counted(Plan()), Path(options.out) / "cifar10-small.json"
         report = json.loads(file.read_text()) if file.exists() else {}

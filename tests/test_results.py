@@ -46,5 +46,5 @@ def test_the_books_results_are_json_with_provenance():
         content = json.loads(path.read_text())
         # provenance stands at the top, or in every row where rows were measured at various times
         at_the_top = {"device", "versions"} <= set(content)
-        for row in [] if at_the_top else content["rows"]:
+        for row in [] if at_the_top else content.get("rows", []):
             assert {"device", "versions"} <= set(row), path.name

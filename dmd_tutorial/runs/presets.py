@@ -111,7 +111,7 @@ PAPER = DistillSettings(
 )  # fmt: skip
 
 CIFAR10_COND = Preset(
-    cost="90 to 180 hours on one large GPU, from about 184 TFLOP per iteration",
+    cost="90 to 180 hours on one large GPU, from about 183 TFLOP per iteration",
     data="cifar10", shape=(3, 32, 32), classes=10, features="inception",
     published="edm-cifar10-32x32-cond-vp", pairs=100_000, distill=PAPER,
 )  # fmt: skip
@@ -138,7 +138,7 @@ IMAGENET64 = Preset(
 # and a sixth of its batch: a taste, not its numbers.
 CIFAR10_T4 = replace(
     CIFAR10_COND,
-    cost="about six hours on a T4, counted from operations (chapter 6) and not measured",
+    cost="about six hours on a T4, counted from operations and not measured",
     pairs=10_000,  # 350,000 evaluations of the teacher, about an hour
     pair_batch=250,
     warm_start=replace(  # brings the student near the teacher before two networks train
