@@ -31,6 +31,7 @@ def train_classifier(
         raise ValueError("a classifier needs classes, the images have none")
     channels, size = images.x.shape[1:3]
     kind = torch.device(device).type
+    low = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         classifier = Classifier(size, channels, images.classes, width, deep).to(device)
@@ -41,7 +42,7 @@ def train_classifier(
             level = noise * torch.rand(batch, 1, 1, 1)
             x = _moved(images, chosen) if augment else images.take(chosen)
             x_noisy = (x + level * torch.randn(x.shape)).to(device)
-            with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+            with torch.autocast(kind, torch.bfloat16, enabled=low):
                 logits = classifier(x_noisy)
             loss = functional.cross_entropy(logits.float(), images.label[chosen].to(device))
             optimizer.zero_grad()

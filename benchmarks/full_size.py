@@ -53,7 +53,7 @@ from benchmarks.plan import (
     evaluations,
     settings_of,
     table,
-)  # fmt: skip
+)
 from dmd_tutorial import metrics, pretrained
 from dmd_tutorial.anchor import CHUNK, load_pairs
 from dmd_tutorial.data import Images, balanced_labels, normal

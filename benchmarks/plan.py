@@ -83,13 +83,13 @@ class Plan:
 REDUCED = Plan(
     preset=replace(
         CIFAR10_SMALL,
-        network_options={**CIFAR10_SMALL.network_options, "model_channels": 8,
+        network_options={**CIFAR10_SMALL.network_options, "model_channels": 4,
                  "channel_mult": [1, 1, 1], "num_blocks": 1, "attn_resolutions": []},
-        teacher=replace(CIFAR10_SMALL.teacher, steps=3, batch=8),
+        teacher=replace(CIFAR10_SMALL.teacher, steps=2, batch=8),
         pairs=2_000,
         pair_steps=1,
-        warm_start=replace(CIFAR10_SMALL.warm_start, steps=3, batch=4, batch_pairs=4),
-        distill=replace(CIFAR10_SMALL.distill, steps=6, batch=4, batch_pairs=4),
+        warm_start=replace(CIFAR10_SMALL.warm_start, steps=2, batch=4, batch_pairs=4),
+        distill=replace(CIFAR10_SMALL.distill, steps=5, batch=4, batch_pairs=4),
         compute=replace(CIFAR10_SMALL.compute, compile=False),
     ),
     classifier_steps=3, classifier_batch=40, classifier_width=4, samples=100, batch=50,
