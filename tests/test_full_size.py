@@ -29,6 +29,7 @@ from dmd_tutorial.anchor import Pairs
 from dmd_tutorial.data import Images
 from dmd_tutorial.runs.images import load_images
 from dmd_tutorial.runs.presets import CIFAR10_SMALL
+from dmd_tutorial.runs.provenance import provenance
 from dmd_tutorial.survey.score_distillation import Dmd2Settings, Judge
 
 PLAN = Path(__file__).parents[1] / "book" / "results" / "cifar10-plan.json"
@@ -254,8 +255,9 @@ def finish(machines, stage, capsys):
 
 
 def numbers(report):
-    """What does not depend on how often a run was interrupted."""
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in report["rows"]]
+    """What does not depend on when and how often a run was interrupted."""
+    others = {"seconds", *provenance()}
+    return [{k: v for k, v in row.items() if k not in others} for row in report["rows"]]
 
 
 @pytest.mark.slow
