@@ -17,7 +17,7 @@ class Card(NamedTuple):
 
 
 # Narrow networks spend much of their time on moving activations, the more so the faster the card.
-CARDS = {"T4": Card(65, 0.15), "A100": Card(312, 0.20), "H100": Card(989, 0.12)}
+CARDS = {"T4": Card(65, 0.11), "A100": Card(312, 0.20), "H100": Card(989, 0.12)}
 
 
 def forward_flop(denoiser: EDMDenoiser) -> float:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from dmd_tutorial.data import Images, digits
 from dmd_tutorial.features import CLASSIFIER_FILE, Classifier
 from dmd_tutorial.files import write_tensors
+from dmd_tutorial.training import moved
 
 HELD_OUT = 360  # digits that the classifier is not trained on
 
@@ -31,6 +32,7 @@ def train_classifier(
         raise ValueError("a classifier needs classes, the images have none")
     channels, size = images.x.shape[1:3]
     kind = torch.device(device).type
+    images = moved(torch.device(device), images)
     low = kind == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
@@ -39,12 +41,13 @@ def train_classifier(
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(steps):
             chosen = torch.randint(len(images.x), (batch,))
-            level = noise * torch.rand(batch, 1, 1, 1)
-            x = _moved(images, chosen) if augment else images.take(chosen)
-            x_noisy = (x + level * torch.randn(x.shape)).to(device)
+            x = _shifted(images, chosen) if augment else images.take(chosen)
+            if noise:
+                level = noise * torch.rand(batch, 1, 1, 1)
+                x = x + (level * torch.randn(x.shape)).to(device)
             with torch.autocast(kind, torch.bfloat16, enabled=low):
-                logits = classifier(x_noisy)
-            loss = functional.cross_entropy(logits.float(), images.label[chosen].to(device))
+                logits = classifier(x)
+            loss = functional.cross_entropy(logits.float(), images.label[chosen])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -52,9 +55,9 @@ def train_classifier(
     return classifier.requires_grad_(False).eval()
 
 
-def _moved(images: Images, chosen: Tensor) -> Tensor:
+def _shifted(images: Images, chosen: Tensor) -> Tensor:
     """Images, half of them mirrored, shifted as one by up to an eighth, their edge repeated."""
-    x = images.take(chosen, torch.rand(len(chosen)) < 0.5)
+    x = images.take(chosen, (torch.rand(len(chosen)) < 0.5).to(images.x.device))
     reach = x.shape[-1] // 8
     down, right = torch.randint(0, 2 * reach + 1, (2,)).tolist()
     padded = functional.pad(x, [reach] * 4, mode="replicate")

@@ -43,6 +43,7 @@ from torch import Tensor
 from benchmarks import travel
 from benchmarks.classifier import accuracy, save_classifier, train_classifier
 from benchmarks.plan import (
+    FIRST,
     REDUCED,
     STAGES,
     VARIANTS,
@@ -87,9 +88,7 @@ class Results:
     def run(self) -> str:
         """Do stages; returns what has ended this call, nothing if no stage is left."""
         begun = 0
-        for stage in self.stages:
-            if self.is_done(stage):
-                continue
+        for stage in self.left():
             if begun and (self.minutes_left() == 0 or begun == self.options.stages):
                 return f"stopped before {stage}"
             if full := self.no_room(stage):
@@ -103,11 +102,28 @@ class Results:
             }  # fmt: skip
             self.note()
             if not done:
-                return f"stopped in {stage}"
+                anew = "; on another machine it begins again" if self.options.send else ""
+                return f"stopped in {stage}{anew}"
             if self.options.send:
                 travel.send(Path(self.options.send), [self.file, *self.files(stage)])
             print(f"{stage}: done ({seconds:.0f} s in this call)", flush=True)
         return ""
+
+    def left(self) -> list[Stage]:
+        return [stage for stage in self.stages if not self.is_done(stage)]
+
+    def needed(self) -> list[str]:
+        """The files of the work folder that the stages left go on from, beside the images."""
+        names = [self.file.name]
+        for stage in self.left():
+            if stage.name not in ("classifier", "teacher"):
+                names += ["classifier.safetensors", "teacher.safetensors"]
+            if stage.name not in ("classifier", "teacher", "pairs", FIRST[3]):
+                names.append("teacher-statistics.safetensors")
+            if stage.name in VARIANTS:
+                names.append(f"regression-{stage.seed}.safetensors")
+        made = {path.name for stage in self.left() for path in self.files(stage)}
+        return [name for name in dict.fromkeys(names) if name not in made]
 
     def is_done(self, stage: Stage) -> bool:
         """Whether it has its row, or what it makes is there, or is not wanted."""
@@ -151,6 +167,12 @@ class Results:
         save_classifier(self.classifier, classifier, held_out=held_out, correct=correct)
         floor = metrics.evaluation_floor(self.data_features(), self.plan.samples, repeats=3)
         self.report["floor"] = {name: of._asdict() for name, of in floor._asdict().items()}
+        # what unseen images get, which a perfect model cannot beat: the floor is of seen ones
+        unseen, seen = (extract_features(part.x.to(self.options.device), self.classifier)
+                        for part in (test, train))  # fmt: skip
+        seen_floor = metrics.evaluation_floor(seen, len(unseen), repeats=3).frechet.mean
+        self.report["unseen"] = {"frechet": metrics.frechet(unseen, seen), "floor": seen_floor,
+                                 "samples": len(unseen)}  # fmt: skip
         self.report["classifier"] = {"held_out": held_out, "correct": correct}
         return True
 
@@ -256,7 +278,7 @@ class Results:
             "floor": {name: of["mean"] for name, of in self.report["floor"].items()},
             "samples": len(samples[0]), "note": self.options.note,
             "computed_in": compute.mixed_precision, "drawn_in": compute.frozen,
-            "compiled": compute.compile, **notes, **provenance(),
+            "compiled": compute.compile, "weights_stored": "float16", **notes, **provenance(),
         }  # fmt: skip
         if stage.row != "teacher":
             row["frechet_to_teacher"] = mean(self.to_teacher(ours.double()) for ours in sets)
@@ -331,7 +353,7 @@ class Results:
         return self._data_features
 
     def load(self, name: str) -> Any:
-        """A network that draws in the precision of frozen ones; its weights stay exact."""
+        """A network as stored, in 16 bits, that draws in the precision of frozen ones."""
         model = pretrained.load(self.work / f"{name}.safetensors").to(self.options.device)
         return prepare(model, Compute(mixed_precision=self.preset.compute.frozen))
 
@@ -385,9 +407,15 @@ def main(arguments: list[str] | None = None) -> int:
     if options.device != "cpu" and not torch.cuda.is_bf16_supported(including_emulation=False):
         preset = replace(plan.preset, compute=CIFAR10_SMALL_T4.compute)
         plan = replace(plan, preset=preset)
-    if said := Results(options, plan).run():
-        print(f"{said[0].upper()}{said[1:]}. Stages are left: call again.")
-    return 3 if said else 0
+    results = Results(options, plan)
+    lost = [name for name in results.needed()[1:] if not (results.work / name).exists()]
+    if lost:
+        parser.error(f"{results.work} lacks {', '.join(lost)}: do the lease before, or bring them")
+    said = results.run()
+    if left := results.left():
+        print(f"{said[0].upper()}{said[1:]}. Call again: {len(left)} stages are left. What they go")
+        print(f"on from in {results.work}: {', '.join(results.needed())}")
+    return 3 if left else 0
 
 
 if __name__ == "__main__":

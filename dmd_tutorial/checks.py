@@ -37,8 +37,10 @@ class NotFiniteError(ValueError):
 
 def read(*values: Shaped[Tensor, ""]) -> list[float]:
     """What single values are; a GPU is waited for once, and hands them over together."""
+    if not values:
+        return []
     home = next((value.device for value in values if _waits(value)), None)
-    dtype = reduce(torch.promote_types, (value.dtype for value in values))
+    dtype = reduce(torch.promote_types, (value.dtype for value in values), torch.float32)
     return torch.stack([value.detach().to(home, dtype) for value in values]).tolist()
 
 
@@ -47,18 +49,25 @@ def _waits(value: Tensor) -> bool:
     return value.device.type != "cpu"
 
 
-# What was asked inside of `asked_once`: whether something is wrong, and the error where it is.
-_open: ContextVar[list | None] = ContextVar("open questions", default=None)
+class _Question(NamedTuple):
+    wrong: Tensor
+    error: Callable[[], ValueError | None]
+    sure: bool  # whether the error is certain where something is wrong
 
 
-def refuse(wrong: Bool[Tensor, ""], error: Callable[[], ValueError | None]) -> None:
+_open: ContextVar[list[_Question] | None] = ContextVar("questions of a step", default=None)
+
+
+def refuse(
+    wrong: Bool[Tensor, ""], error: Callable[[], ValueError | None], sure: bool = True
+) -> None:
     """Raise the error where something is wrong: at once or, in `asked_once` on a GPU, at its end.
 
-    An error of None lets it pass after all. A compiled network asks nothing.
+    An error that is not `sure` may turn out to be None. A compiled network asks nothing.
     """
     questions = _open.get()
     if questions is not None and _waits(wrong):
-        questions.append((wrong, error))
+        questions.append(_Question(wrong, error, sure))
     elif wrong and (found := error()) is not None:
         raise found
 
@@ -67,41 +76,56 @@ def asked_once(step: Step) -> Step:
     """A training step that reads values once, at its end: on a GPU each reading is a wait.
 
     What was asked of values on the way is answered then, and what the step returns, a named tuple,
-    has numbers in place of single values. What is refused so late has changed no weights: see
-    `step_unless_refused`.
+    has numbers in place of single values. What is refused so late has changed no weights: an
+    optimiser's step looks at what is `refused`.
     """
 
     @wraps(step)
     def once(*given: Any, **options: Any) -> Any:
         if _open.get() is not None:  # a step within a step
             return step(*given, **options)
-        questions: list = []
+        questions: list[_Question] = []
         token = _open.set(questions)
         try:
             done = step(*given, **options)
+        except Exception:
+            _answer(questions, read(*(q.wrong for q in questions)))  # the cause may lie there
+            raise
         finally:
             _open.reset(token)
         single = {n: v for n, v in done._asdict().items() if isinstance(v, Tensor) and v.ndim == 0}
-        numbers = read(*(wrong for wrong, _ in questions), *single.values(), torch.zeros(()))
-        for wrong, (_, error) in zip(numbers, questions, strict=False):
-            if wrong and (found := error()) is not None:
-                raise found
-        return done._replace(**dict(zip(single, numbers[len(questions) :], strict=False)))
+        numbers = read(*(q.wrong for q in questions), *single.values())
+        _answer(questions, numbers)
+        return done._replace(**dict(zip(single, numbers[len(questions) :], strict=True)))
 
     return cast(Step, once)
 
 
+def _answer(questions: list[_Question], answers: list[float]) -> None:
+    for question, wrong in zip(questions, answers, strict=False):
+        if wrong and (found := question.error()) is not None:
+            raise found
+
+
+def refused() -> Bool[Tensor, ""] | None:
+    """Whether an open question will be refused, where it was asked; None if there is none."""
+    wrong = [question.wrong for question in _open.get() or () if question.sure]
+    return torch.stack(wrong).any() if wrong else None
+
+
 def step_unless_refused(optimizer: Optimizer) -> None:
     """An optimiser's step, unless an open question will be refused: a GPU decides that itself."""
-    wrong = [wrong for wrong, _ in _open.get() or ()]
-    fused = getattr(optimizer, "_step_supports_amp_scaling", False)
-    if wrong and not fused and any(read(*wrong)):  # it cannot decide; an error will follow
-        return
-    if wrong and fused:  # as torch's GradScaler does it
-        optimizer.found_inf = torch.stack(wrong).any().float()  # type: ignore[attr-defined]
-    optimizer.step()
-    if wrong and fused:
-        del optimizer.found_inf  # type: ignore[attr-defined]
+    wrong = refused()
+    if wrong is None:
+        optimizer.step()
+    elif getattr(optimizer, "_step_supports_amp_scaling", False):  # fused: it looks by itself
+        optimizer.found_inf = wrong.float()  # type: ignore[attr-defined]  # as GradScaler does it
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.found_inf  # type: ignore[attr-defined]
+    elif not wrong:  # a wait
+        optimizer.step()
 
 
 def check_finite(unless: Callable[[], bool] = bool, /, **values: Tensor | float) -> None:
@@ -116,7 +140,7 @@ def check_finite(unless: Callable[[], bool] = bool, /, **values: Tensor | float)
     for name, given in values.items():
         value = torch.as_tensor(given).detach()
         lost = (~value.isfinite()).sum()
-        refuse(lost > 0, partial(error, name, value, lost))
+        refuse(lost > 0, partial(error, name, value, lost), sure=unless is bool)
 
 
 def check_sigma(

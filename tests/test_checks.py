@@ -146,20 +146,24 @@ WRONG = {  # what a batch or a network brings, and the sentence
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("optimiser", ["fused", "plain", "fp16"])
 @pytest.mark.parametrize("name", WRONG)
-def test_what_is_refused_at_the_end_has_changed_nothing(name, fused, reads):
+def test_what_is_refused_at_the_end_has_changed_nothing(name, optimiser, reads):
     changes, sentence = WRONG[name]
     run = a_run()
     given = {"sigma": torch.ones(2), "noise": torch.randn(2, *SHAPE), "label": torch.arange(2)}
     batch = dmd.Batch(torch.randn(2, *SHAPE), **(given | changes))
     optimizers = [
-        torch.optim.AdamW(n.parameters(), lr=0.1, fused=fused) for n in (run.generator, run.critic)
+        torch.optim.AdamW(n.parameters(), lr=0.1, fused=optimiser == "fused")
+        for n in (run.generator, run.critic)
     ]
+    scaled = Updater(Compute(mixed_precision="fp16"), *optimizers)
+    updater = scaled if optimiser == "fp16" else dmd.update_whole
 
     def step(batch):
         networks = run.generator, run.critic, run.teacher
-        return dmd.iteration(*networks, *optimizers, batch, dmd.Objective(lambda_reg=0.0))
+        objective = dmd.Objective(lambda_reg=0.0)
+        return dmd.iteration(*networks, *optimizers, batch, objective, updater=updater)
 
     def state():
         moments = [v for o in optimizers for s in o.state.values() for v in s.values()]
@@ -182,6 +186,8 @@ def test_a_step_within_a_step_and_an_error_of_another_kind_leave_no_questions_op
         raise KeyError("another")
 
     with pytest.raises(KeyError, match="another"):
+        broken(torch.tensor([1.0]))
+    with pytest.raises(NotFiniteError, match="x is not finite"):  # the cause comes first
         broken(torch.tensor([math.nan]))
     with pytest.raises(NotFiniteError, match="x is not finite: 1 of 2"):  # outside: at the door
         checks.check_finite(x=torch.tensor([1.0, math.inf]))

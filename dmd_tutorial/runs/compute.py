@@ -5,6 +5,7 @@ activations computed twice has the gradients of the plain step up to rounding; l
 rounding inside the networks, and only there.
 """
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import Tensor, distributed, nn
 from torch.optim import Optimizer
 
 from dmd_tutorial import dmd
-from dmd_tutorial.checks import Checked, Must, check_finite, step_unless_refused
+from dmd_tutorial.checks import Checked, Must, check_finite, refused, step_unless_refused
 from dmd_tutorial.training import rebuilt
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -205,8 +206,11 @@ class Updater:
             scaler.scale(value / parts).backward()
             mean = mean + value.detach() / parts
             records.append(record)
+        gradients = [p.grad for p in parameters if p.grad is not None]
         # with the loss, so that every process refuses what one cannot go on with
-        self.processes.mean_([mean, *(p.grad for p in parameters if p.grad is not None)])
+        self.processes.mean_([mean, *gradients])
+        if scaler.is_enabled() and (wrong := refused()) is not None:
+            gradients[0].masked_fill_(wrong, math.inf)  # then the scaler takes no step
         scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(parameters, clip)
         numbers = {"the loss": mean, "the gradient's norm": norm}

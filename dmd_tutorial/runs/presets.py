@@ -154,8 +154,8 @@ CIFAR10_T4 = replace(
 
 # A DDPM++ of about 7 M parameters, trained here: needs no published weights and no download but
 # the data. The anchor is L2, for LPIPS would need a download; the paper measured 2.78 with it
-# instead of 2.66 (FID, CIFAR-10). Sizes are what an hour of one large GPU pays for, with all that
-# `benchmarks/full_size.py` compares.
+# instead of 2.66 (FID, CIFAR-10), and names no other lambda_reg for that. Sizes are what an hour of
+# one large GPU pays for, with all that `benchmarks/full_size.py` compares.
 CIFAR10_SMALL = replace(
     CIFAR10_COND, published="", network="SongUNet",
     cost="about 10 minutes on an H100, 19 on an A100: counted, not measured",
@@ -186,7 +186,7 @@ CIFAR10_SMALL = replace(
 
 # The same on a T4, which has no bfloat16; a batch needs a third of its memory.
 CIFAR10_SMALL_T4 = replace(
-    CIFAR10_SMALL, cost="about 2 hours on a T4: counted, not measured",
+    CIFAR10_SMALL, cost="about 3 hours on a T4: counted, not measured",
     compute=Compute(mixed_precision="fp16", frozen="fp16", on_device=True),
 )  # fmt: skip
 
