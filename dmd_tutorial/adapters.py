@@ -13,14 +13,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from dmd_tutorial import denoisers
 from dmd_tutorial.checks import NO_CLASS, Condition, PerSample, Samples, check_sigma, expand, refuse
-from dmd_tutorial.denoisers import (
-    Denoiser,
-    arithmetic,
-    denoised_from_noise,
-    denoised_from_v,
-    inside,
-)
+from dmd_tutorial.denoisers import Denoiser, arithmetic, inside
 from dmd_tutorial.noise import SIGMA_MAX, SIGMA_MIN, Schedule
 
 Prediction = Literal["noise", "x0", "v", "velocity"]
@@ -51,16 +46,14 @@ def discrete(alphas_cumprod: Float[Tensor, " steps"]) -> Terms:
         low, high = logs[after - 1], logs[after]
         return after - 1 + ((level - low) / (high - low)).clamp(0, 1)
 
-    return Terms(_preserved, time, (levels[0].item(), levels[-1].item()))
+    sigma_range = levels[0].item(), levels[-1].item()
+    return Terms(lambda sigma: (1 + sigma**2).rsqrt(), time, sigma_range)
 
 
 def continuous(
     schedule: Callable[[PerSample], Schedule], first: float = 1e-3, last: float = 1.0
 ) -> Terms:
-    """A schedule whose sigma / alpha rises with time, such as `noise.linear_schedule`.
-
-    It was trained at times from `first`, above 0, to `last`; a level's time is found by halving.
-    """
+    """A schedule, as `noise.linear_schedule`, whose sigma / alpha rises from `first` to `last`."""
 
     def level_at(t: Tensor) -> Tensor:
         alpha, sigma = schedule(t)
@@ -80,15 +73,10 @@ def continuous(
 
 
 def flow(scale: float = 1.0, sigma_range: tuple[float, float] = (SIGMA_MIN, SIGMA_MAX)) -> Terms:
-    """Straight paths ``x_t = (1 - t) x + t noise``; the network is told ``scale * t``.
-
-    Time 1 is of no finite level: the range ends before, for level 80 at t = 0.988.
-    """
-
-    def time(sigma: PerSample) -> PerSample:
-        return scale * sigma / (1 + sigma)
-
-    return Terms(lambda sigma: 1 / (1 + sigma), time, sigma_range)
+    """Straight paths ``x_t = (1 - t) x + t noise``; the network is told ``scale * t``."""
+    # time 1 is of no finite level: the range ends before, for level 80 at t = 0.988
+    alpha, time = lambda sigma: 1 / (1 + sigma), lambda sigma: scale * sigma / (1 + sigma)
+    return Terms(alpha, time, sigma_range)
 
 
 def exploding(sigma_range: tuple[float, float] = (SIGMA_MIN, SIGMA_MAX)) -> Terms:
@@ -96,12 +84,8 @@ def exploding(sigma_range: tuple[float, float] = (SIGMA_MIN, SIGMA_MAX)) -> Term
     return Terms(torch.ones_like, lambda sigma: sigma, sigma_range)
 
 
-def _preserved(sigma: PerSample) -> PerSample:
-    return (1 + sigma**2).rsqrt()
-
-
 def denoised_from(
-    prediction: Prediction, answer: Samples, x: Samples, sigma: PerSample, alpha: PerSample
+    prediction: str, answer: Samples, x: Samples, sigma: PerSample, alpha: PerSample | None = None
 ) -> Samples:
     """The clean sample behind ``x = x_t / alpha`` that a network's answer implies.
 
@@ -110,14 +94,13 @@ def denoised_from(
     """
     match prediction:
         case "noise":
-            return denoised_from_noise(x, answer, sigma)
+            return denoisers.denoised_from_noise(x, answer, sigma)
         case "x0":
             return answer
         case "v":
-            return denoised_from_v(x, answer, sigma, alpha)
-        case "velocity":
-            level = expand(sigma, x)
-            return (x - level * answer) / (1 + level)
+            return denoisers.denoised_from_v(x, answer, sigma, alpha)
+    level = expand(sigma, x)  # the answer is a velocity
+    return (x - level * answer) / (1 + level)
 
 
 class Adapted(nn.Module):
@@ -206,7 +189,6 @@ class FromDiffusers(Adapted):
         return label if self.takes_text else torch.where(label == NO_CLASS, null, label)
 
     def feature_layers(self) -> list[tuple[nn.Module, int]]:
-        """The middle of the U-Net, for a discriminator."""
         model: Any = self.network
         return [(model.mid_block, model.config.block_out_channels[-1])]
 
@@ -217,10 +199,7 @@ PREDICTIONS: dict[str, Prediction] = {
 
 
 class FromFunction(nn.Module):
-    """A function, such as an exact mixture, as a teacher: a module without weights.
-
-    Pairs and checkpoints know it by its name and the tensors that it holds, or that are given.
-    """
+    """A function as a teacher, known by its name and the tensors that it holds or is given."""
 
     def __init__(
         self, function: Denoiser, sigma_range: tuple[float, float] = (SIGMA_MIN, SIGMA_MAX),
@@ -252,7 +231,6 @@ class Guided(nn.Module):
         self.denoiser, self.scale, self.null = denoiser, scale, null
 
     def forward(self, x: Samples, sigma: PerSample, label: Condition) -> Samples:
-        """Denoise under a label, which must be given."""
         if label.is_floating_point() and not isinstance(self.null, Tensor):
             raise ValueError("a text is guided away from another: null must be its embedding")
         null = torch.as_tensor(self.null).to(label).expand_as(label)

@@ -66,7 +66,6 @@ class Classifier(nn.Module):
         return self.standardise(self.trunk(x))
 
     def forward(self, x: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch classes"]:
-        """Logits of the classes, for images in [-1, 1]."""
         return self.head(self.features(x))
 
 

@@ -20,15 +20,12 @@ class OneStepGenerator(nn.Module):
     Without sigma_max it is the top of the denoiser's range, from which its pairs start, too.
     """
 
+    evaluations = 1  # how often the denoiser is used for a sample
+
     def __init__(self, denoiser: nn.Module, sigma_max: float | None = None) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.sigma_max = sigma_range(denoiser)[1] if sigma_max is None else sigma_max
-
-    @property
-    def evaluations(self) -> int:
-        """How often the denoiser is used for a sample."""
-        return 1
 
     def forward(self, z: Samples, label: Condition | None = None) -> Samples:
         """Make samples, not clamped, of standard normal noise."""
@@ -53,13 +50,8 @@ class FewStepGenerator(OneStepGenerator):
         super().__init__(denoiser, levels[0])
         if any(low >= high for high, low in itertools.pairwise(levels)):
             raise ValueError(f"levels must fall from first to last, they are {levels}")
-        self.levels = tuple(levels)
+        self.levels, self.evaluations = tuple(levels), len(levels)
         self.last = 1 / len(levels) if last is None else last
-
-    @property
-    def evaluations(self) -> int:
-        """How often the denoiser is used for a sample."""
-        return len(self.levels)
 
     def forward(self, z: Samples, label: Condition | None = None) -> Samples:
         """Make samples of standard normal noise, in training after one step of each."""

@@ -96,12 +96,6 @@ def test_samplers_reach_the_data(sampler):
     assert (x[:, 0] > 0).double().mean().item() == pytest.approx(0.5, abs=0.04)
 
 
-def test_stochastic_without_churn_is_heun():
-    z, levels = torch.randn(5, 2), sampling_levels(12)
-    still = last(stochastic(ring(), z, levels, churn=0.0)).x
-    assert torch.equal(still, last(heun(ring(), z, levels)).x)
-
-
 def test_stochastic_forgets_its_start_and_depends_on_its_generator():
     z, levels = torch.zeros(500, 2), sampling_levels(30)
     one, again, other = (

@@ -74,5 +74,4 @@ class Linears(nn.Module):
         self.bias = nn.Parameter(torch.zeros(copies, 1, after))
 
     def forward(self, h: Tensor) -> Tensor:
-        """Apply each copy's layer to its block, (copies, block, before)."""
         return torch.baddbmm(self.bias, h, self.weight)

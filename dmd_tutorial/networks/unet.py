@@ -90,7 +90,6 @@ class UNet(nn.Module):
         return self.last(functional.silu(self.last_norm(h)))
 
     def feature_layers(self) -> list[tuple[nn.Module, int]]:
-        """The blocks on the way down and the attention at the bottom, with their channels."""
         blocks = [(m, m.conv2.out_channels) for m in self.down.modules() if isinstance(m, Block)]
         return [*blocks, (self.attention, self.attention.out.out_channels)]
 
@@ -104,7 +103,6 @@ class Recomputable(nn.Module):
     def forward(
         self, x: Float[Tensor, "b before h w"], embedding: Float[Tensor, "b e"]
     ) -> Float[Tensor, "b after new_h new_w"]:
-        """Map feature maps to feature maps, told by an embedding."""
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(self._map, x, embedding, use_reentrant=False)
         return self._map(x, embedding)

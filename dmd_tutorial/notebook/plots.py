@@ -74,7 +74,6 @@ class PlainLogFormatter(LogFormatter):
     """Labels of a logarithmic axis as they are said: 0.1, 1, 20."""
 
     def __call__(self, x: float, pos: int | None = None) -> str:
-        """The label of a tick, empty where there is no room."""
         return f"{x:g}" if super().__call__(x, pos) else ""
 
 
@@ -152,10 +151,7 @@ def image_grid(
     images: Float[Tensor, "n channels height width"], columns: int | None = None, *,
     column_titles: Sequence[str] = (), row_titles: Sequence[str] = (), ax: Axes | None = None,
 ) -> Any:  # fmt: skip
-    """Draw images in [-1, 1] as a grid, every pixel a sharp square; returns the figure.
-
-    By default the grid is about square, and the figure a new one of fitting size.
-    """
+    """Draw images in [-1, 1] as a grid, about square, on a figure that fits, and return that."""
     picture = tile(images, columns)
     height, width = (side + 1 for side in images.shape[-2:])
     rows, columns = (picture.shape[0] + 1) // height, (picture.shape[1] + 1) // width
@@ -181,10 +177,7 @@ def image_grid(
 def density_and_score(
     ax: Axes, mixture: Any, sigma: float, *, extent: float = 3.0, arrows: int = 15
 ) -> None:
-    """Draw a density on the plane, noised to a level, and over it `arrows` of its score a side.
-
-    Scores span orders of magnitude: an arrow's length is tanh(|score| / median |score|).
-    """
+    """Draw a density on the plane, noised to a level, and over it `arrows` of its score a side."""
 
     def grid(points: int, end: float) -> tuple[Tensor, Tensor]:
         ticks = torch.linspace(-end, end, points)
@@ -196,7 +189,7 @@ def density_and_score(
         density = _numbers(mixture.log_prob(*grid(121, extent)).exp()).reshape(121, 121).T
         middle, levels = grid(arrows, extent - spacing / 2)
         score = mixture.score(middle, levels)
-    length = score.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    length = score.norm(dim=1, keepdim=True).clamp(min=1e-12)  # over orders of magnitude
     arrow = _numbers(score / length * torch.tanh(length / length.median()))
     box = [-extent, extent, -extent, extent]
     ax.contourf(density, levels=12, cmap="Blues", extent=box, origin="lower")

@@ -16,12 +16,12 @@ from contextlib import redirect_stdout
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal
 
 import torch
 import tyro
 from torch import Tensor, nn
-from tyro.conf import OmitArgPrefixes, Positional, arg, subcommand
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from dmd_tutorial import __version__, pretrained
 from dmd_tutorial.anchor import Pairs, load_pairs
@@ -35,7 +35,7 @@ from dmd_tutorial.runs import memory, pipeline
 from dmd_tutorial.runs.compute import Compute, Processes
 from dmd_tutorial.runs.images import load_images, save_grid
 from dmd_tutorial.runs.pipeline import Control
-from dmd_tutorial.runs.presets import PRESETS, Preset
+from dmd_tutorial.runs.presets import PRESETS
 from dmd_tutorial.runs.provenance import runs_folder
 from dmd_tutorial.survey.score_distillation import Dmd2Settings, dmd2
 from dmd_tutorial.training import DistillSettings, TeacherSettings
@@ -72,8 +72,7 @@ def parse(arguments: list[str]) -> Any:
     """The command that is asked for, with the options given and the preset's."""
     given = _scan(arguments)
     made = commands_of(_preset_name(given, arguments), method=given.method)
-    kinds = [Annotated[type(of), subcommand(name, default=of)] for name, of in made.items()]
-    commands: Any = Union[tuple(kinds)]  # noqa: UP007
+    commands: Any = tyro.extras.subcommand_type_from_defaults(made)
     about = "Distribution matching distillation, from a teacher to a measured student (--version)."
     return tyro.cli(commands, prog="dmd", description=about, args=arguments)
 
@@ -108,10 +107,6 @@ class Placed(Checked):
     network: str | None = None
 
     @property
-    def table(self) -> Preset:
-        return PRESETS[self.preset]
-
-    @property
     def place(self) -> str:
         """The device; each of several processes has its own."""
         return str(Processes().device or self.device)
@@ -139,10 +134,11 @@ class TrainTeacher(Placed):
 
     def run(self, command: str) -> None:
         check_writable(self.out)
-        colours = self.table.shape[0] if self.data == self.table.data else None  # or as they are
+        table = PRESETS[self.preset]
+        colours = table.shape[0] if self.data == table.data else None  # or as they are
         images = load_images(self.data, self.size, colours)
         made_for: dict = {"shape": tuple(images.x.shape[1:]), "classes": images.classes}
-        preset = replace(self.table, teacher=self.settings, **made_for)
+        preset = replace(table, teacher=self.settings, **made_for)
         network = preset.new_teacher().to(self.place)
         needs = partial(memory.teacher_memory, network, self.settings.batch)
         memory.say(needs, self.compute, self.place)
@@ -217,12 +213,14 @@ class Distill(Placed):
     @property
     def warm_start(self) -> DistillSettings:
         """The preset's regression, with what was given here and is meant for both."""
-        if self.table.warm_start is None:
+        table = PRESETS[self.preset]
+        if table.warm_start is None:
             raise ValueError(f"the preset {self.preset} has no warm start: --warm-start-steps 0")
-        usual = self.table.distill
         values = {name: getattr(self.settings, name) for name in SHARED}
-        given = {name: value for name, value in values.items() if value != getattr(usual, name)}
-        return replace(self.table.warm_start, steps=self.warm_start_steps, **given)
+        given = {
+            name: value for name, value in values.items() if value != getattr(table.distill, name)
+        }
+        return replace(table.warm_start, steps=self.warm_start_steps, **given)
 
     def load_pairs(self, teacher: nn.Module) -> Pairs:
         """The pairs; where they are not there, or another teacher's, what makes them."""
@@ -316,7 +314,6 @@ class Evaluate(Drawing):
         print(plain_json(report, indent=1))
 
     def reference(self, shape: tuple[int, int, int]) -> Tensor:
-        """The features of the images, which must be of this shape."""
         if self.out:
             check_writable(self.out.parent)
         with redirect_stdout(sys.stderr):  # what is printed is the report alone

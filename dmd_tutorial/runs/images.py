@@ -257,7 +257,6 @@ def _deep(file: ImageFile.ImageFile) -> bool:
 
 
 def _square(image: Image.Image, size: int) -> Image.Image:
-    """The middle square, resized."""
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     square = image.crop((left, top, left + side, top + side))
@@ -323,12 +322,9 @@ def save_grid(
     x: Float[Tensor, "count channels height width"], path: str | Path, columns: int = 10,
     scale: int | None = None,
 ) -> None:  # fmt: skip
-    """Write images in [-1, 1] as one PNG, enlarged `scale` times (small ones to 64 pixels).
-
-    The file is written whole or not at all; values that are not finite are grey.
-    """
+    """Write images in [-1, 1] as one PNG, enlarged `scale` times (small ones to 64 pixels)."""
     scale = scale or max(1, 64 // x.shape[-2])
-    x = x.detach().float().cpu().nan_to_num(0.0)
+    x = x.detach().float().cpu().nan_to_num(0.0)  # grey
     x = x.repeat_interleave(scale, -2).repeat_interleave(scale, -1)
     save = partial(save_image, x, format="png", nrow=columns, normalize=True, value_range=(-1, 1))
     replace_file(path, save)

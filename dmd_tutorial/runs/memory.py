@@ -69,9 +69,8 @@ def teacher_memory(teacher: nn.Module, batch: int, compute: Compute) -> Estimate
 
 
 def _trained(name: str, network: nn.Module) -> list[tuple[str, int]]:
-    """What a network that learns takes, in fp32."""
     count = sum(p.numel() for p in network.parameters())
-    parts = {"weights, gradients": 8, "optimiser": 8, "average": 4}
+    parts = {"weights, gradients": 8, "optimiser": 8, "average": 4}  # bytes, in fp32
     return [(f"{name}: {part}", size * count) for part, size in parts.items()]
 
 
@@ -79,27 +78,22 @@ def _activations(model: nn.Module, images: int, compute: Compute) -> tuple[str, 
     """What a forward pass of one part of a batch keeps for the backward pass."""
     denoiser: Any = copy.deepcopy(getattr(model, "denoiser", model))
     prepare(denoiser.requires_grad_(True).train(), replace(compute, compile=False))
-    of = _of_any
-    if isinstance(denoiser, EDMDenoiser):  # without autocast on "meta", all is in its precision
-        denoiser.network.to("meta", denoiser.precision or torch.float32)
-        of = _of_ours
-    # what does not grow with the batch, such as cast weights, falls out
-    per_image = _kept(*of(denoiser, 2)) - _kept(*of(denoiser, 1))
-    return "activations", per_image * max(1, images // compute.accumulation)
-
-
-def _of_ours(denoiser: Any, count: int) -> tuple[nn.Module, tuple]:
-    """A raw network on "meta", with inputs."""
-    x = torch.empty(count, *image_shape(denoiser)[0], device="meta", dtype=denoiser.precision)
-    return denoiser.network, (x, x.new_empty(count), None)
-
-
-def _of_any(denoiser: Any, count: int) -> tuple[nn.Module, tuple]:
-    """A denoiser that may look at its numbers: it is run with some, where it is."""
     shape, classes = image_shape(denoiser)
-    x = torch.zeros(count, *shape, device=device_of(denoiser))
-    label = torch.zeros(count, dtype=torch.int64, device=x.device) if classes else None
-    return denoiser, (x, x.new_full((count,), sigma_range(denoiser)[1]), label)
+    ours = isinstance(denoiser, EDMDenoiser)
+    if ours:  # without autocast on "meta", all is in its precision
+        denoiser.network.to("meta", denoiser.precision or torch.float32)
+
+    def kept(count: int) -> int:
+        if ours:
+            x = torch.empty(count, *shape, device="meta", dtype=denoiser.precision)
+            return _kept(denoiser.network, (x, x.new_empty(count), None))
+        # a denoiser that may look at its numbers is run with some, where it is
+        x = torch.zeros(count, *shape, device=device_of(denoiser))
+        label = torch.zeros(count, dtype=torch.int64, device=x.device) if classes else None
+        return _kept(denoiser, (x, x.new_full((count,), sigma_range(denoiser)[1]), label))
+
+    per_image = kept(2) - kept(1)  # what does not grow, such as cast weights, falls out
+    return "activations", per_image * max(1, images // compute.accumulation)
 
 
 def _kept(network: nn.Module, inputs: tuple) -> int:
@@ -129,10 +123,7 @@ def advice(
     estimate_with: Callable[[Compute], Estimate], compute: Compute, free: int,
     low: Precision = "bf16",
 ) -> list[str]:  # fmt: skip
-    """What makes a training fit into `free` bytes, and what each change saves, cheapest first.
-
-    `low` is the low precision that the device has: fp16 where it is too old for bf16.
-    """
+    """What makes a training fit into `free` bytes, and what each change saves, cheapest first."""
     now = estimate_with(compute).total
     if now <= free:
         return []

@@ -26,6 +26,7 @@ from dmd_tutorial.training import DistillSettings, FitSettings, Metrics
 
 WINDOW = 100  # steps that a running number looks back on
 FIRST = 5  # steps after which a generator is known that starts from too high a level
+KEPT = ("loss_critic", "norm_generator", "norm_critic")  # of a record, for the signs
 LOG_STEPS = 10  # steps between two lines of the log
 BAR = "{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 LINE = "{desc}: {unit} {n:.0f} of {total}{postfix}, {remaining} left"
@@ -50,7 +51,6 @@ class Progress(tqdm):
         return False
 
     def say(self, text: str) -> None:
-        """Print a line, above the bar if there is one."""
         self.write(text) if self.terminal else print(text, flush=True)
 
 
@@ -94,7 +94,6 @@ class Watch:
             self.log.close()
 
     def __call__(self, metric: Metrics, seconds: float) -> None:
-        """Show and note a step."""
         if not self.first:
             return
         self.times.append(seconds)
@@ -181,17 +180,12 @@ class Signs:
         self.said: set[str] = set()
 
     def __call__(self, record: Record) -> list[str]:
-        """Look at an iteration; the sentences say what was seen, and what to do."""
         self.seen += 1
         x = record.x.float()
         spread = x.std(dim=0, correction=min(1, len(x) - 1)).mean()
         about = read(x.mean(), spread, (x.abs() > 1.2).float().mean())
-        vital = {
-            **dict(zip(("mean", "spread", "beyond"), about, strict=True)),
-            "loss_critic": record.loss_critic,
-            "norm_generator": record.norm_generator,
-            "norm_critic": record.norm_critic,
-        }
+        vital = dict(zip(("mean", "spread", "beyond"), about, strict=True))
+        vital |= {name: getattr(record, name) for name in KEPT}
         for name, value in vital.items():
             self.recent.setdefault(name, deque(maxlen=WINDOW)).append(value)
         now = {name: sum(values) / len(values) for name, values in self.recent.items()}
@@ -203,7 +197,6 @@ class Signs:
         return fresh
 
     def _judge_start(self, now: dict[str, float]) -> dict[str, str]:
-        """What the first iterations tell already."""
         if self.seen != FIRST or now["spread"] <= 1:  # no values in [-1, 1] have more
             return {}
         return {"level":
@@ -213,7 +206,6 @@ class Signs:
         }  # fmt: skip
 
     def _judge(self, now: dict[str, float]) -> dict[str, str]:
-        """For each sign that is there a sentence."""
         start, spread, before = self.start, now["spread"], self.start["spread"]
         drift = abs(now["mean"] - start["mean"])
         clipped = sum(norm > self.clip for norm in self.recent["norm_generator"])

@@ -10,7 +10,8 @@ import torch
 from dmd_tutorial import __version__
 
 DRIVE = Path("/content/drive/MyDrive")  # Colab's, once it is mounted
-DESCRIBE = ("describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+")
+PACKAGE = Path(__file__).parents[2]  # its clone, where it is one
+DESCRIBE = ("describe", "--always", "--exclude=*", "--abbrev=12", "--dirty=+")  # +: changed since
 DRIVER = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
 
 
@@ -20,25 +21,18 @@ def runs_folder() -> Path:
 
 
 def provenance() -> dict:
-    """What a result must say about how it was made: device, driver, threads, versions, commit.
-
-    The commit is that of the package's clone, with a ``+`` where files were changed since.
-    """
+    """What a result must say about how it was made: device, driver, threads, versions, commit."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    git = ("git", "-C", str(PACKAGE), *DESCRIBE) if (PACKAGE / ".git").exists() else None
     return {
         "device": gpu or "cpu", "driver": _said(*DRIVER) if gpu else None,
-        "threads": torch.get_num_threads(), "commit": _commit(),
+        "threads": torch.get_num_threads(), "commit": _said(*git) if git else None,
         "versions": {
             "dmd_tutorial": __version__, "torch": torch.__version__,
             "torch-fidelity": version("torch-fidelity"), "cuda": torch.version.cuda,
             "python": platform.python_version(),
         },
     }  # fmt: skip
-
-
-def _commit() -> str | None:
-    root = Path(__file__).parents[2]
-    return _said("git", "-C", str(root), *DESCRIBE) if (root / ".git").exists() else None
 
 
 def _said(*command: str) -> str | None:

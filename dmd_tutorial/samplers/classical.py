@@ -27,16 +27,11 @@ def euler(
         yield Step(index, x, denoised, sigma_next, counted.calls)
 
 
-@torch.no_grad()
 def heun(
     denoiser: Denoiser, z: Samples, levels: Ladder, label: Condition | None = None
 ) -> Iterator[Step]:
     """Heun's method on the same ODE, of second order, in 2N - 1 evaluations (EDM, Algorithm 1)."""
-    counted = Counted(denoiser, label, z.dtype)
-    x = start(z, levels)
-    for index, (sigma, sigma_next) in enumerate(pairwise(levels.tolist())):
-        x, denoised = heun_step(counted, x, sigma, sigma_next)
-        yield Step(index, x, denoised, sigma_next, counted.calls)
+    return stochastic(denoiser, z, levels, label, churn=0.0)
 
 
 def heun_step(
@@ -59,7 +54,7 @@ def stochastic(
 ) -> Iterator[Step]:  # fmt: skip
     """EDM's stochastic sampler: a little new noise before each of Heun's steps.
 
-    `churn` says how much noise in all (S_churn), 0 gives `heun` exactly. It comes at the levels
+    `churn` says how much noise in all (S_churn), 0 for `heun`. It comes at the levels
     from churn_min to churn_max (S_min, S_max), with standard deviation `noise_scale` (S_noise).
     Source: Karras et al. 2022 (EDM), Algorithm 2 and Table 5.
     """

@@ -29,11 +29,7 @@ class Process(NamedTuple):
 
 
 def variance_preserving(beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
-    """``dx = -beta x / 2 dt + sqrt(beta) dw`` with a beta that rises linearly: DDPM's limit.
-
-    beta_min is at time 0 and beta_max at time 1, in one over time. Source: Song et al. 2021, Eq. 11
-    and appendix B.
-    """
+    """``dx = -beta x / 2 dt + sqrt(beta) dw``, beta linear in t up to 1 (Song et al. 2021, B)."""
     slope = beta_max - beta_min
 
     def time(sigma: float) -> float:
@@ -42,13 +38,10 @@ def variance_preserving(beta_min: float = 0.1, beta_max: float = 20.0) -> Proces
         root = math.sqrt(beta_min**2 + 2 * slope * integral)
         return 2 * integral / (beta_min + root)  # no digits are lost where t is small
 
-    def alpha(t: float) -> float:
-        return math.exp(-(beta_min * t + slope * t**2 / 2) / 2)
-
-    def beta(t: float) -> float:
-        return beta_min + slope * t
-
-    return Process(time, alpha, f=lambda t: -beta(t) / 2, g_squared=beta)
+    return Process(
+        time, alpha=lambda t: math.exp(-(beta_min * t + slope * t**2 / 2) / 2),
+        f=lambda t: -(beta_min + slope * t) / 2, g_squared=lambda t: beta_min + slope * t,
+    )  # fmt: skip
 
 
 # ``dx = sqrt(2 t) dw``: time is the noise level (Song et al. 2021, Eq. 9, in EDM's clock)

@@ -115,10 +115,7 @@ def deis(
     denoiser: Denoiser, z: Samples, levels: Ladder,
     label: Condition | None = None, *, order: int = 3,
 ) -> Iterator[Step]:  # fmt: skip
-    """DEIS: the polynomial goes through the noise estimates, which are the slopes dx/dsigma.
-
-    Source: Zhang and Chen 2023 (DEIS), Eq. 14 and 15, polynomials in the logarithm of rho.
-    """
+    """DEIS: a polynomial in ln(sigma) through noise estimates (Zhang and Chen 2023, Eq. 14, 15)."""
     counted = Counted(denoiser, label, z.dtype)
     x = start(z, levels)
     history: list[tuple[float, Tensor]] = []

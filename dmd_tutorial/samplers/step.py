@@ -38,7 +38,6 @@ class Counted:
         self.denoiser, self.label, self.dtype, self.calls = denoiser, label, dtype, 0
 
     def __call__(self, x: Tensor, sigma: float) -> Tensor:
-        """Denoise x, all of whose samples have the level sigma."""
         self.calls += 1
         levels = torch.full((len(x),), float(sigma), dtype=self.dtype, device=x.device)
         return as_state(self.denoiser(x.to(self.dtype), levels, self.label))

@@ -12,18 +12,11 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
-from dmd_tutorial.checks import Condition, PerSample, Samples, check_same_shape, check_sigma, expand
+from dmd_tutorial.checks import Condition, PerSample, Samples, check_sigma, expand
 from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.noise import SIGMA_MAX, source
 from dmd_tutorial.samplers import Step, euler
 from dmd_tutorial.samplers.step import Ladder, start
-
-SMALLEST_TIME = 1e-3
-
-
-def time_from_sigma(sigma: PerSample) -> PerSample:
-    """The time of a noise level, ``t = sigma / (1 + sigma)``."""
-    return sigma / (1 + sigma)
 
 
 def sigma_from_time(t: PerSample) -> PerSample:
@@ -35,8 +28,7 @@ def sigma_from_time(t: PerSample) -> PerSample:
 
 def interpolate(x: Samples, z: Samples, t: PerSample) -> Samples:
     """The straight path ``x_t = (1 - t) x + t z`` (Liu et al. 2023, 2.1, whose time runs back)."""
-    check_same_shape(x=x, z=z)
-    check_sigma(x, t)
+    check_sigma(x, t, z=z)
     return (1 - expand(t, x)) * x + expand(t, x) * z
 
 
@@ -82,7 +74,7 @@ def uniform_time(
 ) -> Float[Tensor, " count"]:
     """Times drawn evenly between (almost) 0 and that of the highest level."""
     t = torch.rand(count, **source(rng)) * sigma_max / (1 + sigma_max)
-    return t.clamp(min=SMALLEST_TIME)
+    return t.clamp(min=1e-3)
 
 
 class Path(NamedTuple):
@@ -100,7 +92,7 @@ def flow_path(
     states = [start(z, levels)]
     states += [step.x for step in sampler(denoiser, z, levels, label)]
     x = torch.stack([state / (1 + sigma) for state, sigma in zip(states, levels, strict=True)])
-    return Path(time_from_sigma(levels), x)
+    return Path(levels / (1 + levels), x)
 
 
 def straightness(path: Path) -> float:

@@ -14,8 +14,9 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from dmd_tutorial.checks import Condition, PerSample, Samples, check_same_shape, check_sigma, expand
-from dmd_tutorial.denoisers import Denoiser, denoised_from_noise, denoised_from_v
+from dmd_tutorial.adapters import denoised_from
+from dmd_tutorial.checks import Condition, PerSample, Samples, check_sigma, expand
+from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.noise import add_noise, noise_like, source
 from dmd_tutorial.samplers import euler, sample
 from dmd_tutorial.samplers.step import Ladder
@@ -26,8 +27,7 @@ Draw = Callable[[int, Generator], tuple[Tensor, Condition | None]]  # (count, rn
 
 def ddim_step(x: Samples, denoised: Samples, sigma: PerSample, sigma_next: PerSample) -> Samples:
     """One step of DDIM: the noise keeps its direction and shrinks (Song et al. 2021, Eq. 12)."""
-    check_same_shape(x=x, denoised=denoised)
-    check_sigma(x, sigma)
+    check_sigma(x, sigma, denoised=denoised)
     check_sigma(x, sigma_next)
     return denoised + expand(sigma_next / sigma, x) * (x - denoised)
 
@@ -44,8 +44,7 @@ def two_steps(
 
 def target(x: Samples, x_next: Samples, sigma: PerSample, sigma_next: PerSample) -> Samples:
     """The estimate whose DDIM step goes from x to x_next: ``(x_next - r x) / (1 - r)`` (App. G)."""
-    check_same_shape(x=x, x_next=x_next)
-    check_sigma(x, sigma)
+    check_sigma(x, sigma, x_next=x_next)
     check_sigma(x, sigma_next)
     if (sigma_next >= sigma).any():
         pair = int((sigma_next - sigma).argmax())
@@ -57,8 +56,8 @@ def target(x: Samples, x_next: Samples, sigma: PerSample, sigma_next: PerSample)
 class Prediction(StrEnum):
     """What a network may predict; each can be computed from each other."""
 
-    X = "x"  # the clean sample
-    EPS = "eps"  # the noise
+    X = "x0"  # the clean sample
+    EPS = "noise"
     V = "v"  # alpha noise - s clean, in the variance-preserving form
 
 
@@ -91,10 +90,7 @@ class ReadAs(nn.Module):
         check_sigma(x, sigma)
         alpha = expand((1 + sigma**2).rsqrt(), x)
         raw = self.network(alpha * x, sigma.log() / 4, label)
-        if self.prediction is Prediction.X:
-            return raw
-        convert = denoised_from_noise if self.prediction is Prediction.EPS else denoised_from_v
-        return convert(x, raw, sigma)
+        return denoised_from(self.prediction, raw, x, sigma)
 
 
 def progressive_loss(
@@ -148,7 +144,6 @@ class Halved(NamedTuple):
         return len(self.levels) - 1
 
     def sample(self, z: Tensor, label: Condition | None = None) -> Tensor:
-        """Sample with DDIM from noise, a step for each two levels."""
         return sample(self.student, z, label, sampler=euler, levels=self.levels)
 
 

@@ -22,13 +22,7 @@ from torch.optim import Optimizer
 from dmd_tutorial import checks, dmd
 from dmd_tutorial.checks import Condition, PerSample, Samples, asked_once, check_same_shape, expand
 from dmd_tutorial.data import Images
-from dmd_tutorial.denoisers import (
-    SIGMA_DATA,
-    Denoiser,
-    denoised_from_noise,
-    feature_layers,
-    says,
-)  # fmt: skip
+from dmd_tutorial.denoisers import SIGMA_DATA, Denoiser, denoised_from_noise, feature_layers, says
 from dmd_tutorial.dmd import Batch, Objective, Record, Weighting
 from dmd_tutorial.noise import BINS, add_noise, karras_grid, linear_schedule, noise_like, source
 from dmd_tutorial.survey import classical
@@ -43,15 +37,12 @@ def known_noise(noise: Samples) -> Denoiser:
 
 
 class Judge(nn.Module):
-    """A critic with a second answer: a logit that says whether a noisy sample began as data.
-
-    The head reads the last of the critic's `feature_layers`, half-way through (DMD2, 4.3).
-    """
+    """A critic with a second answer: a logit that says whether a noisy sample began as data."""
 
     def __init__(self, critic: nn.Module) -> None:
         super().__init__()
         self.critic, self.sigma_data = critic, says(critic, "sigma_data", SIGMA_DATA)
-        inner, width = feature_layers(critic)[-1]
+        inner, width = feature_layers(critic)[-1]  # half-way through (DMD2, 4.3)
         copies = says(critic, "copies", 1)
         inner.register_forward_hook(self._see)
         self._seen: Tensor | None = None
@@ -94,10 +85,7 @@ def adversarial_step(
     batch: Batch, objective: Objective, rng: Generator | None = None,
     updater: dmd.Updater = dmd.update_whole, *, fooling: float, discrimination: float,
 ) -> Record:  # fmt: skip
-    """DMD2: distribution matching, and a critic that also tells noised data (y_ref) from samples.
-
-    `fooling` and `discrimination` weigh the generator's adversarial loss and the head's (Eq. 4).
-    """
+    """DMD2: distribution matching, and a critic that also tells data, y_ref, from samples."""
     if batch.y_ref is None:
         raise ValueError("an adversarial loss needs data, the batch has none")
     batch = dmd.judged(batch, objective.grid, rng)
@@ -114,7 +102,7 @@ def adversarial_step(
         part = part._replace(sigma=sigma, noise=noise)
         loss, record = dmd.generator_loss(same, critic, teacher, part, objective)
         critic(add_noise(x, level, fresh), level, part.label)
-        return loss + fooling * classical.generator_loss(critic.logit()), record
+        return loss + fooling * classical.generator_loss(critic.logit()), record  # DMD2, Eq. 4
 
     def judging(optimizer: Optimizer, loss: dmd.Loss, samples: Batch, clip: float) -> tuple:
         def told_apart(part: Batch) -> tuple[Tensor, Record]:
@@ -207,7 +195,6 @@ class Dmd2Settings(DistillSettings):
 
     @property
     def beside(self) -> int:
-        """Samples per iteration beside the generator's own: images."""
         return self.batch
 
     def step(self, images: Images, shape: tuple[int, ...], classes: int) -> Step:
@@ -285,7 +272,6 @@ class Member:
     evaluations: int = 1  # steps of its generator
 
     def objective(self, sigma_max: float, sigma_data: float = SIGMA_DATA) -> Objective:
-        """What an iteration of it optimises, on levels up to sigma_max, for data of a width."""
         return Objective(
             weighting=self.weighting, lambda_reg=self.lambda_reg, critic_steps=self.critic_steps,
             grid=self.law(sigma_max, sigma_data),
