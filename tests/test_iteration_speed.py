@@ -79,15 +79,15 @@ def test_runs_as_a_program():
 
 
 def test_leaves_with_status_1_where_the_ratio_does_not_hold(monkeypatch, capsys):
-    ratio = {"median": 1.19}
+    ratio = {"median": speed.HOLD - 0.01}
     monkeypatch.setattr(speed, "measure", lambda _: {"naive over ours": ratio})
     assert speed.main([]) == 1
     assert json.loads(capsys.readouterr().out)["held"] is False
     assert speed.main(["--batch", "2"]) == 0
     assert speed.main(["--preset", "cifar10-small"]) == 0
     assert speed.main(["--check", "1.1"]) == 0
-    assert speed.main(["--batch", "2", "--check", "1.3"]) == 1
-    ratio["median"] = 1.21
+    assert speed.main(["--batch", "2", "--check", "1.5"]) == 1
+    ratio["median"] = speed.HOLD + 0.01
     assert speed.main([]) == 0
 
 
