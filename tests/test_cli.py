@@ -503,7 +503,7 @@ def test_version_and_presets(capsys):
     table = tables[list(PRESETS).index("cifar10-t4")]
     for said in ("cifar10, (3, 32, 32), 10", "edm-cifar10-32x32-cond-vp", "10,000, 18 Heun steps",
                  "2,000 steps of 64 pairs, rate 0.0001", "4,000 steps of 64", "2e-05 and 5e-05",
-                 "six hours on a T4"):  # fmt: skip
+                 "6 hours on a T4"):  # fmt: skip
         assert said in table
 
 

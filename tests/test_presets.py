@@ -14,6 +14,7 @@ from benchmarks.cards import CARDS, forward_flop, minutes
 from benchmarks.classifier import train_classifier
 from benchmarks.own_images import copies
 from benchmarks.plan import evaluations
+from dmd_tutorial import pretrained
 from dmd_tutorial.data import digits
 from dmd_tutorial.runs.memory import GIB, largest, teacher_memory
 from dmd_tutorial.runs.presets import OWN_IMAGES, PAPER, PRESETS
@@ -77,6 +78,31 @@ def test_the_cost_of_a_small_preset_is_what_is_counted(name):
         counted = minutes(pflop, CARDS[card])
         assert int(number) == round(counted / 60 if "hours" in unit else counted), card
     assert preset.cost.endswith("counted, not measured")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_cost_says_whether_it_was_measured_or_counted(name):
+    cost = PRESETS[name].cost
+    assert re.search(": (measured|counted, not measured)$", cost) or ": measured; " in cost
+
+
+@pytest.mark.parametrize(("name", "gflop"), [("cifar10-cond", 42.4), ("imagenet64", 219)])
+def test_the_cost_of_the_papers_settings_is_eleven_evaluations_an_image(name, gflop):
+    """At 100 to 200 TFLOP a second; pairs and the perceptual distance, a fifth more, are left."""
+    settings, cost = PRESETS[name].distill, PRESETS[name].cost
+    fast, slow, tflop = map(int, re.findall(r"\d+", cost))
+    assert tflop == round(evaluations(settings) * gflop / 1000)
+    hours = [settings.steps * tflop / rate / 3600 for rate in (200, 100)]
+    assert [fast, slow] == pytest.approx(hours, rel=0.25)
+    assert fast <= slow / 2 <= 1.01 * fast
+
+
+def test_the_measured_cost_of_digits_is_what_their_networks_took():
+    student, teacher = (pretrained.made_by(f"digits-{name}") for name in ("student", "teacher"))
+    seconds = teacher["seconds"]
+    seconds += sum(student[n] for n in ("seconds", "pairs_seconds", "warm_start_seconds"))
+    assert PRESETS["digits"].cost.startswith(f"{round(seconds / 60, -1):.0f} minutes on one core")
+    assert 0.4 < student["warm_start_seconds"] / seconds < 0.6
 
 
 def test_a_t4_does_the_small_preset_without_bfloat16_in_13_gib():

@@ -35,7 +35,7 @@ class Preset:
     warm_start: DistillSettings | None = None  # regression on the pairs, before the distillation
     distill: DistillSettings = field(default_factory=DistillSettings)
     compute: Compute = field(default_factory=Compute)
-    cost: str = ""  # of the whole road, where it is known
+    cost: str = ""  # of the whole road, and whether that was measured or counted
 
     def new_teacher(self) -> EDMDenoiser:
         """An untrained teacher; its weights depend on the teacher's seed alone."""
@@ -88,12 +88,13 @@ DIGITS = Preset(
         ON_DIGITS, steps=2_500, learning_rate=2e-5, critic_learning_rate=3e-4, warm_up=200,
         decay=0.6, ema=0.999,
     ),
-    cost="about an hour on two cores, most of it regression",
+    cost="40 minutes on one core, half of it regression: measured",
 )  # fmt: skip
 
 # The same road for `dmd demo`: every stage is cut short.
 DEMO = replace(
-    DIGITS, cost="minutes on two cores", teacher=TeacherSettings(steps=1_500), pairs=3_000,
+    DIGITS, cost="6 minutes on one core: measured",
+    teacher=TeacherSettings(steps=1_500), pairs=3_000,
     warm_start=replace(
         ON_DIGITS, matching=False, steps=1_000, learning_rate=1e-3, decay=0.9, ema=0.995
     ),
@@ -111,7 +112,7 @@ PAPER = DistillSettings(
 )  # fmt: skip
 
 CIFAR10_COND = Preset(
-    cost="90 to 180 hours on one large GPU, from about 183 TFLOP per iteration",
+    cost="90 to 180 hours on one large GPU, 183 TFLOP an iteration: counted, not measured",
     data="cifar10", shape=(3, 32, 32), classes=10, features="inception",
     published="edm-cifar10-32x32-cond-vp", pairs=100_000, distill=PAPER,
 )  # fmt: skip
@@ -122,6 +123,7 @@ CIFAR10_UNCOND = replace(
 )  # fmt: skip
 
 IMAGENET64 = Preset(
+    cost="400 to 800 hours on one large GPU, 809 TFLOP an iteration: counted, not measured",
     data="imagenet64", shape=(3, 64, 64), classes=1000, features="inception",
     published="edm-imagenet-64x64-cond-adm", pairs=25_000, pair_steps=256, pair_batch=200,
     distill=replace(
@@ -138,7 +140,7 @@ IMAGENET64 = Preset(
 # and a sixth of its batch: a taste, not its numbers.
 CIFAR10_T4 = replace(
     CIFAR10_COND,
-    cost="about six hours on a T4, counted from operations and not measured",
+    cost="about 6 hours on a T4: counted, not measured",
     pairs=10_000,  # 350,000 evaluations of the teacher, about an hour
     pair_batch=250,
     warm_start=replace(  # brings the student near the teacher before two networks train
@@ -194,6 +196,7 @@ CIFAR10_SMALL_T4 = replace(
 # 500 pictures of 16 pixels (`benchmarks/own_images.py`): there a quarter of an hour on one core;
 # at 32 three quarters, counted from the time of a step.
 OWN_IMAGES = Preset(
+    cost="on one core a quarter of an hour at 16 pixels: measured; 43 minutes at 32: counted",
     data="", shape=(3, 32, 32), classes=0, features="inception",
     network_options={"multipliers": [1, 2, 4]},  # three times as fast as a DDPM++ of its size
     # Each of 500 pictures is seen about 200 times: then the loss on others is lowest, after twice
