@@ -305,8 +305,10 @@ class Results:
 
     def files(self, stage: Stage) -> list[Path]:
         """What a later stage, or a reader, needs of a stage, beside the numbers."""
-        if stage.name in ("classifier", "teacher"):
-            return [self.work / f"{stage.name}.safetensors"]
+        if stage.name == "classifier":
+            return [Path(self.classifier)]
+        if stage.name == "teacher":
+            return [self.work / "teacher.safetensors", self.work / "teacher.png"]
         if stage.name == "pairs":  # made again, from teacher and seed
             return []
         made = "teacher-statistics" if stage.row == "teacher" else stage.file
@@ -412,9 +414,12 @@ def main(arguments: list[str] | None = None) -> int:
     if lost:
         parser.error(f"{results.work} lacks {', '.join(lost)}: do the lease before, or bring them")
     said = results.run()
-    if left := results.left():
+    left = results.left()
+    if left:
         print(f"{said[0].upper()}{said[1:]}. Call again: {len(left)} stages are left. What they go")
         print(f"on from in {results.work}: {', '.join(results.needed())}")
+    else:
+        print(f"All stages are done: {results.out / results.file.name}")
     return 3 if left else 0
 
 

@@ -1,5 +1,6 @@
 """The page "At full size" and its kin show no table without numbers, and take nothing for FID."""
 
+import argparse
 import json
 import re
 
@@ -7,8 +8,9 @@ import book_source
 import pytest
 from PIL import Image
 
-from benchmarks import full_size
+from benchmarks import full_size, plan, travel
 from dmd_tutorial import notebook
+from dmd_tutorial.runs import cli
 from dmd_tutorial.runs.presets import PRESETS
 
 PAGE = book_source.BOOK / "full-size.ipynb"
@@ -18,6 +20,8 @@ RESULTS = {
     "full-size": "# @title Table: what was measured at full size",
     "results": "# @title Table: CIFAR-10, small teacher",
 }
+BUDGET = "# @title Table: what an equal budget means"
+PLAN = "# @title Code: the plan"
 EMPTY = {"reduced": False, "rows": []}
 
 
@@ -66,18 +70,27 @@ def shown(monkeypatch, stem, report, *first_lines):
         "recorded": recorded, "display": lambda thing: rest.append(getattr(thing, "data", thing)),
         "table": lambda head, rows: tables.append([list(head), *map(list, rows)]),
     }  # fmt: skip
-    for first_line in first_lines or (RESULTS[stem],):
+    before = [PLAN] if stem == "full-size" else []
+    for first_line in [*before, *(first_lines or [RESULTS[stem]])]:
         exec(cell(stem, first_line), names)
     return tables, rest
 
 
 @pytest.mark.parametrize("stem", RESULTS)
-def test_without_rows_one_sentence_stands_in_place_of_a_table(monkeypatch, stem):
-    tables, (sentence,) = shown(monkeypatch, stem, EMPTY)
+def test_without_rows_a_few_sentences_stand_in_place_of_a_table(monkeypatch, stem):
+    tables, (said,) = shown(monkeypatch, stem, EMPTY)
     assert not tables
-    assert re.search("has been run on a (card|GPU) yet", sentence)
-    assert sentence.endswith(".")
-    assert not re.search(r"[.!?] [A-Z]", sentence)
+    sentences = re.split(r"(?<=[.!?]) (?=[A-Z])", said)
+    assert re.search("^No.* has been run on a GPU yet", sentences[0])
+    assert len(sentences) <= 3
+    assert said.endswith(".")
+
+
+def test_the_page_says_first_that_nothing_was_run_and_minutes_are_counted():
+    _, _, first, *_ = book_source.source(NOTEBOOK["cells"][0]).split("\n\n")
+    report = json.loads((book_source.BOOK / "results" / "cifar10-small.json").read_text())
+    assert bool(re.search("None .* has been run on a GPU yet", first)) == (not report["rows"])
+    assert re.search("every minute .* is counted from operations, not measured", first)
 
 
 def test_the_sentence_gives_the_small_measurement_with_its_note(monkeypatch):
@@ -105,7 +118,7 @@ def test_with_rows_the_note_stands_beside_every_number(monkeypatch, stem):
     for line in rows:
         assert len(line) == len(head)
         assert NOTE in line[-1]
-        assert "a card" in line
+        assert any("a card" in str(value) for value in line)
         assert any("0.125" in str(value) for value in line)  # the floor
 
 
@@ -119,12 +132,12 @@ def test_numbers_of_two_kinds_of_data_say_both(monkeypatch, stem):
 
 def test_the_spread_of_trainings_and_that_of_measuring_stand_apart(monkeypatch):
     ((head, teacher, full, anchorless),), _ = shown(monkeypatch, "full-size", MADE)
-    trainings, noise = (head.index(f"± over {of}") for of in ("trainings", "noise"))
+    trainings, noise = (head.index(f"± over {of}") for of in ("seeds", "noise"))
     assert full[1] == "2.200"
-    assert full[trainings] == "0.283"  # of 2.0 and 2.4
+    assert full[trainings] == "0.283 of 2"  # of 2.0 and 2.4
     assert full[noise] == "0.014"  # of x - 0.01 and x + 0.01
-    assert anchorless[trainings] == "-"
-    assert (teacher[trainings], teacher[noise]) == ("-", "-")
+    assert anchorless[trainings] == "- of 1"
+    assert (teacher[trainings], teacher[noise]) == ("- of 1", "-")
 
 
 @pytest.mark.parametrize("stem", RESULTS)
@@ -145,7 +158,7 @@ def test_the_page_says_that_its_distances_are_not_fid():
 
 def test_the_page_names_presets_that_there_are():
     text = book_source.markdown(NOTEBOOK)
-    named = set(re.findall(r"`?\b(cifar10-[a-z0-9-]*[a-z0-9])\b(?!\.(?:json|tar))", text))
+    named = set(re.findall(r"`?\b(cifar10-[a-z0-9-]*[a-z0-9])\b(?!-|\.(?:json|tar|png))", text))
     assert {"cifar10-small", "cifar10-small-t4", "cifar10-t4"} <= named
     assert named <= {*PRESETS}
 
@@ -161,17 +174,77 @@ def test_the_page_calls_the_benchmark_with_options_that_it_has(capsys):
         assert set(re.findall(r"--[\w-]+", call)) <= known, call
 
 
+@pytest.mark.parametrize(("lease", "calls"), [(1, 2), (2, 3)])
+def test_a_sitting_takes_as_many_calls_as_its_files_fill(tmp_path, lease, calls):
+    options = argparse.Namespace(work=tmp_path, out=tmp_path, minutes=1.0, lease=lease)
+    results = full_size.Results(options, plan.Plan())
+    counted, there = 1, set()
+    for stage in results.stages:
+        made = {path.name for path in [results.file, *results.files(stage)]}
+        full = len(there | made) > travel.FILES
+        counted, there = counted + full, made | (set() if full else there)
+    assert counted == calls
+    said = "sitting 1 takes two calls or more, sitting 2 three"
+    assert said in book_source.markdown(NOTEBOOK)
+
+
 def test_measured_minutes_stand_beside_the_counted_ones_once_there_are_some(monkeypatch):
-    lines = "# @title Code: the plan", "# @title Table: the stages"
-    ((head, *rows),), _ = shown(monkeypatch, "full-size", EMPTY, *lines)
+    lines = BUDGET, "# @title Table: the stages"
+    (_, (head, *rows)), _ = shown(monkeypatch, "full-size", EMPTY, *lines)
     assert not [name for name in head if "measured" in name]
     spent = {"teacher, seed 0, lease 1": {"seconds": 390.0, "device": "a card"}}
-    ((longer, *more),), _ = shown(monkeypatch, "full-size", {**MADE, "stages": spent}, *lines)
+    (_, (longer, *more)), _ = shown(monkeypatch, "full-size", {**MADE, "stages": spent}, *lines)
     assert longer == [*head, "measured, min"]
     assert [line[:-1] for line in more] == rows
     assert {line[0]: line[-1] for line in more if line[-1]} == {"teacher": "6.5, a card"}
     for line in (head, *rows):
         assert len(line) == len(head)
+
+
+def test_rows_are_compared_within_a_seed(monkeypatch):
+    rows = [*MADE["rows"], row("without anchor", 1, 2.1), row("DMD2", 2, 1.0)]
+    ((head, *lines),), _ = shown(monkeypatch, "full-size", {**MADE, "rows": rows})
+    above = head.index("above full, by seed")
+    said = {re.sub(r"\W+", " ", line[0]).strip(): line[above] for line in lines}
+    assert said == {
+        "teacher": "-",
+        "full": "-",
+        "without anchor": "+1.000, -0.300",
+        "DMD2": "-",
+    }
+
+
+def test_the_distance_to_the_teacher_and_of_unseen_photographs_are_shown(monkeypatch):
+    report = {
+        **MADE, "unseen": {"frechet": 0.75, "floor": 0.25},
+        "rows": [row("teacher", 0, 1.5), row("full", 0, 2.0, frechet_to_teacher=0.875)],
+    }  # fmt: skip
+    ((head, teacher, full),), (unseen,) = shown(monkeypatch, "full-size", report)
+    to_teacher = head.index("to the teacher")
+    assert (teacher[to_teacher], full[to_teacher]) == ("-", "0.875")
+    assert "0.750" in unseen
+    assert "0.250" in unseen
+
+
+def test_budgets_are_those_of_the_plan(monkeypatch):
+    ((_, *rows),), _ = shown(monkeypatch, "full-size", EMPTY, BUDGET)
+    for name, line in zip(plan.VARIANTS, rows, strict=True):
+        settings = plan.settings_of(plan.Stage(name, 0, 1), PRESETS["cifar10-small"])
+        assert int(line[2].replace(",", "")) == settings.steps, name
+        per_image = float(line[1].split("=")[-1])
+        assert per_image * settings.batch == plan.evaluations(settings), name
+
+
+def test_the_options_of_a_row_are_the_settings_of_the_plan(monkeypatch):
+    ((_, *rows),), _ = shown(monkeypatch, "full-size", EMPTY, BUDGET)
+    for name, line in zip(plan.VARIANTS, rows, strict=True):
+        options = line[3].replace("`", "").split()
+        options += ["--steps", line[2].replace(",", "")]
+        made = cli.parse(["distill", "--preset", "cifar10-small", *options])
+        assert made.settings == plan.settings_of(
+            plan.Stage(name, 0, 1), PRESETS["cifar10-small"]
+        ), name
+        assert name != "DMD2" or not made.compute.compile
 
 
 def test_samples_are_shown_with_their_row_and_note_where_they_lie(monkeypatch, tmp_path):
