@@ -30,7 +30,7 @@ import math
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import mean
@@ -109,20 +109,21 @@ class Results:
             print(f"{stage}: done ({seconds:.0f} s in this call)", flush=True)
         return ""
 
-    def left(self) -> list[Stage]:
-        return [stage for stage in self.stages if not self.is_done(stage)]
+    def left(self, stages: Iterable[Stage] = ()) -> list[Stage]:
+        """Those of some stages, or of this lease, that are not done."""
+        return [stage for stage in stages or self.stages if not self.is_done(stage)]
 
-    def needed(self) -> list[str]:
-        """The files of the work folder that the stages left go on from, beside the images."""
+    def needed(self, left: list[Stage]) -> list[str]:
+        """The files of the work folder that stages go on from, beside the images."""
         names = [self.file.name]
-        for stage in self.left():
+        for stage in left:
             if stage.name not in ("classifier", "teacher"):
                 names += ["classifier.safetensors", "teacher.safetensors"]
             if stage.name not in ("classifier", "teacher", "pairs", FIRST[3]):
                 names.append("teacher-statistics.safetensors")
             if stage.name in VARIANTS:
                 names.append(f"regression-{stage.seed}.safetensors")
-        made = {path.name for stage in self.left() for path in self.files(stage)}
+        made = {path.name for stage in left for path in self.files(stage)}
         return [name for name in dict.fromkeys(names) if name not in made]
 
     def is_done(self, stage: Stage) -> bool:
@@ -410,16 +411,19 @@ def main(arguments: list[str] | None = None) -> int:
         preset = replace(plan.preset, compute=CIFAR10_SMALL_T4.compute)
         plan = replace(plan, preset=preset)
     results = Results(options, plan)
-    lost = [name for name in results.needed()[1:] if not (results.work / name).exists()]
+    lost = [
+        name for name in results.needed(results.left())[1:] if not (results.work / name).exists()
+    ]
     if lost:
         parser.error(f"{results.work} lacks {', '.join(lost)}: do the lease before, or bring them")
     said = results.run()
-    left = results.left()
+    left, of_plan = results.left(), results.left(STAGES)
     if left:
-        print(f"{said[0].upper()}{said[1:]}. Call again: {len(left)} stages are left. What they go")
-        print(f"on from in {results.work}: {', '.join(results.needed())}")
+        print(f"{said[0].upper()}{said[1:]}. Call again: {len(left)} stages are left.")
     else:
         print(f"All stages are done: {results.out / results.file.name}")
+    if of_plan:
+        print(f"They go on from these in {results.work}: {', '.join(results.needed(of_plan))}")
     return 3 if left else 0
 
 

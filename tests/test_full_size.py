@@ -216,7 +216,8 @@ class Machines:
         """What the program says that its next call needs, from the numbers alone."""
         (self.work / "cifar10-small.json").write_bytes(self.carried["cifar10-small.json"])
         options = SimpleNamespace(work=self.work, out=self.work, minutes=1, lease=None)
-        return full_size.Results(options, REDUCED).needed()
+        results = full_size.Results(options, REDUCED)
+        return results.needed(results.left())
 
     def call(self, *options):
         sent, out = self.home / "sent", self.home / "out"
