@@ -80,6 +80,8 @@ class Results:
         self.report: dict[str, Any] = {"rows": [], "stages": {}}
         if self.file.exists():
             self.report = json.loads(self.file.read_text())
+        if self.report.get("reduced", options.reduced) != options.reduced:
+            raise ValueError(f"{self.file} is of a run at another size: give another --work")
         self.stages = [stage for stage in STAGES if options.lease in (None, stage.lease)]
         self.classifier = str(self.work / "classifier.safetensors")
         self._images: Images | None = None
@@ -168,7 +170,7 @@ class Results:
         save_classifier(self.classifier, classifier, held_out=held_out, correct=correct)
         floor = metrics.evaluation_floor(self.data_features(), self.plan.samples, repeats=3)
         self.report["floor"] = {name: of._asdict() for name, of in floor._asdict().items()}
-        # what unseen images get, which a perfect model cannot beat: the floor is of seen ones
+        # the floor is of images that it has seen; what others get, beside such a floor
         unseen, seen = (extract_features(part.x.to(self.options.device), self.classifier)
                         for part in (test, train))  # fmt: skip
         seen_floor = metrics.evaluation_floor(seen, len(unseen), repeats=3).frechet.mean
@@ -374,7 +376,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
     add("--data", default="cifar10", help="name, folder, zip or packed file (%(default)s)")
-    add("--work", default=str(runs_folder() / "results"), help="to go on from (%(default)s)")
+    add("--work", help=f"to go on from ({runs_folder() / 'results'})")
     add("--out", default="book/results", help="numbers, grids (%(default)s)")
     add("--minutes", type=float, default=math.inf, help="stop then (never)")
     add("--stages", type=int, help="stop after so many")
@@ -402,6 +404,7 @@ def main(arguments: list[str] | None = None) -> int:
         except ValueError as error:
             parser.error(str(error))
         return 0
+    options.work = options.work or runs_folder() / ("reduced" if options.reduced else "results")
     if options.reduced and Path(options.out).resolve() == Path("book/results").resolve():
         parser.error("--reduced must not write to book/results: give another --out")
     if options.device == "cpu" and not options.reduced:
@@ -410,10 +413,14 @@ def main(arguments: list[str] | None = None) -> int:
     if options.device != "cpu" and not torch.cuda.is_bf16_supported(including_emulation=False):
         preset = replace(plan.preset, compute=CIFAR10_SMALL_T4.compute)
         plan = replace(plan, preset=preset)
-    results = Results(options, plan)
-    lost = [
-        name for name in results.needed(results.left())[1:] if not (results.work / name).exists()
-    ]
+    try:
+        results = Results(options, plan)
+    except ValueError as error:
+        parser.error(str(error))
+    needed = results.needed(results.left())
+    if results.left()[:1] == [STAGES[0]]:  # it begins anew
+        needed.remove(results.file.name)
+    lost = [name for name in needed if not (results.work / name).exists()]
     if lost:
         parser.error(f"{results.work} lacks {', '.join(lost)}: do the lease before, or bring them")
     said = results.run()
@@ -421,9 +428,10 @@ def main(arguments: list[str] | None = None) -> int:
     if left:
         print(f"{said[0].upper()}{said[1:]}. Call again: {len(left)} stages are left.")
     else:
-        print(f"All stages are done: {results.out / results.file.name}")
+        print(f"Done: {results.out / results.file.name}")
     if of_plan:
-        print(f"They go on from these in {results.work}: {', '.join(results.needed(of_plan))}")
+        print(f"{len(of_plan)} stages of the plan are left; in {results.work} they go on from "
+              + ", ".join(results.needed(of_plan)))  # fmt: skip
     return 3 if left else 0
 
 

@@ -13,7 +13,7 @@ from dmd_tutorial.training import DistillSettings
 
 VARIANTS: dict[str, dict] = {  # name -> what is changed
     "full": {},
-    # at the regression's own rate: at a tenth of it more regression would hardly learn
+    # at the regression's own rate: a tenth of it, the others', is one for two networks (not tried)
     "without distribution matching": {
         "matching": False, "learning_rate": CIFAR10_SMALL.warm_start.learning_rate,  # type: ignore[union-attr]
     },

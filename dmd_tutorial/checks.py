@@ -76,8 +76,8 @@ def asked_once(step: Step) -> Step:
     """A training step that reads values once, at its end: on a GPU each reading is a wait.
 
     What was asked of values on the way is answered then, and what the step returns, a named tuple,
-    has numbers in place of single values. What is refused so late has changed no weights: an
-    optimiser's step looks at what is `refused`.
+    has numbers in place of single values. An optimiser's step looks at what is `refused` by then:
+    what comes so late has not changed the weights of the network that it is about.
     """
 
     @wraps(step)

@@ -137,7 +137,7 @@ def averaged(network: nn.Module, decay: float) -> AveragedModel:
     _check_weights(network)
 
     def follow(of: AveragedModel, averages: Any, values: Any, _: Tensor | int) -> None:
-        steps = int(of.n_averaged) - 1  # this one is on the CPU: no GPU is waited for
+        steps = int(of.n_averaged) - 1  # its own is on the CPU: to read it no GPU is waited for
         keep = min(decay, (1 + steps) / (10 + steps))
         if averages[0].is_floating_point() or averages[0].is_complex():
             torch._foreach_lerp_(list(averages), list(values), 1 - keep)

@@ -215,7 +215,9 @@ class Machines:
     def needed(self):
         """What the program says that its next call needs, from the numbers alone."""
         (self.work / "cifar10-small.json").write_bytes(self.carried["cifar10-small.json"])
-        options = SimpleNamespace(work=self.work, out=self.work, minutes=1, lease=None)
+        options = SimpleNamespace(
+            work=self.work, out=self.work, minutes=1, lease=None, reduced=True
+        )
         results = full_size.Results(options, REDUCED)
         return results.needed(results.left())
 
@@ -325,8 +327,17 @@ def test_a_lease_without_what_it_goes_on_from_is_refused(squares, tmp_path, caps
     with pytest.raises(SystemExit, match="2"):
         full_size.main(command)
     said = capsys.readouterr().err
-    assert "work lacks classifier.safetensors, teacher.safetensors, teacher-statistics" in said
+    assert "work lacks cifar10-small.json, classifier.safetensors, teacher.safetensors, " in said
     assert "regression-0.safetensors: do the lease before" in said
+
+
+def test_a_run_does_not_go_on_from_one_of_another_size(tmp_path, capsys):
+    work, arguments = tmp_path / "work", ["--device", "cpu", "--out", str(tmp_path / "out")]
+    work.mkdir()
+    (work / "cifar10-small.json").write_text(json.dumps({"rows": [], "reduced": False}))
+    with pytest.raises(SystemExit, match="2"):
+        full_size.main(["--reduced", "--work", str(work), *arguments])
+    assert "is of a run at another size" in capsys.readouterr().err
 
 
 def test_reduced_numbers_do_not_reach_the_book_and_a_cpu_is_not_kept_for_weeks(capsys):

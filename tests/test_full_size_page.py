@@ -177,7 +177,9 @@ def test_the_page_calls_the_benchmark_with_options_that_it_has(capsys):
 @pytest.mark.parametrize("lease", [1, 2])
 def test_a_sitting_takes_as_many_calls_as_files_and_minutes_ask_for(tmp_path, lease):
     """Each call of 8.5 minutes, on an H100 as fast as hoped, on a bare machine: pairs anew."""
-    options = argparse.Namespace(work=tmp_path, out=tmp_path, minutes=1.0, lease=lease)
+    options = argparse.Namespace(
+        work=tmp_path, out=tmp_path, minutes=1.0, lease=lease, reduced=False
+    )
     results, costs = full_size.Results(options, plan.Plan()), plan.counted(plan.Plan())["stages"]
     times = {(s["name"], s["seed"]): s["minutes"]["H100"] for s in costs}
     calls, spent, there, pairs = 1, 0.0, set(), set()
