@@ -25,10 +25,8 @@ from dmd_tutorial.noise import SIGMA_MAX, SIGMA_MIN, source, stream
 from dmd_tutorial.samplers import heun, sample
 
 CHUNK = 1000
-EARLIER = {
-    "sigma_range": [SIGMA_MIN, SIGMA_MAX],
-    "precision": "None",
-}  # of files from before they said it
+# what files say that are older than the saying
+EARLIER = {"sigma_range": [SIGMA_MIN, SIGMA_MAX], "precision": "its own"}
 
 
 class Pairs(NamedTuple):

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from dmd_tutorial import anchor
 from dmd_tutorial.anchor import LPIPS, Pairs, fingerprint, l2, load_pairs, make_pairs
@@ -58,6 +58,17 @@ def test_a_file_says_how_it_was_made(tmp_path):
                        "evaluations": 5, "seed": 5, "noise": "stream of pairs",
                        "sigma_range": [0.002, 80.0], "precision": "its own",
                        "chunk": 2}  # fmt: skip
+
+
+def test_pairs_of_before_they_said_their_precision_go_on(tmp_path):
+    """They were made in the precision of the weights."""
+    make(tmp_path)
+    for path in tmp_path.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            made_by = json.loads(file.metadata()["made_by"])
+        del made_by["precision"]
+        save_file(load_file(path), path, {"made_by": json.dumps(made_by)})
+    assert make(tmp_path) == 60
 
 
 def test_pairs_in_another_precision_are_other_pairs(tmp_path):
