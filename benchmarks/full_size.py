@@ -43,11 +43,9 @@ from torch import Tensor
 from benchmarks import travel
 from benchmarks.classifier import accuracy, save_classifier, train_classifier
 from benchmarks.plan import (
-    FIRST,
     REDUCED,
     STAGES,
     VARIANTS,
-    WITHOUT_PAIRS,
     Plan,
     Stage,
     counted,
@@ -121,7 +119,7 @@ class Results:
         for stage in left:
             if stage.name not in ("classifier", "teacher"):
                 names += ["classifier.safetensors", "teacher.safetensors"]
-            if stage.name not in ("classifier", "teacher", "pairs", FIRST[3]):
+            if stage.student:
                 names.append("teacher-statistics.safetensors")
             if stage.name in VARIANTS:
                 names.append(f"regression-{stage.seed}.safetensors")
@@ -144,7 +142,7 @@ class Results:
         return any(
             stage[1:] == pairs[1:] and not self.is_done(stage)
             for stage in self.stages
-            if stage.name == "regression" or stage.name in {*VARIANTS} - {*WITHOUT_PAIRS}
+            if stage.learns_from_pairs
         )
 
     def do(self, stage: Stage) -> bool:
@@ -171,8 +169,8 @@ class Results:
         floor = metrics.evaluation_floor(self.data_features(), self.plan.samples, repeats=3)
         self.report["floor"] = {name: of._asdict() for name, of in floor._asdict().items()}
         # the floor is of images that it has seen; what others get, beside such a floor
-        unseen, seen = (extract_features(part.x.to(self.options.device), self.classifier)
-                        for part in (test, train))  # fmt: skip
+        parts = self.images._replace(x=self.data_features()).split(held_out)
+        seen, unseen = (part.x for part in parts)
         seen_floor = metrics.evaluation_floor(seen, len(unseen), repeats=3).frechet.mean
         self.report["unseen"] = {"frechet": metrics.frechet(unseen, seen), "floor": seen_floor,
                                  "samples": len(unseen)}  # fmt: skip
@@ -231,7 +229,7 @@ class Results:
                 start = self.load(f"regression-{seed}")
             if stage.name == "DMD2":
                 images = self.images
-            if stage.name not in WITHOUT_PAIRS:
+            if stage.learns_from_pairs:
                 pairs = load_pairs(self.pairs_folder(seed), teacher)
             return pipeline.make_student(
                 teacher, settings, pairs, start, compute, images=images, **how

@@ -56,6 +56,14 @@ class Stage(NamedTuple):
         return "teacher" if self.name == "evaluation of the teacher" else self.name
 
     @property
+    def student(self) -> bool:
+        return self.name == "regression" or self.name in VARIANTS
+
+    @property
+    def learns_from_pairs(self) -> bool:
+        return self.student and self.name not in WITHOUT_PAIRS
+
+    @property
     def file(self) -> str:
         return f"{self.row.lower().replace(' ', '-').replace('^', '')}-{self.seed}"
 

@@ -65,6 +65,8 @@ def refuse(
 
     An error that is not `sure` may turn out to be None. A compiled network asks nothing.
     """
+    if torch.compiler.is_compiling():
+        return
     questions = _open.get()
     if questions is not None and _waits(wrong):
         questions.append(_Question(wrong, error, sure))
@@ -128,19 +130,18 @@ def step_unless_refused(optimizer: Optimizer) -> None:
         optimizer.step()
 
 
-def check_finite(unless: Callable[[], bool] = bool, /, **values: Tensor | float) -> None:
+def check_finite(unless: Callable[[], bool] | None = None, /, **values: Tensor | float) -> None:
     """Refuse what holds NaN or infinity, unless told otherwise; keywords are names to say."""
-    if torch.compiler.is_compiling():
-        return
 
     def error(name: str, value: Tensor, lost: Tensor) -> NotFiniteError | None:
         said = f"{lost} of {value.numel()} values" if value.ndim else f"it is {value.item()}"
-        return None if unless() else NotFiniteError(f"{name} is not finite: {said}")
+        expected = unless is not None and unless()
+        return None if expected else NotFiniteError(f"{name} is not finite: {said}")
 
     for name, given in values.items():
         value = torch.as_tensor(given).detach()
         lost = (~value.isfinite()).sum()
-        refuse(lost > 0, partial(error, name, value, lost), sure=unless is bool)
+        refuse(lost > 0, partial(error, name, value, lost), sure=unless is None)
 
 
 def check_sigma(
@@ -155,8 +156,6 @@ def check_sigma(
         raise ValueError(f"sigma must be a tensor of shape ({len(x)},), not {sigma!r}")
     if sigma.shape != x.shape[:1]:
         raise ValueError(f"sigma has shape {tuple(sigma.shape)}, x has batch {len(x)}")
-    if torch.compiler.is_compiling():
-        return
     check_finite(sigma=sigma)
 
     def error() -> ValueError:
@@ -177,8 +176,6 @@ def check_label(x: Samples, label: Condition | None, classes: int) -> None:
         raise ValueError(f"label has shape {tuple(label.shape)}, x has batch {len(x)}")
     if label.is_floating_point():
         raise ValueError(f"label must hold whole numbers, its type is {label.dtype}")
-    if torch.compiler.is_compiling():
-        return
     low, high = label.aminmax()
 
     def error() -> ValueError:

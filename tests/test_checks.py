@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dmd_tutorial import checks, dmd
+from dmd_tutorial.adapters import Adapted, flow
 from dmd_tutorial.anchor import Pairs
 from dmd_tutorial.checks import NotFiniteError
 from dmd_tutorial.data import Images
@@ -211,6 +212,14 @@ def test_a_compiled_denoiser_is_one_graph(size):
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
     for one, two in zip(*slopes, strict=True):
         assert one is two is None or torch.allclose(one, two, rtol=1e-3, atol=1e-4)
+
+
+def test_an_adapted_network_is_one_graph_too():
+    """Its own question, of the levels it knows, is no cut either."""
+    model = Adapted(UNet(8, 1, 10), flow(), "velocity").eval()
+    given = torch.randn(3, *SHAPE), torch.tensor([0.1, 1.0, 50.0]), torch.arange(3)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(*given), model(*given))
 
 
 def test_a_network_out_of_range_reads_no_row_beyond_its_classes(reads):

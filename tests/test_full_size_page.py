@@ -185,7 +185,7 @@ def test_a_sitting_takes_as_many_calls_as_files_and_minutes_ask_for(tmp_path, le
     calls, spent, there, pairs = 1, 0.0, set(), set()
     for stage in results.stages:
         made = {path.name for path in [results.file, *results.files(stage)]}
-        learns = stage.name in {*plan.VARIANTS, "regression"} - {*plan.WITHOUT_PAIRS}
+        learns = stage.learns_from_pairs
         again = times["pairs", stage.seed] if learns and stage.seed not in pairs else 0.0
         time = times[stage.name, stage.seed] + again
         if len(there | made) > travel.FILES or spent + time > 8.5:
