@@ -9,6 +9,11 @@ import torch
 from answers import NO_GRADIENT, ONE_LEVEL_EACH, truth
 from torch.nn import functional as F
 
+from dmd_tutorial import dmd
+from dmd_tutorial.denoisers import denoising_loss
+from dmd_tutorial.noise import add_noise
+from dmd_tutorial.notebook.exercises.chapter6 import slip
+
 
 def levels(x, sigma):
     return torch.full((len(x),), sigma, dtype=x.dtype)
@@ -91,6 +96,53 @@ def lpips(x, y, omega, size=5, eps=0.0):
 
 def one_step(denoiser, z, sigma_max, level=levels):
     return denoiser(sigma_max * z, level(z, sigma_max))
+
+
+def iteration(
+    G, critic, teacher, of_G, of_critic, batch, sigma, noise, lam, levels=torch.clone, half=1,
+    mean=torch.mean, returned=lambda G, x, z: x, keep=False, pairs=torch.clone,
+):  # fmt: skip
+    x, level = G(batch.z), levels(batch.sigma)
+    with torch.no_grad():
+        x_noisy = add_noise(x, level, batch.noise)
+        real, fake = teacher(x_noisy, level), critic(x_noisy, level)
+        g = (fake - real) / (x - real).abs().mean(1, keepdim=True)
+    of_G.zero_grad()
+    loss = half * mean(x * g) + lam * F.mse_loss(pairs(G(batch.z_ref)), batch.y_ref)
+    loss.backward()
+    of_G.step()
+    of_critic.zero_grad()
+    denoising_loss(critic, x if keep else x.data, sigma, noise).backward()
+    of_critic.step()
+    return returned(G, x, batch.z)
+
+
+def losses_6_3(G, critic, teacher, batch, sigma, noise, lam):
+    x = G(batch.z)
+    with torch.no_grad():
+        x_noisy = add_noise(x, batch.sigma, batch.noise)
+        scores = teacher(x_noisy, batch.sigma), critic(x_noisy, batch.sigma)
+    pull = dmd.matching_loss(x, dmd.matching_gradient(x, batch.sigma, *scores))
+    anchor = (batch.y_ref - G(batch.z_ref)).square().mean()
+    return x, pull + lam * anchor, dmd.critic_loss(critic, x, sigma, noise)
+
+
+def in_one_backward_pass(G, critic, teacher, of_G, of_critic, *rest):
+    x, of_the_generator, of_the_critic = losses_6_3(G, critic, teacher, *rest)
+    (of_the_generator + of_the_critic).backward()
+    for optimizer in (of_critic, of_G):
+        optimizer.step()
+        optimizer.zero_grad()
+    return x
+
+
+def critic_stepped_first(G, critic, teacher, of_G, of_critic, *rest):
+    x, of_the_generator, of_the_critic = losses_6_3(G, critic, teacher, *rest)
+    for optimizer, loss in ((of_critic, of_the_critic), (of_G, of_the_generator)):
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return x.detach().numpy()
 
 
 def bare(x, sigma):
@@ -248,16 +300,27 @@ WRONG = [
     ("6.1", "80", lambda D, z, top: one_step(D, z, 80.0), "differ"),
     ("6.2", "new changed", lambda average, new, d: new.mul_(1 - d).add_(d * average), "argument 2"),
     ("6.2", "nothing returned", forgotten_return, "is the `return` missing?"),
-    ("6.3", "no matching", lambda x, g, r, y, lam: lam * F.mse_loss(r, y), "term is missing, or"),
-    ("6.3", "x held, too", lambda x, g, *a: both(x.detach(), g, *a) + 0 * x.sum(),
-        "it alone, must be detached"),
-    ("6.3", "no anchor", lambda x, g, *a: ((x - (x - g).detach()) ** 2).mean() / 2,
-        "gradient at x_ref: yours is 0 everywhere"),
-    ("6.3", "of each sample", lambda x, g, r, y, lam: truth("6.3")(x, g, r, y, lam).expand(3),
-        "not a tensor of shape (3,)"),
-    ("6.3", "of one number", lambda *a: both(*a)[None], "not a tensor of shape (1,)"),
+    ("6.3", "one step for all", partial(iteration, levels=lambda s: s.mean().expand_as(s)),
+        "images of iteration"),
+    ("6.3", "float level", partial(iteration, levels=lambda s: s[0].item()), "sigma"),
+    ("6.3", "no half", partial(iteration, half=2), "images of iteration 2"),
+    ("6.3", "sum", partial(iteration, mean=torch.sum), "images of iteration"),
+    ("6.3", "sign", partial(iteration, half=-1), "the sign is wrong"),
+    ("6.3", "images after the update", partial(iteration, returned=lambda G, x, z: G(z)),
+        "return the images that were judged"),
+    ("6.3", "graph kept", partial(iteration, keep=True), "detach x"),
+    ("6.3", "new noise", lambda *a: iteration(*a[:7], torch.randn_like(a[7]), a[8]),
+        "images of iteration"),
+    ("6.3", "anchor held", partial(iteration, pairs=torch.detach), "the anchor is missing"),
+    ("6.3", "DMD's own, drawn anew", lambda *a: dmd.iteration(
+        *a[:6], dmd.Objective(lambda_reg=a[8])).x, "images of iteration"),
     ("6.4", "one step", lambda k: 11, "input 2 of 3"),
     ("6.4", "pairs left out of the cost", lambda k: 4 * k + 4, "the anchor is missing"),
+    ("6.5", "copy at rest", [1, 1, 0], "the critic still is the teacher"),
+    ("6.5", "at once", [1, 1, 1], "result 1: yours is 1"),
+    ("6.5", "the generator must move", [2, 0, 2], "not the generator"),
+    ("6.5", "two numbers", [2, 2], "is asked for"),
+    ("6.5", "words", "second, second, never", "is asked for"),
 ]  # fmt: skip
 
 
@@ -415,10 +478,11 @@ RIGHT = [
     ("6.2", ema_in_place),
     ("6.2", lambda average, new, d: average.lerp(new, 1 - d)),
     ("6.2", lambda average, new, d: average + (1 - d) * (new - average)),
-    ("6.3", both),
-    ("6.3", lambda x, g, r, y, lam: (x * g).mean() + lam * (r - y).square().mean()),
-    ("6.3", lambda x, g, r, y, lam: (x - x.detach() + g).square().mean() / 2
-        + lam * F.mse_loss(y, r)),
+    ("6.3", iteration),
+    ("6.3", in_one_backward_pass),
+    ("6.3", critic_stepped_first),
+    ("6.3", slip),
     ("6.4", lambda k: 7 + 4 * k),
     ("6.4", lambda k: 3 + 3 + 2 + 3 + 4 * (k - 1)),
+    ("6.5", [2, 2, 0]), ("6.5", (2.0, 2, 0)), ("6.5", torch.tensor([2, 2, 0])),
 ]  # fmt: skip

@@ -1,13 +1,18 @@
 """Exercises of chapter 6."""
 
+import math
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils import parameters_to_vector
 
-from dmd_tutorial.denoisers import Denoiser
-from dmd_tutorial.noise import karras_grid
+from dmd_tutorial import dmd
+from dmd_tutorial.denoisers import Denoiser, EDMDenoiser, denoising_loss
+from dmd_tutorial.generators import OneStepGenerator
+from dmd_tutorial.networks import MLP
+from dmd_tutorial.noise import add_noise, karras_grid
 from dmd_tutorial.notebook.exercises import Exercise, Network, gradients_by
 
 
@@ -15,17 +20,67 @@ def _ask(denoiser: Denoiser, x: Tensor, level: float) -> Tensor:
     return denoiser(x, torch.full((len(x),), level, dtype=x.dtype))
 
 
-def total_loss(
-    x, gradient, x_ref, y_ref, lam, half=0.5, reduction="mean", stop=torch.detach
-) -> Tensor:
-    matching = half * functional.mse_loss(x, stop(x - gradient), reduction=reduction)
-    return matching + lam * functional.mse_loss(x_ref, y_ref)
+def iteration(*given) -> Tensor:
+    *networks_and_optimizers, batch, sigma, noise, lam = given
+
+    def updater(optimizer, loss, part, clip):
+        part = part._replace(sigma=sigma, noise=noise) if optimizer is given[4] else part
+        return dmd.update_whole(optimizer, loss, part, clip)
+
+    objective = dmd.Objective(lambda_reg=lam, clip=math.inf)
+    return dmd.iteration(*networks_and_optimizers, batch, objective, updater=updater).x
 
 
-def _slopes(*given) -> dict[str, Tensor]:
-    """What training sees of a loss, a number: its derivatives, not its value."""
-    found = gradients_by({"gradient at x": 0, "gradient at x_ref": 2})(*given)
-    return found | {"loss": 0 * found["loss"]}
+def slip(
+    generator, critic, teacher, *given, order="g c", zeroed="gc", sign=1.0, stop=torch.detach,
+    swap=False, images=lambda x, generator, batch: x.detach(),
+) -> Tensor:  # fmt: skip
+    *optimizers, batch, sigma, noise, lam = given
+    x = generator(batch.z)
+
+    def pull() -> Tensor:
+        noisy = add_noise(x, batch.sigma, batch.noise)
+        real, fake = (D(noisy, batch.sigma) for D in (teacher, critic)[:: -1 if swap else 1])
+        gradient = (fake - real) / (x - real).abs().mean(dim=1, keepdim=True)
+        anchor = functional.mse_loss(generator(batch.z_ref), batch.y_ref)
+        return 0.5 * functional.mse_loss(x, stop(x - sign * gradient)) + lam * anchor
+
+    def follow() -> Tensor:
+        return denoising_loss(critic, images(x, generator, batch), sigma, noise)
+
+    parts = dict(zip("gc", zip(optimizers, (pull, follow), strict=True), strict=True))
+    for names in order.split():
+        for name in set(names) & set(zeroed):
+            parts[name][0].zero_grad()
+        sum(parts[name][1]() for name in names).backward()
+        for name in names:
+            parts[name][0].step()
+    return x
+
+
+def _points(dim: int, count: int, lam: float) -> tuple:
+    """Three small networks, unlike each other, two optimisers, and what twenty iterations see."""
+    networks = [EDMDenoiser(MLP(dim, hidden=4, layers=1)).double() for _ in range(3)]
+    for parameter in [p for network in networks for p in network.parameters()]:
+        nn.init.normal_(parameter, std=0.4)
+    optimizers = [torch.optim.SGD(network.parameters(), lr=0.03) for network in networks[:2]]
+    z, z_ref, y_ref, *noises = torch.randn(5, 20, count, dim).double()
+    sigma = 0.3 + 2 * torch.rand(2, 20, count).double()
+    drawn = list(zip(z, z_ref, y_ref, *sigma, *noises, strict=True))
+    return OneStepGenerator(networks[0], 5.0), *networks[1:], *optimizers, drawn, lam
+
+
+def _twenty(answer, generator, critic, *given) -> dict:
+    *others, drawn, lam = given
+    found = {}
+    for i, (z, z_ref, y_ref, sigma, sigma_critic, noise, noise_critic) in enumerate(drawn, 1):
+        batch = dmd.Batch(z, None, z_ref, y_ref, sigma=sigma, noise=noise)
+        x = answer(generator, critic, *others, batch, sigma_critic, noise_critic, lam)
+        found[f"images of iteration {i}"] = x
+    for name, network in {"generator": generator, "critic": critic}.items():
+        weights = parameters_to_vector(network.parameters())
+        found[f"weights of the {name} after {len(drawn)} iterations"] = weights
+    return found
 
 
 def forward_equivalents(critic_steps: int, generator: int = 2 * (1 + 2), scores: int = 2) -> int:
@@ -56,19 +111,45 @@ EXERCISES = [
         "this is the new value alone: nothing is averaged": lambda average, new, decay: new,
     }, inputs=lambda: [(*torch.randn(2, *shape), decay)
                        for decay, shape in ((0.9, (2,)), (0.5, (1, 3, 2)))], in_place=True),
-    Exercise("6.3", "the whole loss of the generator", total_loss, {
-        "a sum over pixels and batch where a mean belongs: lambda_reg is then far too small":
-            partial(total_loss, reduction="sum"),
-        "the factor 1/2 is missing: a square brings a 2": partial(total_loss, half=1),
+    Exercise("6.3", "one iteration from its parts", iteration, {
         "the sign is wrong: this climbs the KL divergence instead of descending it":
-            lambda x, gradient, *a: total_loss(x, -gradient, *a),
-        "no gradient reaches x: the matching term is missing, or x cancels in it, as its target, "
-        "and it alone, must be detached":
-            partial(total_loss, stop=torch.clone),
-        "lambda_reg multiplies the wrong term: it belongs to the anchor":
-            lambda *a: a[4] * total_loss(*a[:4], 1 / a[4]),
-    }, inputs=lambda: [(*(torch.randn(n, *shape).double() for n in (b, b, 3, 3)), lam)
-                       for lam, b, shape in ((0.25, 5, (1, 4, 4)), (1.5, 1, (2,)))], probe=_slopes),
+            partial(slip, sign=-1.0),
+        "teacher and critic are exchanged where they judge the images": partial(slip, swap=True),
+        "no pull comes from the matching loss: it is missing, or x cancels in it":
+            partial(slip, sign=0.0),
+        "the pull is a number for each pixel, not something to differentiate: the scores' history "
+        "reaches the generator, which now only makes the two denoisers agree":
+            partial(slip, stop=torch.clone),
+        "the anchor is missing": lambda *a: iteration(*a[:-1], 0.0),
+        "lambda_reg is missing before the anchor": lambda *a: iteration(*a[:-1], 1.0),
+        "lambda_reg multiplies the matching loss; it belongs to the anchor":
+            lambda *a: slip(*a[:-1], 1.0, sign=a[-1]),
+        "lambda_reg multiplies both terms; it belongs to the anchor alone":
+            lambda *a: slip(*a, sign=a[-1]),
+        "the generator was judged by the critic's levels and noise, not by the batch's":
+            lambda *a: iteration(*a[:5], a[5]._replace(sigma=a[6], noise=a[7]), *a[6:]),
+        "the critic has levels and noise of its own, not those at which x was judged":
+            lambda *a: iteration(*a[:6], a[5].sigma, a[5].noise, a[-1]),
+        "the critic was updated before it judged the images: the generator comes first":
+            partial(slip, order="c g"),
+        "the critic learns from images made after the generator's update: x is there already":
+            partial(slip, images=lambda x, generator, batch: generator(batch.z).detach()),
+        "the critic learns from y_ref, the teacher's images: it must know the generator's":
+            partial(slip, images=lambda x, generator, batch: batch.y_ref),
+        "the critic's loss has x with its history, which the generator's backward pass has used "
+        "up: detach x": partial(slip, images=lambda x, *_: x),
+        "the critic's loss reaches the generator, too: detach x there":
+            partial(slip, images=lambda x, *_: x, order="gc"),
+        "the generator's gradients are not set to zero: each step repeats all before it":
+            partial(slip, zeroed="c"),
+        "the critic's gradients are not set to zero: each step repeats all before it":
+            partial(slip, zeroed="g"),
+        "no gradients are set to zero: each step repeats all before it": partial(slip, zeroed=""),
+        "the critic is never updated": partial(slip, order="g"),
+        "the generator is never updated": partial(slip, order="c"),
+        "return the images that were judged, not new ones made after the update":
+            lambda G, *a: (iteration(G, *a), G(a[4].z))[1],
+    }, inputs=lambda: [_points(2, 6, 0.5), _points(3, 1, 1.5)], probe=_twenty),
     Exercise("6.4", "what an iteration costs", forward_equivalents, {
         "the anchor is missing: the generator also runs, forward and backward, on z_ref":
             partial(forward_equivalents, generator=3),
@@ -79,4 +160,14 @@ EXERCISES = [
         "the first critic step reuses the images that are there: no forward for it":
             lambda critic_steps: 6 + 2 + 4 * critic_steps,
     }, inputs=lambda: [(1,), (2,), (5,)]),
+    Exercise("6.5", "first iteration whose matching loss is not 0", (2, 2, 0), {
+        "in the first iteration the critic still is the teacher, whatever the generator makes":
+            (1, 1, 0),
+        "the critic learns at the end of an iteration, and judges with that in the very next":
+            (3, 3, 0),
+        "a generator that stands still makes images as well: the critic learns them": (2, 0, 0),
+        "the loss compares critic and teacher: a generator that moves does not make them differ":
+            (2, 2, 2),
+        "what must move is the critic, not the generator": (2, 0, 2),
+    }),
 ]  # fmt: skip
