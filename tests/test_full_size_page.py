@@ -158,7 +158,9 @@ def test_the_page_says_that_its_distances_are_not_fid():
 
 def test_the_page_names_presets_that_there_are():
     text = book_source.markdown(NOTEBOOK)
-    named = set(re.findall(r"`?\b(cifar10-[a-z0-9-]*[a-z0-9])\b(?!-|\.(?:json|tar|png))", text))
+    named = set(
+        re.findall(r"(?<![\w-])(cifar10-[a-z0-9-]*[a-z0-9])\b(?!-|\.(?:json|tar|png))", text)
+    )
     assert {"cifar10-small", "cifar10-small-t4", "cifar10-t4"} <= named
     assert named <= {*PRESETS}
 

@@ -52,7 +52,7 @@ def slip(
     for names in order.split():
         for name in set(names) & set(zeroed):
             parts[name][0].zero_grad()
-        sum(parts[name][1]() for name in names).backward()
+        torch.stack([parts[name][1]() for name in names]).sum().backward()
         for name in names:
             parts[name][0].step()
     return x
