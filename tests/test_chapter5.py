@@ -66,7 +66,7 @@ def test_a_dropped_mode_costs_at_most_the_logarithm_of_what_is_kept(weight, dist
 @pytest.mark.equation("5.2")
 @pytest.mark.parametrize("sigma", [0.1, 1.0, 3.0])
 def test_pull_to_a_lost_mode_is_its_responsibility_times_the_way(sigma):
-    """Where one mode is made, the scores differ by r_2 (m_2 - m_1) / v; both by autograd."""
+    """Where one mode is made, the scores differ by r_2 (mu_2 - mu_1) / v; both by autograd."""
     target, generator = two_modes(), one_mode()
     x = torch.randn(200, 2, dtype=torch.float64) * 2
     x.requires_grad_()
@@ -86,7 +86,7 @@ def test_pull_to_a_lost_mode_is_its_responsibility_times_the_way(sigma):
 @pytest.mark.equation("5.3")
 @pytest.mark.parametrize("sigma", [0.5, 1.0, 2.0, 8.0])
 def test_mean_responsibility_of_a_lost_mode_is_between_one_and_two_tails(sigma):
-    """The mean pull lies between Phi(-D/2) and 2 Phi(-D/2), and the overlap is 2 Phi(-D/2)."""
+    """The mean of r_2 lies between Phi(-u) and 2 Phi(-u), and the overlap is 2 Phi(-u)."""
     std = math.sqrt(0.16 + sigma**2)
     points, step = plane(2 + 8 * std, std / 25)
     a = one_mode().log_prob(points, sigma).exp()
@@ -98,42 +98,60 @@ def test_mean_responsibility_of_a_lost_mode_is_between_one_and_two_tails(sigma):
     assert tail < mean < 2 * tail
 
 
-def curvature(x, sigma, distance, std):
-    """Second derivative of the log-density along the axis, by autograd."""
-    target = two_modes(distance, std)
-    x = x.clone().requires_grad_()
-    points = torch.stack([x, torch.zeros_like(x)], dim=1)
-    (slope,) = torch.autograd.grad(target.log_prob(points, sigma).sum(), x, create_graph=True)
-    return torch.autograd.grad(slope.sum(), x)[0]
+def by_quadrature(function, mean, variance):
+    """Mean of a function of places on the axis, under a Gaussian there."""
+    n = torch.linspace(-9, 9, 2001, dtype=torch.float64)
+    x = torch.as_tensor(mean) + math.sqrt(variance) * n
+    density = torch.exp(-(n**2) / 2) / math.sqrt(2 * math.pi)
+    return torch.trapezoid(density * function(x), n)
+
+
+def on_axis(x):
+    return torch.stack([x, torch.zeros_like(x)], dim=1)
 
 
 @pytest.mark.equation("5.4")
-@pytest.mark.parametrize(("distance", "std", "sigma"), [(4, 0.4, 1), (4, 0.4, 3), (2, 0.5, 0.3)])
-def test_curvature_between_two_modes(distance, std, sigma):
-    """Along the axis the log-density curves by -1/v + (d/2v)^2 / cosh^2, most in the middle."""
-    x = torch.linspace(-4, 4, 81, dtype=torch.float64)
-    v = std**2 + sigma**2
-    expected = -1 / v + distance**2 / (4 * v**2) / torch.cosh(distance * x / (2 * v)) ** 2
-    found = curvature(x, float(sigma), float(distance), std)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
-    assert found.max().item() == pytest.approx((distance**2 / 4 - v) / v**2)
+@pytest.mark.parametrize("width", [0.4, 1.3])
+@pytest.mark.parametrize(
+    ("distance", "std", "sigma"), [(4.0, 0.4, 1.0), (4.0, 0.4, 3.0), (2, 0.5, 0.3)]
+)
+def test_a_critic_that_knows_a_group_leaves_its_centre_to_the_teacher(distance, std, sigma, width):
+    """The mean of s_real - s_fake over a group is the tanh formula, and falls down KL."""
+    target, m, v = two_modes(distance, std), distance / 2, std**2 + sigma**2
+    variance = width**2 + sigma**2
+    for centre in (0.0, 0.3, 1.1):
+        # the group itself, as a mixture of one: its score is the exact critic's
+        along = torch.diag(torch.tensor([width**2, std**2], dtype=torch.float64))
+        group = GaussianMixture(torch.tensor([[centre, 0.0]]), along[None])
+        fake = by_quadrature(lambda x, g=group: g.score(on_axis(x), sigma)[:, 0], centre, variance)
+        real = by_quadrature(lambda x: target.score(on_axis(x), sigma)[:, 0], centre, variance)
+        assert fake.item() == pytest.approx(0, abs=1e-9)
+        mean_tanh = by_quadrature(lambda x: torch.tanh(m * x / v), centre, variance)
+        assert (m * mean_tanh.item() - centre) / v == pytest.approx(real.item(), abs=1e-7)
+        at = torch.tensor(centre, dtype=torch.float64, requires_grad=True)
+        log_p = by_quadrature(lambda x: target.log_prob(on_axis(x), sigma), at, variance)
+        (slope,) = torch.autograd.grad(-log_p, at)  # of KL: the entropy does not depend on it
+        assert -slope.item() == pytest.approx(real.item(), abs=1e-7)
 
 
 @pytest.mark.equation("5.5")
-@pytest.mark.parametrize(("distance", "std"), [(4.0, 0.4), (3.0, 1.0), (2.2, 0.2)])
-def test_border_between_one_hill_and_two(distance, std):
-    """Below the level sqrt(d^2/4 - tau^2) the noised target has two hills, above it one."""
-    border = math.sqrt(distance**2 / 4 - std**2)
+@pytest.mark.parametrize(("distance", "std"), [(4.0, 0.4), (3.0, 0.9), (2.2, 0.2)])
+def test_border_of_a_group_that_keeps_its_width(distance, std):
+    """Below sqrt(m^2 / 1.461^2 - tau^2) a group is pushed back from the middle, above it not."""
+    u = 1.461
+    mean = by_quadrature(lambda n: 1 / torch.cosh(u * n) ** 2, 0.0, 1.0)
+    assert u**2 * mean.item() == pytest.approx(1, abs=1e-3)
+    border = math.sqrt((distance / 2 / u) ** 2 - std**2)
 
-    def hills(sigma):
-        x = torch.linspace(-distance, distance, 4001, dtype=torch.float64)
-        points = torch.stack([x, torch.zeros_like(x)], dim=1)
-        height = two_modes(distance, std).log_prob(points, sigma)
-        inner = height[1:-1]
-        return int(((inner > height[:-2]) & (inner > height[2:])).sum())
+    def force(sigma, centre):
+        """Mean score of the target over the group, towards larger places."""
+        target = two_modes(distance, std)
+        return by_quadrature(
+            lambda x: target.score(on_axis(x), sigma)[:, 0], centre, std**2 + sigma**2
+        ).item()
 
-    assert hills(0.97 * border) == 2
-    assert hills(1.03 * border) == 1
+    near = 0.02 * distance
+    assert force(0.97 * border, near) > 0 > force(1.03 * border, near)
 
 
 @pytest.mark.equation("5.6")
@@ -192,7 +210,7 @@ def test_anchor_bounds_the_wasserstein_distance():
 @pytest.mark.equation("5.9")
 @pytest.mark.parametrize("share_lost", [0.0, 0.3, 1.0])
 def test_missing_mass_is_bounded_by_the_anchor(share_lost):
-    """Mass of T in a region that G has not near it is at most the loss over r^2."""
+    """Mass of T in a region that G has not near it is at most the loss over R^2."""
     rng = torch.Generator().manual_seed(0)
     centre = torch.tensor([-2.0, 0.0])
     y = sample(two_modes(), torch.randn(4000, 2, generator=rng))
@@ -256,7 +274,7 @@ class Table(nn.Module):
 @pytest.mark.equation("5.11")
 @pytest.mark.parametrize("pairs", [3, 8])
 def test_what_each_sample_is_told(pairs):
-    """One SGD step moves samples by -g/N and anchored ones by -2 lambda (x - y)/N_ref."""
+    """One SGD step moves samples by -g/#x and anchored ones by -2 lambda (x - y)/#x_ref."""
     rng = torch.Generator().manual_seed(0)
     batch, lambda_reg = 5, 0.7
     before = torch.randn(batch + pairs, 2, generator=rng)
@@ -280,6 +298,49 @@ def test_what_each_sample_is_told(pairs):
 
 
 # Claims
+
+
+@pytest.mark.parametrize(("distance", "std"), [(4.0, 0.4), (3.0, 1.0), (2.2, 0.2)])
+def test_border_between_one_hill_and_two(distance, std):
+    """Exercise 5.1: below the level sqrt(m^2 - tau^2) the noised target has two hills."""
+    border = math.sqrt(distance**2 / 4 - std**2)
+
+    def hills(sigma):
+        x = torch.linspace(-distance, distance, 4001, dtype=torch.float64)
+        height = two_modes(distance, std).log_prob(on_axis(x), sigma)
+        inner = height[1:-1]
+        return int(((inner > height[:-2]) & (inner > height[2:])).sum())
+
+    assert hills(0.97 * border) == 2
+    assert hills(1.03 * border) == 1
+
+
+def test_a_group_that_may_stretch_leaves_its_mode_from_0_73_on():
+    """Down the divergence in place and width, without any training."""
+
+    def settles_at(sigma):
+        place = torch.tensor([2.0, 0.4], dtype=torch.float64, requires_grad=True)
+        optimizer = torch.optim.SGD([place], lr=0.1)
+        for _ in range(1000):
+            variance = place[1] ** 2 + sigma**2
+            n = torch.linspace(-8, 8, 81, dtype=torch.float64)
+            density = torch.softmax(-(n**2) / 2, dim=0)
+            x = on_axis(place[0] + variance.sqrt() * n)
+            kl = -variance.log() / 2 - density @ two_modes().log_prob(x, sigma)
+            optimizer.zero_grad()
+            kl.backward()
+            optimizer.step()
+        return place[0].item()
+
+    assert settles_at(0.71) > 1.5
+    assert abs(settles_at(0.75)) < 0.1
+
+
+def test_each_student_draws_from_its_own_grid(experiment):
+    grid = experiment.OneGridEach(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), copies=2)
+    drawn = experiment.dmd.grid_sigma(4 * 500, grid).reshape(2, 1000)
+    assert drawn[0].unique().tolist() == [1.0, 2.0]
+    assert drawn[1].unique().tolist() == [3.0, 4.0]
 
 
 @pytest.mark.parametrize("matching", [True, False])

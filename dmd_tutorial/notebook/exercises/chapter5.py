@@ -34,7 +34,7 @@ def l2_floor(y: Tensor) -> Tensor:
 
 EXERCISES = [
     Exercise("5.1", "border between one hill and two",
-             lambda distance, std: math.sqrt(max(0.0, distance**2 / 4 - std**2)), {  # (5.5)
+             lambda distance, std: math.sqrt(max(0.0, distance**2 / 4 - std**2)), {
         "this is the square of the level: take the root":
             lambda distance, std: max(0.0, distance**2 / 4 - std**2),
         "half of the distance counts: the middle is as far from either mode":
