@@ -41,9 +41,7 @@ def one_step(
     return torch.cat([z[:0], *(generator(*part) for part in _in_batches(z, label, batch))])
 
 
-def _in_batches(
-    z: Tensor, label: Tensor | None, batch: int
-) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _in_batches(z: Tensor, label: Tensor | None, batch: int) -> Iterator[tuple]:
     if label is not None and len(label) != len(z):
         raise ValueError(f"there are {len(label)} labels, z has {len(z)} samples")
     for first in range(0, len(z), batch):
