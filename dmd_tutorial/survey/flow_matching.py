@@ -69,9 +69,7 @@ def flow_levels(steps: int, sigma_max: float = SIGMA_MAX) -> Ladder:
     return sigma_from_time(torch.linspace(sigma_max / (1 + sigma_max), 0, steps + 1).double())
 
 
-def uniform_time(
-    count: int, sigma_max: float, rng: Generator | None = None
-) -> Float[Tensor, " count"]:
+def uniform_time(count: int, sigma_max: float, rng: Generator | None = None) -> PerSample:
     """Times drawn evenly between (almost) 0 and that of the highest level."""
     t = torch.rand(count, **source(rng)) * sigma_max / (1 + sigma_max)
     return t.clamp(min=1e-3)
