@@ -106,9 +106,11 @@ class FourierEmbedding(nn.Module):
     Source: Tancik et al. 2020; Song et al. 2021 (score SDE), appendix H.
     """
 
+    freqs: Tensor
+
     def __init__(self, channels: int, scale: float = 16) -> None:
         super().__init__()
-        self.freqs = nn.Buffer(scale * torch.randn(channels // 2))
+        self.register_buffer("freqs", scale * torch.randn(channels // 2))
 
     def forward(self, number: PerSample) -> Float[Tensor, "batch channels"]:
         return _waves(number, 2 * math.pi * self.freqs.to(number.dtype))
@@ -117,9 +119,12 @@ class FourierEmbedding(nn.Module):
 class Resample(nn.Module):
     """Halve or double height and width, with a separable filter that keeps a constant image."""
 
+    resample_filter: Tensor
+
     def __init__(self, direction: Direction, taps: Taps) -> None:
         super().__init__()
-        self.direction, self.resample_filter = direction, nn.Buffer(_filter(taps))
+        self.direction = direction
+        self.register_buffer("resample_filter", _filter(taps))
 
     def forward(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c new_h new_w"]:
         return _resample(x, self.resample_filter, self.direction)
@@ -132,13 +137,15 @@ class ResamplingConv(nn.Conv2d):
     the filter needs beyond the border.
     """
 
+    resample_filter: Tensor
+
     def __init__(
         self, before: int, after: int, kernel: int, to: Direction, taps: Taps, early: bool = False
     ) -> None:
         beyond = (len(taps) - 1) // 2 if early else 0
         super().__init__(before, after, kernel, padding=kernel // 2 + beyond)
         self.direction, self.early = to, early
-        self.resample_filter = nn.Buffer(_filter(taps))
+        self.register_buffer("resample_filter", _filter(taps))
 
     def forward(self, x: Float[Tensor, "b before h w"]) -> Float[Tensor, "b after new_h new_w"]:
         if self.early:

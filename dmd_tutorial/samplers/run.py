@@ -11,12 +11,12 @@ from dmd_tutorial.checks import Condition, Samples
 from dmd_tutorial.denoisers import Denoiser, sigma_range
 from dmd_tutorial.noise import sampling_levels
 from dmd_tutorial.samplers.classical import heun
-from dmd_tutorial.samplers.step import Ladder, Step
+from dmd_tutorial.samplers.step import Ladder, Steps
 
 
 def sample(
     denoiser: Denoiser, z: Samples, label: Condition | None = None, *, steps: int = 18,
-    sampler: Callable[..., Iterator[Step]] = heun, levels: Ladder | None = None, batch: int = 1000,
+    sampler: Callable[..., Steps] = heun, levels: Ladder | None = None, batch: int = 1000,
 ) -> Samples:  # fmt: skip
     """Run a sampler to its end; without levels, `steps` of EDM's spacing over the denoiser's range.
 

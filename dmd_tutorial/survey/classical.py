@@ -91,6 +91,8 @@ class RealNVP(nn.Module):
     reads off the others. Source: Dinh et al. 2017.
     """
 
+    keeps: Tensor
+
     def __init__(
         self, dim: int = 2, classes: int = 0, hidden: int = 64, layers: int = 2,
         couplings: int = 8, bound: float = 2.0, copies: int = 1,
@@ -102,7 +104,7 @@ class RealNVP(nn.Module):
         # a coupling keeps the coordinates in whose index some bit is set; the next, the others
         index = torch.arange(dim)
         keeps = [((index >> (k // 2 % bits)) + k) % 2 for k in range(couplings)]
-        self.keeps = nn.Buffer(torch.stack(keeps).float())
+        self.register_buffer("keeps", torch.stack(keeps).float())
         self.couplings = nn.ModuleList(
             Perceptron(dim, 2 * dim, hidden, layers, classes, copies) for _ in range(couplings)
         )

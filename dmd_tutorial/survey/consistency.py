@@ -6,7 +6,7 @@ points of one path to one end (Song et al. 2023). A trajectory model goes to any
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -18,8 +18,7 @@ from dmd_tutorial.checks import Condition, PerSample, Samples, check_sigma, expa
 from dmd_tutorial.denoisers import Denoiser, EDMDenoiser, Preconditioning, edm_preconditioning
 from dmd_tutorial.networks import MLP, UNet
 from dmd_tutorial.noise import RHO, SIGMA_MIN, add_noise, noise_like, source
-from dmd_tutorial.samplers import Step
-from dmd_tutorial.samplers.step import Ladder
+from dmd_tutorial.samplers.step import Ladder, Step, Steps
 
 Distance = Callable[[Tensor, Tensor], Tensor]  # two batches of samples to (batch,)
 Jump = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # (x, sigma, sigma_next, label)
@@ -158,7 +157,7 @@ class ConsistencyModel(nn.Module):
 def multistep(
     model: Denoiser, z: Samples, levels: Float[Tensor, " evaluations"],
     label: Condition | None = None, *, sigma_min: float = SIGMA_MIN, rng: Generator | None = None,
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """To the end of the path from ``levels[0] * z``, noise again, to the end, ... (Algorithm 1)."""
     for index, sigma in enumerate(levels.tolist()):
         if index == 0:
@@ -246,7 +245,7 @@ def trajectory_loss(
 def trajectory_sampler(
     model: Jump, z: Samples, levels: Ladder,
     label: Condition | None = None, *, gamma: float = 0.0, rng: Generator | None = None,
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """Jump down falling levels, all above 0: below the next one, and up to it with new noise.
 
     gamma goes from 0, no new noise, to 1, where every jump goes to the end (CTM, gamma-sampling).
