@@ -97,7 +97,6 @@ def extract_features(
 
 @lru_cache(maxsize=4)
 def _extractor(features: str, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """What makes features of 8-bit images that are on this device."""
     if features == "inception":
         return _inception(device)
     if features != "digits" and not features.endswith(".safetensors"):

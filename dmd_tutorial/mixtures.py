@@ -56,7 +56,6 @@ class GaussianMixture:
         cls, means: Float[Tensor, "components dim"], std: float,
         weights: Float[Tensor, " components"] | None = None,
     ) -> "GaussianMixture":  # fmt: skip
-        """A mixture of round Gaussians of one standard deviation."""
         means = torch.as_tensor(means, dtype=torch.float64)
         identity = torch.eye(means.shape[-1], dtype=torch.float64)
         return cls(means, std**2 * identity.expand(len(means), -1, -1), weights)

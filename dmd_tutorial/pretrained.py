@@ -6,8 +6,8 @@ only, so reading one never runs code.
 
 import copy
 import hashlib
-import importlib
 import os
+import pkgutil
 import re
 import sys
 from pathlib import Path
@@ -129,9 +129,8 @@ def _own(name: str) -> nn.Module:
     """What a factory in the user's code makes; the current folder is searched, too."""
     if os.getcwd() not in sys.path:  # as with `python -m`
         sys.path.append(os.getcwd())
-    module, _, factory = name.partition(":")
     try:
-        make = getattr(importlib.import_module(module), factory)
+        make = pkgutil.resolve_name(name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{name} cannot be imported: {error}") from error
     made = make()

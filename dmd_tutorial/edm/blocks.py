@@ -178,7 +178,6 @@ def _filter(taps: Taps) -> Float[Tensor, "1 1 taps taps"]:
 
 
 def _resample(x: Tensor, kernel: Tensor, direction: Direction, padded: bool = False) -> Tensor:
-    """Filter each channel by itself and halve or double its height and width."""
     each = kernel.to(x.dtype).expand(x.shape[1], -1, -1, -1)
     pad = 0 if padded else (kernel.shape[-1] - 1) // 2
     if direction == "down":

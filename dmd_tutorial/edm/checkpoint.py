@@ -75,7 +75,6 @@ def _published_file(name: str) -> Path:
 
 
 def _plain_arguments(arguments: dict) -> dict[str, Any]:
-    """Arguments of a network as plain values of sensible size."""
     plain: dict[str, Any] = {}
     for name, value in arguments.items():
         values = list(value) if isinstance(value, list | tuple) else [value]

@@ -48,8 +48,7 @@ def download(url: str, folder: str | Path | None = None, sha256: str | None = No
             with FileLock(f"{path}.lock"):
                 if not path.exists():  # or another process was faster
                     _fetch(url, path)
-                    _check(path, sha256, f"the file at {url}")
-                    noted.write_text(_hash(path) + "\n")
+                    noted.write_text(_check(path, sha256, f"the file at {url}") + "\n")
         except OSError as error:
             raise RuntimeError(f"{path} cannot be written: {error}") from error
     wanted = sha256 or (noted.read_text().strip() if noted.exists() else None)
@@ -57,16 +56,14 @@ def download(url: str, folder: str | Path | None = None, sha256: str | None = No
     return path
 
 
-def _check(path: Path, wanted: str | None, what: str) -> None:
-    found = _hash(path)
+def _check(path: Path, wanted: str | None, what: str) -> str:
+    """The hash of a file, refused where another is wanted."""
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
     if wanted not in (None, found):
         ought = f"it should have {wanted}; delete {path} to fetch it again"
         raise ValueError(f"{what} has SHA-256 {found}, {ought}")
-
-
-def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def _fetch(url: str, path: Path) -> None:

@@ -35,16 +35,8 @@ from torch.nn import functional
 
 from dmd_tutorial.checks import Condition, PerSample
 from dmd_tutorial.denoisers import SIGMA_DATA, EDMDenoiser
-from dmd_tutorial.edm.blocks import (
-    FourierEmbedding,
-    PositionalEmbedding,
-    Resample,
-    ResamplingConv,
-    Style,
-    UNetBlock,
-    conv,
-    norm,
-)
+from dmd_tutorial.edm import blocks
+from dmd_tutorial.edm.blocks import Style, UNetBlock, conv, norm
 from dmd_tutorial.networks.mlp import one_hot
 
 
@@ -151,8 +143,10 @@ class SongUNet(_RawNetwork):
         embedding, waves = model_channels * channel_mult_emb, model_channels * channel_mult_noise
         levels = _levels(img_resolution, model_channels, channel_mult, num_blocks, attn_resolutions)
         style = Style(embedding, dropout, tuple(resample_filter))
-        fixed = embedding_type == "positional"
-        self.map_noise = PositionalEmbedding(waves, True) if fixed else FourierEmbedding(waves)
+        if embedding_type == "positional":
+            self.map_noise: nn.Module = blocks.PositionalEmbedding(waves, endpoint=True)
+        else:
+            self.map_noise = blocks.FourierEmbedding(waves)
         self.map_label = nn.Linear(label_dim, waves) if label_dim else None
         self.map_augment = nn.Linear(augment_dim, waves, bias=False) if augment_dim else None
         self.map_layer0 = nn.Linear(waves, embedding)
@@ -206,7 +200,7 @@ class DhariwalUNet(_RawNetwork):
             embedding, dropout, eps=1e-5, skip_scale=1.0, adaptive_scale=True,
             project_short_cut=False, channels_per_head=64, attend_in_every_block=True,
         )  # fmt: skip
-        self.map_noise = PositionalEmbedding(waves, endpoint=False)
+        self.map_noise = blocks.PositionalEmbedding(waves, endpoint=False)
         self.map_augment = nn.Linear(augment_dim, waves, bias=False) if augment_dim else None
         self.map_layer0 = nn.Linear(waves, embedding)
         self.map_layer1 = nn.Linear(embedding, embedding)
@@ -294,10 +288,10 @@ def _encoder(
         if level is not levels[0]:
             layers[f"{level.name}_down"] = UNetBlock(before, before, style, "down")
             if kind == "skip":  # the encoder sees the image once more, smaller
-                layers[f"{level.name}_aux_down"] = Resample("down", style.taps)
+                layers[f"{level.name}_aux_down"] = blocks.Resample("down", style.taps)
                 layers[f"{level.name}_aux_skip"] = conv(image, before, kernel=1)
             elif kind == "residual":
-                convolved = ResamplingConv(image, before, 3, "down", style.taps, early=True)
+                convolved = blocks.ResamplingConv(image, before, 3, "down", style.taps, early=True)
                 layers[f"{level.name}_aux_residual"], image = convolved, before
         for index in range(level.blocks):
             block = UNetBlock(before, level.width, style, attention=level.attention)
@@ -326,7 +320,7 @@ def _decoder(
             before = level.width
         if image and (kind == "skip" or level is levels[0]):
             if kind == "skip" and level is not levels[-1]:  # added to the one from the level below
-                layers[f"{level.name}_aux_up"] = Resample("up", style.taps)
+                layers[f"{level.name}_aux_up"] = blocks.Resample("up", style.taps)
             layers[f"{level.name}_aux_norm"] = norm(level.width, style.eps)
             layers[f"{level.name}_aux_conv"] = conv(level.width, image)
     return layers

@@ -112,7 +112,6 @@ def _axis(values: Any, label: str, unit: str = "") -> Axis:
 
 
 def _start(axes: list[Axis], default: Any) -> State:
-    """The state shown first."""
     if default is None:
         return tuple(axis.values[len(axis.values) // 2] for axis in axes)
     start = default if isinstance(default, tuple) else (default,)

@@ -91,9 +91,6 @@ def seeds_of(text: str) -> list[int]:
     return seeds
 
 
-# --- the commands ---------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, kw_only=True)
 class Placed(Checked):
     """What most commands share."""

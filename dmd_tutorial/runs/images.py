@@ -140,9 +140,6 @@ def _why(error: Exception) -> str:
     return " ".join(said) if len(said) > 1 else repr(error)
 
 
-# --- classes --------------------------------------------------------------------------------------
-
-
 def _unwrapped(files: Files, where: str) -> tuple[Files, str]:
     """Without the folders around all images and labels."""
     while LABELS not in files:
@@ -197,9 +194,6 @@ def _listed(images: Files, read: Callable[[], bytes], where: str) -> list[int]:
     if unused := set(range(len(used))) - used:
         raise ValueError(f"{where} has no image of class {min(unused)}, the highest is {max(used)}")
     return [listed[name] for name in images]
-
-
-# --- one image ------------------------------------------------------------------------------------
 
 
 def _levels(images: Files, where: str, size: int, channels: int | None) -> np.ndarray:
@@ -262,8 +256,6 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     square = image.crop((left, top, left + side, top + side))
     return square if side == size else square.resize((size, size), Image.Resampling.LANCZOS)
 
-
-# --- data sets and grids --------------------------------------------------------------------------
 
 TORCHVISION = {
     "cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "fashion-mnist": "FashionMNIST"

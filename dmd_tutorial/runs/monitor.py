@@ -44,7 +44,6 @@ class Progress(tqdm):
         )  # fmt: skip
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
-        """Show how far it is; tqdm calls this when it is time, and at the end."""
         if self.terminal:
             return super().display(msg, pos)
         print(self, file=sys.stderr, flush=True)
@@ -62,11 +61,8 @@ def counting(model: nn.Module, calls: int, stage: str, count: int) -> Iterator[P
         def called(_: nn.Module, inputs: tuple, __: Any) -> None:
             bar.update(min(len(inputs[0]) / calls, bar.total - bar.n))  # rounded parts are more
 
-        hook = model.register_forward_hook(called)
-        try:
+        with model.register_forward_hook(called):
             yield bar
-        finally:
-            hook.remove()
 
 
 class Watch:

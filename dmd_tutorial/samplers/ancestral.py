@@ -5,7 +5,6 @@ ladder of noise levels is left.
 """
 
 import math
-from collections.abc import Iterator
 from itertools import pairwise
 
 import torch
@@ -14,22 +13,20 @@ from torch import Generator
 from dmd_tutorial.checks import Condition, Samples
 from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.noise import noise_like
-from dmd_tutorial.samplers.step import Counted, Ladder, Step, start
+from dmd_tutorial.samplers.step import Counted, Ladder, Step, Steps, start
 
 
-def ddpm_levels(
-    steps: int = 1000, train_steps: int = 1000, beta_min: float = 1e-4, beta_max: float = 0.02
-) -> Ladder:
+def ddpm_levels(steps: int = 1000) -> Ladder:
     """DDPM's noise levels, or an evenly spaced subsequence of them, from about 157 to 0.
 
     ``sigma_t = sqrt((1 - alpha_bar_t) / alpha_bar_t)``, alpha_bar the running product of 1 - beta,
     where beta rises linearly. Source: Ho et al. 2020 (DDPM), Section 4.
     """
-    if not 1 <= steps <= train_steps:
-        raise ValueError(f"steps must be from 1 to {train_steps}, not {steps}")
-    beta = torch.linspace(beta_min, beta_max, train_steps, dtype=torch.float64)
+    if not 1 <= steps <= 1000:
+        raise ValueError(f"steps must be from 1 to 1000, not {steps}")
+    beta = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     alpha_bar = torch.cat([beta.new_ones(1), (1 - beta).cumprod(0)])
-    index = torch.linspace(train_steps, 0, steps + 1, dtype=torch.float64).round().long()
+    index = torch.linspace(1000, 0, steps + 1, dtype=torch.float64).round().long()
     return ((1 - alpha_bar) / alpha_bar).sqrt()[index]
 
 
@@ -42,7 +39,7 @@ def ddim_noise(sigma: float, sigma_next: float, eta: float) -> float:
 def ancestral(
     denoiser: Denoiser, z: Samples, levels: Ladder,
     label: Condition | None = None, *, rng: Generator | None = None,
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """DDPM's sampler: draw from the posterior of the next level, given this one and D's guess.
 
     Source: Ho et al. 2020 (DDPM), Eq. 6, 7 and Algorithm 2, divided by the root of alpha_bar.
@@ -63,7 +60,7 @@ def ancestral(
 def ddim(
     denoiser: Denoiser, z: Samples, levels: Ladder,
     label: Condition | None = None, *, eta: float = 0.0, rng: Generator | None = None,
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """DDIM: guess the clean sample, put the guessed noise back, and some new noise.
 
     The levels may be any subsequence of those in training. `eta` says how much of DDPM's noise is

@@ -1,7 +1,6 @@
 """Euler, Heun, scipy's RK45 on the probability-flow ODE; EDM's own sampler, Heun's with noise."""
 
 import math
-from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -11,13 +10,11 @@ from torch import Generator, Tensor
 from dmd_tutorial.checks import Condition, Samples
 from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.noise import source
-from dmd_tutorial.samplers.step import Counted, Ladder, Step, start
+from dmd_tutorial.samplers.step import Counted, Ladder, Step, Steps, start
 
 
 @torch.no_grad()
-def euler(
-    denoiser: Denoiser, z: Samples, levels: Ladder, label: Condition | None = None
-) -> Iterator[Step]:
+def euler(denoiser: Denoiser, z: Samples, levels: Ladder, label: Condition | None = None) -> Steps:
     """Euler's method on the probability-flow ODE, of first order (Song et al. 2021, Eq. 13)."""
     counted = Counted(denoiser, label, z.dtype)
     x = start(z, levels)
@@ -27,9 +24,7 @@ def euler(
         yield Step(index, x, denoised, sigma_next, counted.calls)
 
 
-def heun(
-    denoiser: Denoiser, z: Samples, levels: Ladder, label: Condition | None = None
-) -> Iterator[Step]:
+def heun(denoiser: Denoiser, z: Samples, levels: Ladder, label: Condition | None = None) -> Steps:
     """Heun's method on the same ODE, of second order, in 2N - 1 evaluations (EDM, Algorithm 1)."""
     return stochastic(denoiser, z, levels, label, churn=0.0)
 
@@ -51,7 +46,7 @@ def stochastic(
     denoiser: Denoiser, z: Samples, levels: Ladder,
     label: Condition | None = None, *, churn: float = 40.0, churn_min: float = 0.05,
     churn_max: float = 50.0, noise_scale: float = 1.003, rng: Generator | None = None,
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """EDM's stochastic sampler: a little new noise before each of Heun's steps.
 
     `churn` says how much noise in all (S_churn), 0 for `heun`. It comes at the levels
@@ -77,7 +72,7 @@ def stochastic(
 def rk45(
     denoiser: Denoiser, z: Samples, levels: Ladder,
     label: Condition | None = None, *, tolerance: float = 1e-3,
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """Dormand and Prince's method of order 5, which chooses its own steps (scipy's).
 
     It solves ``dx / d(-ln sigma) = D - x`` for the whole batch as one system, with six evaluations

@@ -5,7 +5,7 @@ differ in f, g and a factor alpha between their states; one function runs both b
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from torch import Generator
 from dmd_tutorial.checks import Condition, Samples
 from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.noise import noise_like
-from dmd_tutorial.samplers.step import Counted, Ladder, Step, start
+from dmd_tutorial.samplers.step import Counted, Ladder, Step, Steps, start
 
 
 class Process(NamedTuple):
@@ -28,32 +28,28 @@ class Process(NamedTuple):
     g_squared: Callable[[float], float]  # variance of the noise that comes in a unit of time
 
 
-def variance_preserving(beta_min: float = 0.1, beta_max: float = 20.0) -> Process:
-    """``dx = -beta x / 2 dt + sqrt(beta) dw``, beta linear in t up to 1 (Song et al. 2021, B)."""
-    slope = beta_max - beta_min
-
-    def time(sigma: float) -> float:
-        # solves: integral of beta up to t = ln(1 + sigma^2), a quadratic equation
-        integral = math.log1p(sigma**2)
-        root = math.sqrt(beta_min**2 + 2 * slope * integral)
-        return 2 * integral / (beta_min + root)  # no digits are lost where t is small
-
-    return Process(
-        time, alpha=lambda t: math.exp(-(beta_min * t + slope * t**2 / 2) / 2),
-        f=lambda t: -(beta_min + slope * t) / 2, g_squared=lambda t: beta_min + slope * t,
-    )  # fmt: skip
+def _vp_time(sigma: float) -> float:
+    # solves: integral of beta up to t = ln(1 + sigma^2), a quadratic equation
+    integral = math.log1p(sigma**2)
+    root = math.sqrt(BETA_MIN**2 + 2 * BETA_SLOPE * integral)
+    return 2 * integral / (BETA_MIN + root)  # no digits are lost where t is small
 
 
 # ``dx = sqrt(2 t) dw``: time is the noise level (Song et al. 2021, Eq. 9, in EDM's clock)
 VE = Process(lambda sigma: sigma, lambda t: 1.0, f=lambda t: 0.0, g_squared=lambda t: 2 * t)
-VP = variance_preserving()
+# ``dx = -beta x / 2 dt + sqrt(beta) dw``, beta linear in t up to 1 (Song et al. 2021, B)
+BETA_MIN, BETA_SLOPE = 0.1, 20.0 - 0.1
+VP = Process(
+    _vp_time, alpha=lambda t: math.exp(-(BETA_MIN * t + BETA_SLOPE * t**2 / 2) / 2),
+    f=lambda t: -(BETA_MIN + BETA_SLOPE * t) / 2, g_squared=lambda t: BETA_MIN + BETA_SLOPE * t,
+)  # fmt: skip
 
 
 @torch.no_grad()
 def reverse_sde(
     denoiser: Denoiser, z: Samples, levels: Ladder, label: Condition | None = None, *,
     process: Process = VE, chance: float = 1.0, rng: Generator | None = None,
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """Run a diffusion backwards with the steps of Euler and Maruyama.
 
     ``dx = (f x - (1 + chance^2) / 2 g^2 score) dt + chance g dw``, with time running down. Every

@@ -1,7 +1,6 @@
 """Langevin dynamics, at one noise level and down a ladder of them (NCSN)."""
 
 import math
-from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float
@@ -10,14 +9,14 @@ from torch import Generator, Tensor
 from dmd_tutorial.checks import Condition, Samples, check_finite
 from dmd_tutorial.denoisers import Denoiser, score_from_denoised
 from dmd_tutorial.noise import source
-from dmd_tutorial.samplers.step import Counted, Step, as_state, start
+from dmd_tutorial.samplers.step import Counted, Step, Steps, as_state, start
 
 
 @torch.no_grad()
 def langevin(
     denoiser: Denoiser, x: Samples, sigma: float, steps: int,
     step_size: float, label: Condition | None = None, *, rng: Generator | None = None,
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """Langevin dynamics at one noise level, from x: up the score, plus noise.
 
     ``x <- x + step_size * score(x) + sqrt(2 step_size) * noise``, where step_size is in the units
@@ -42,7 +41,7 @@ def annealed_langevin(
     denoiser: Denoiser, z: Samples, levels: Float[Tensor, " levels"],
     label: Condition | None = None, *, steps_per_level: int = 10, step_ratio: float = 0.1,
     rng: Generator | None = None,
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """Langevin dynamics down a ladder of noise levels, all above 0.
 
     The step shrinks with the level, ``step_ratio * sigma^2``. Source: Song and Ermon 2019, Alg. 1.

@@ -11,7 +11,7 @@ the answer that the next step needs anyway.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dmd_tutorial.checks import Condition, Samples
 from dmd_tutorial.denoisers import Denoiser
-from dmd_tutorial.samplers.step import Counted, Ladder, Step, start
+from dmd_tutorial.samplers.step import Counted, Ladder, Step, Steps, start
 
 History = Sequence[tuple[float, Tensor]]  # (sigma, answer there), the newest first
 
@@ -39,12 +39,6 @@ def polynomial_weights(nodes: Sequence[float], h: float, rate: float) -> list[fl
         lagrange = np.prod([(u - other) / (node - other) for other in others], axis=0)
         weights.append(float(h / 2 * (shares * np.exp(rate * u) * lagrange).sum()))
     return weights
-
-
-def data_step(x: Samples, history: History, sigma: float, sigma_next: float) -> Samples:
-    """One step to a level above 0 with a polynomial through denoised estimates, in any order."""
-    kept = math.exp(-math.log(sigma / sigma_next))
-    return kept * (x + _integral(history, sigma, sigma_next, rate=1.0))
 
 
 def _integral(history: History, sigma: float, sigma_next: float, rate: float) -> Tensor | float:
@@ -94,7 +88,7 @@ def predict(x: Samples, history: History, sigma_next: float, share: float = 1.0)
 def dpm_solver(
     denoiser: Denoiser, z: Samples, levels: Ladder,
     label: Condition | None = None, *, order: int = 2, share: float = 1.0,
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """DPM-Solver++, multistep: one evaluation a step, of order 1 (`euler`), 2 (2M) or 3.
 
     The first steps, and the last ones if they lead to level 0, are of lower order. For share see
@@ -114,7 +108,7 @@ def dpm_solver(
 def deis(
     denoiser: Denoiser, z: Samples, levels: Ladder,
     label: Condition | None = None, *, order: int = 3,
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """DEIS: a polynomial in ln(sigma) through noise estimates (Zhang and Chen 2023, Eq. 14, 15)."""
     counted = Counted(denoiser, label, z.dtype)
     x = start(z, levels)
@@ -134,7 +128,7 @@ def deis(
 def unipc(
     denoiser: Denoiser, z: Samples, levels: Ladder,
     label: Condition | None = None, *, order: int = 2,
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """UniPC: DPM-Solver++'s step, corrected as soon as the denoiser has answered at its end.
 
     The answer is needed for the next step anyway, so the correction is free; it raises the order by
@@ -161,7 +155,8 @@ def corrected_step(before: Samples, history: History) -> Samples:
     if not rest:  # of order 1: the paper takes the mean of both ends
         kept = sigma_next / sigma
         return kept * before + (1 - kept) * (newest + older) / 2
-    return data_step(before, history, sigma, sigma_next)
+    kept = math.exp(-math.log(sigma / sigma_next))
+    return kept * (before + _integral(history, sigma, sigma_next, rate=1.0))
 
 
 def _orders(levels: Tensor, order: int) -> list[int]:

@@ -11,12 +11,12 @@ from dmd_tutorial.checks import Condition, Samples
 from dmd_tutorial.denoisers import Denoiser, sigma_range
 from dmd_tutorial.noise import sampling_levels
 from dmd_tutorial.samplers.classical import heun
-from dmd_tutorial.samplers.step import Ladder, Step
+from dmd_tutorial.samplers.step import Ladder, Steps
 
 
 def sample(
     denoiser: Denoiser, z: Samples, label: Condition | None = None, *, steps: int = 18,
-    sampler: Callable[..., Iterator[Step]] = heun, levels: Ladder | None = None, batch: int = 1000,
+    sampler: Callable[..., Steps] = heun, levels: Ladder | None = None, batch: int = 1000,
 ) -> Samples:  # fmt: skip
     """Run a sampler to its end; without levels, `steps` of EDM's spacing over the denoiser's range.
 
@@ -41,9 +41,7 @@ def one_step(
     return torch.cat([z[:0], *(generator(*part) for part in _in_batches(z, label, batch))])
 
 
-def _in_batches(
-    z: Tensor, label: Tensor | None, batch: int
-) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _in_batches(z: Tensor, label: Tensor | None, batch: int) -> Iterator[tuple]:
     if label is not None and len(label) != len(z):
         raise ValueError(f"there are {len(label)} labels, z has {len(z)} samples")
     for first in range(0, len(z), batch):

@@ -1,6 +1,7 @@
 """What all samplers share: the record of a step, a denoiser that counts its calls, the start."""
 
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,9 @@ class Step(NamedTuple):
     denoised: Samples  # the denoiser's last answer, in the same type
     sigma: float  # the noise level that x has now
     evaluations: int  # calls of the denoiser since the start
+
+
+Steps = Iterator[Step]
 
 
 def as_state(x: Samples) -> Samples:

@@ -5,6 +5,7 @@ The generator takes one step here; theirs is trained at four noise levels. alpha
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +19,8 @@ from dmd_tutorial.denoisers import Denoiser, feature_layers
 from dmd_tutorial.dmd import Batch
 from dmd_tutorial.networks.mlp import Linears
 from dmd_tutorial.noise import add_noise, dmd_sigma, karras_grid, noise_like
+
+Features = Float[Tensor, "batch width"]  # of one layer
 
 
 def signal_weight(sigma: PerSample) -> PerSample:
@@ -45,9 +48,7 @@ def hinge_generator_loss(fake: Float[Tensor, "..."]) -> Tensor:
     return -fake.mean()
 
 
-def r1_penalty(
-    discriminator: Callable[..., Tensor], features: Sequence[Float[Tensor, "batch width"]]
-) -> Float[Tensor, ""]:
+def r1_penalty(discriminator: Callable[..., Tensor], features: Sequence[Features]) -> Tensor:
     """Mean squared slope of the logits by features of data (Mescheder et al. 2018; ADD, 3.2)."""
     features = [each.detach().requires_grad_() for each in features]
     logits = discriminator(*features)
@@ -63,21 +64,16 @@ class FrozenFeatures(nn.Module):
         self.denoiser, self.sigma = denoiser, sigma
         self.layers = [layer for layer, _ in feature_layers(denoiser)]
 
-    def forward(
-        self, x: Samples, label: Condition | None = None
-    ) -> tuple[Float[Tensor, "batch width"], ...]:
-        """Features of samples for each layer, differentiable by the samples."""
+    def forward(self, x: Samples, label: Condition | None = None) -> tuple[Features, ...]:
         kept: list[Tensor] = []
 
         def keep(module: nn.Module, arguments: tuple, answer: Tensor) -> None:
             kept.append(functional.silu(answer).reshape(len(x), -1))
 
-        hooks = [layer.register_forward_hook(keep) for layer in self.layers]
-        try:
+        with ExitStack() as hooks:
+            for layer in self.layers:
+                hooks.enter_context(layer.register_forward_hook(keep))
             self.denoiser(x, torch.full_like(x.flatten(1)[:, 0], self.sigma), label)
-        finally:
-            for hook in hooks:
-                hook.remove()
         return tuple(kept)
 
 
@@ -90,7 +86,7 @@ class Discriminator(nn.Module):
         self.first = nn.ModuleList(Linears(copies, width, hidden) for width in widths)
         self.last = nn.ModuleList(Linears(copies, hidden, 1, zero=True) for _ in widths)
 
-    def forward(self, *features: Float[Tensor, "batch width"]) -> Float[Tensor, "batch heads"]:
+    def forward(self, *features: Features) -> Float[Tensor, "batch heads"]:
         logits = []
         for each, first, last in zip(features, self.first, self.last, strict=True):
             h = functional.silu(first(each.reshape(self.copies, -1, each.shape[1])))

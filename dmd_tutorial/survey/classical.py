@@ -22,7 +22,7 @@ Latents = Float[Tensor, "batch latent"]
 
 
 class Perceptron(nn.Module):
-    """The network of all four, on points and rows that say a class; `copies` are those of `MLP`."""
+    """The network of all four, on points or flattened images, and classes; `copies` as in `MLP`."""
 
     def __init__(
         self, inputs: int, outputs: int, hidden: int = 128, layers: int = 3, classes: int = 0,
@@ -38,7 +38,6 @@ class Perceptron(nn.Module):
             parameter.data *= 0.1  # answers start small
 
     def forward(self, x: Samples, label: Condition | None = None) -> Float[Tensor, "batch outputs"]:
-        """Map points, or images that are then flattened."""
         x = torch.cat([x.flatten(1), one_hot(x, label, self.classes)], dim=1)
         h = x.reshape(self.copies, -1, x.shape[1])
         for layer in self.layers[:-1]:
@@ -67,16 +66,13 @@ class VAE(nn.Module):
         std = log_std.exp()
         return mean, std, *self.decode(mean + std * noise, label)
 
-    def decode(
-        self, z: Latents, label: Condition | None = None
-    ) -> tuple[Points, Float[Tensor, "batch 1"]]:
+    def decode(self, z: Latents, label: Condition | None = None) -> tuple[Points, Tensor]:
         """Mean and standard deviation of x for given z, the latter the same along all axes."""
         std = self.log_std.exp().repeat_interleave(len(z) // self.copies)
         return self.decoder(z, label), std[:, None]
 
     @torch.no_grad()
     def sample(self, z: Latents, noise: Points, label: Condition | None = None) -> Points:
-        """Draw from the model: its mean for z, plus the decoder's own noise."""
         mean, std = self.decode(z, label)
         return mean + std * noise
 

@@ -6,33 +6,19 @@ points of one path to one end (Song et al. 2023). A trajectory model goes to any
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from dmd_tutorial.checks import (
-    Condition,
-    PerSample,
-    Samples,
-    check_same_shape,
-    check_sigma,
-    expand,
-    refuse,
-)
-from dmd_tutorial.denoisers import (
-    Denoiser,
-    EDMDenoiser,
-    Preconditioning,
-    edm_preconditioning,
-    noise_from_denoised,
-)
+from dmd_tutorial import checks, denoisers
+from dmd_tutorial.checks import Condition, PerSample, Samples, check_sigma, expand
+from dmd_tutorial.denoisers import Denoiser, EDMDenoiser, Preconditioning, edm_preconditioning
 from dmd_tutorial.networks import MLP, UNet
 from dmd_tutorial.noise import RHO, SIGMA_MIN, add_noise, noise_like, source
-from dmd_tutorial.samplers import Step
-from dmd_tutorial.samplers.step import Ladder
+from dmd_tutorial.samplers.step import Ladder, Step, Steps
 
 Distance = Callable[[Tensor, Tensor], Tensor]  # two batches of samples to (batch,)
 Jump = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]  # (x, sigma, sigma_next, label)
@@ -48,9 +34,10 @@ def solve(
     for step in range(steps):
         after = ((start + (step + 1) / steps * (end - start)) ** RHO).clamp(sigma_next, sigma)
         width = expand(after - sigma, x)
-        slope = noise_from_denoised(x, denoiser(x, sigma, label), sigma)
+        slope = denoisers.noise_from_denoised(x, denoiser(x, sigma, label), sigma)
         ahead = x + width * slope
-        slope_ahead = noise_from_denoised(ahead, denoiser(ahead, after, label), after)
+        denoised_ahead = denoiser(ahead, after, label)
+        slope_ahead = denoisers.noise_from_denoised(ahead, denoised_ahead, after)
         x, sigma = x + width * (slope + slope_ahead) / 2, after
     return x
 
@@ -157,11 +144,10 @@ class ConsistencyModel(nn.Module):
     def forward(self, x: Samples, sigma: PerSample, label: Condition | None = None) -> Samples:
         check_sigma(x, sigma)
         least = sigma.min()
-
-        def error() -> ValueError:
-            return ValueError(f"sigma is {least.item():g}, paths end at {self.sigma_min:g}")
-
-        refuse(least < self.sigma_min * (1 - 1e-5), error)
+        checks.refuse(
+            least < self.sigma_min * (1 - 1e-5),
+            lambda: ValueError(f"sigma is {least.item():g}, paths end at {self.sigma_min:g}"),
+        )
         factors = consistency_preconditioning(sigma.to(x.dtype), self.sigma_data, self.sigma_min)
         c_skip, c_out, c_in, _ = (expand(factor, x) for factor in factors)
         return c_skip * x + c_out * self.network(c_in * x, factors.c_noise, label)
@@ -171,7 +157,7 @@ class ConsistencyModel(nn.Module):
 def multistep(
     model: Denoiser, z: Samples, levels: Float[Tensor, " evaluations"],
     label: Condition | None = None, *, sigma_min: float = SIGMA_MIN, rng: Generator | None = None,
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """To the end of the path from ``levels[0] * z``, noise again, to the end, ... (Algorithm 1)."""
     for index, sigma in enumerate(levels.tolist()):
         if index == 0:
@@ -243,7 +229,7 @@ def trajectory_loss(
     frozen parameters; gradients pass through it to the model's landing point. Levels are t, u and
     s of Kim et al. 2024 (CTM), Section 3.
     """
-    check_same_shape(x_noisy=x_noisy, x_between=x_between)
+    checks.check_same_shape(x_noisy=x_noisy, x_between=x_between)
     jumped = model(x_noisy, sigma, sigma_next, label)
     with torch.no_grad():
         wanted = target(x_between, sigma_between, sigma_next, label)
@@ -259,7 +245,7 @@ def trajectory_loss(
 def trajectory_sampler(
     model: Jump, z: Samples, levels: Ladder,
     label: Condition | None = None, *, gamma: float = 0.0, rng: Generator | None = None,
-) -> Iterator[Step]:  # fmt: skip
+) -> Steps:  # fmt: skip
     """Jump down falling levels, all above 0: below the next one, and up to it with new noise.
 
     gamma goes from 0, no new noise, to 1, where every jump goes to the end (CTM, gamma-sampling).

@@ -4,7 +4,7 @@ A point on the path of a pair (x, z) is ``x_t = (1 - t) x + t z``, from data at 
 t = 1. Divided by 1 - t it is ``x + sigma z`` with ``sigma = t / (1 - t)``, the book's own form.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -15,8 +15,8 @@ from torch.nn import functional
 from dmd_tutorial.checks import Condition, PerSample, Samples, check_sigma, expand
 from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.noise import SIGMA_MAX, source
-from dmd_tutorial.samplers import Step, euler
-from dmd_tutorial.samplers.step import Ladder, start
+from dmd_tutorial.samplers import euler
+from dmd_tutorial.samplers.step import Ladder, Steps, start
 
 
 def sigma_from_time(t: PerSample) -> PerSample:
@@ -69,9 +69,7 @@ def flow_levels(steps: int, sigma_max: float = SIGMA_MAX) -> Ladder:
     return sigma_from_time(torch.linspace(sigma_max / (1 + sigma_max), 0, steps + 1).double())
 
 
-def uniform_time(
-    count: int, sigma_max: float, rng: Generator | None = None
-) -> Float[Tensor, " count"]:
+def uniform_time(count: int, sigma_max: float, rng: Generator | None = None) -> PerSample:
     """Times drawn evenly between (almost) 0 and that of the highest level."""
     t = torch.rand(count, **source(rng)) * sigma_max / (1 + sigma_max)
     return t.clamp(min=1e-3)
@@ -86,7 +84,7 @@ class Path(NamedTuple):
 
 def flow_path(
     denoiser: Denoiser, z: Samples, levels: Ladder,
-    label: Condition | None = None, sampler: Callable[..., Iterator[Step]] = euler,
+    label: Condition | None = None, sampler: Callable[..., Steps] = euler,
 ) -> Path:  # fmt: skip
     """Run a sampler of the probability-flow ODE and keep its way, as a flow's, noise first."""
     states = [start(z, levels)]

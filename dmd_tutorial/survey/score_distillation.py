@@ -29,6 +29,7 @@ from dmd_tutorial.survey import classical
 from dmd_tutorial.training import DistillSettings
 
 Step = Callable[..., Record]  # the arguments of `dmd.iteration`, to rng
+Draw = Callable[[int, Generator | None], tuple[Tensor, Condition | None]]  # (count, rng)
 
 
 def known_noise(noise: Samples) -> Denoiser:
@@ -159,10 +160,8 @@ def sid_step(
     return dmd.train_critic(generator, critic, critic_optimizer, batch, objective, record, rng)
 
 
-def with_data(
-    step: Step, draw: Callable[[int, Generator | None], tuple[Tensor, Condition | None]]
-) -> Step:
-    """A step whose batches hold data as y_ref: as much as noise, ``draw(count, rng)``."""
+def with_data(step: Step, draw: Draw) -> Step:
+    """A step whose batches hold data as y_ref: as much as noise."""
 
     def iteration(*given: Any, **options: Any) -> Record:
         *trained, batch, objective, rng = given
@@ -246,12 +245,10 @@ def dmd_levels(sigma_max: float, sigma_data: float = SIGMA_DATA) -> Float[Tensor
     return karras_grid(sigma_max=sigma_max)
 
 
-WEIGHTS: dict = {  # how a table names them
+IN_WORDS: dict = {  # weights and noise laws, as a table names them
     noise_prediction: r"$\sigma^3 / (1 + \sigma^2)$",
     Weighting.NONE: r"$\sigma^2$",
     Weighting.EQ8: r"$\sigma^2 / \mathrm{mean} \lvert x - D_{real} \rvert$",
-}
-LAWS: dict = {
     schedule_levels: "times of a variance-preserving schedule",
     teacher_levels: "log-normal, the teacher's own",
     dmd_levels: "Karras grid",
@@ -283,7 +280,7 @@ class Member:
         if self.data:
             critic += ", with a GAN head"
         needs = ("yes" if need else "no" for need in (self.data, self.lambda_reg))
-        return self.name, WEIGHTS[self.weighting], critic, LAWS[self.law], *needs
+        return self.name, IN_WORDS[self.weighting], critic, IN_WORDS[self.law], *needs
 
 
 # VSD, Diff-Instruct, DMD, and DMD2 without its head, are `dmd.iteration` as it is (Wang et al.
