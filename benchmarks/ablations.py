@@ -1,99 +1,229 @@
-"""The paper's Table 2 on digits: what each part of the objective is worth, over seeds.
+"""The paper's Table 2 on digits: what each part of the objective is worth, and at what cost.
 
-    python benchmarks/ablations.py --out book/results/digits-ablations.json
+    python -m benchmarks.ablations --out book/results/digits-ablations.json
 
-Every run starts from the same short regression on its pairs and then trains for the same number
-of iterations with one thing changed. Two sizes of the anchor: pairs are few (300) or many
-(3,000; losses only, not the weightings). Runs that are in the file already are not repeated, so
-it can be stopped and continued.
+Three worlds. "chapter": the live run of chapter 6; "few pairs": the same with 300 pairs; "recipe":
+the regression of the shipped student. In each world every training has pairs of its own and is
+measured on noise of its own. The variants of one training share its pairs and its regression, from
+which they start. Where the objective changes, iterations stay the same; regression that goes on is
+there twice, at equal iterations and at equal cost, at its own learning rate.
+
+Cost is counted in network forwards, a backward pass as two. Rows that are in the file are not made
+again, so the program can be stopped and continued; several may run at once with other worlds or
+seeds and files, which `--join` puts into one. About 15 minutes of one core for a training of
+"chapter", an hour and a half for one of "recipe".
 """
 
 import argparse
 import json
-from dataclasses import replace
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from dmd_tutorial import metrics, pretrained
-from dmd_tutorial.anchor import Pairs, load_pairs
+from dmd_tutorial.anchor import Pairs, fingerprint, l2, load_pairs
 from dmd_tutorial.data import digits
 from dmd_tutorial.files import write_json
 from dmd_tutorial.runs import pipeline
-from dmd_tutorial.runs.presets import ON_DIGITS
+from dmd_tutorial.runs.presets import DIGITS, ON_DIGITS
 from dmd_tutorial.runs.provenance import provenance
+from dmd_tutorial.samplers import one_step
+from dmd_tutorial.training import DistillationRun, DistillSettings, distill
 
-WARM_START = replace(
-    ON_DIGITS,
-    steps=800,
-    learning_rate=1e-3,
-    decay=0.9,
-    ema=0.995,
-    matching=False,
-    batch_pairs=128,
-)
-VARIANTS = {
+SHAPE, CLASSES = (1, 8, 8), 10
+OBJECTIVES: dict[str, dict] = {  # what is changed, at equal iterations
     "full": {},
-    "without distribution matching": {"matching": False},
     "without anchor": {"lambda_reg": 0.0},
     "weighting sigma": {"weighting": "sigma"},
     "weighting sigma^3": {"weighting": "sigma3"},
-    "no weighting": {"weighting": "none"},
 }
-WORLDS = {300: list(VARIANTS), 3_000: list(VARIANTS)[:3]}  # pairs -> variants
+REGRESSION = "regression on, equal iterations", "regression on, equal cost"
+LONGER = "full, longer", "regression on, cost of full, longer"
 
 
-def measure(student, reference, teacher_features, count: int) -> dict:
-    """Distance to the data and to the teacher, precision, recall."""
-    z, label = pipeline.noise(student, count, "evaluation")
-    x = pipeline.draw(student, z, label)
-    result = metrics.evaluate(x, reference, label)
-    to_teacher = metrics.frechet(metrics.extract_features(x), teacher_features)
-    return {"frechet": result.frechet, "frechet_to_teacher": to_teacher,
-            "precision": result.precision, "recall": result.recall,
-            "as_label": result.as_label}  # fmt: skip
+@dataclass(frozen=True)
+class World:
+    """Pairs, the regression on them that all variants start from, and the full objective."""
+
+    pairs: int
+    warm_start: DistillSettings
+    distill: DistillSettings
+    count: int  # samples of each measurement
+    seeds: tuple[int, ...]
+    variants: tuple[str, ...] = (*OBJECTIVES, *REGRESSION)
+    every: int = 0  # iterations between two points of the curve; 0 for no curve
+    long: DistillSettings | None = field(default=None)  # a longer run of the full objective
+
+
+CHAPTER = World(
+    2_000,
+    replace(
+        ON_DIGITS, steps=350, learning_rate=2e-3, decay=0.9, ema=0.98, matching=False,
+        batch_pairs=128, warm_up=30,
+    ),
+    replace(ON_DIGITS, steps=240, warm_up=20, ema=0.98),
+    count=10_000, seeds=(1, 2, 3, 4, 5),
+)  # fmt: skip
+WORLDS = {
+    "chapter": CHAPTER,
+    "few pairs": replace(
+        CHAPTER, pairs=300, variants=("full", "without anchor", "regression on, equal cost")
+    ),
+    "recipe": World(
+        DIGITS.pairs, DIGITS.warm_start, replace(DIGITS.distill, steps=600),
+        count=50_000, seeds=(1, 2), every=250, long=DIGITS.distill,
+    ),
+}  # fmt: skip
+
+
+def forwards(settings: DistillSettings) -> int:
+    """What a training costs, in forwards of one network for one image (exercise 6.4)."""
+    matching = 3 + 2 + 3 * settings.critic_steps + max(0, settings.critic_steps - 1)
+    anchor = 3 * settings.batch_pairs if settings.lambda_reg else 0
+    return settings.steps * (settings.matching * settings.batch * matching + anchor)
+
+
+def settings_of(variant: str, world: World, seed: int) -> DistillSettings:
+    """The settings of a variant, regression's cost made that of the full objective."""
+    if variant == "start":
+        return replace(world.warm_start, seed=seed)
+    if variant == LONGER[0]:
+        return replace(world.long, seed=seed)
+    if variant in OBJECTIVES:
+        return replace(world.distill, seed=seed, **OBJECTIVES[variant])
+    on = replace(world.warm_start, steps=world.distill.steps, seed=seed + 100)  # draws of its own
+    to = {"regression on, equal cost": world.distill, LONGER[1]: world.long}.get(variant)
+    return replace(on, steps=round(on.steps * forwards(to) / forwards(on))) if to else on
+
+
+class Judge:
+    """What a training is measured against, and on which noise."""
+
+    def __init__(self, folder: Path, teacher: nn.Module, world: World, seed: int) -> None:
+        self.teacher, self.count = teacher, world.count
+        self.reference = metrics.extract_features(digits().x)
+        others = load_pairs(folder / f"pairs-{2 if seed == 1 else 1}", teacher)  # another seed's
+        self.fresh = Pairs(*(column[-5_000:] for column in others))
+        self.teachers = metrics.extract_features(others.y)
+        self.noises = [10 * seed + k for k in range(3)]
+
+    def distance(self, student: nn.Module, noise: int, count: int | None = None) -> dict:
+        """Distances to the data and to the teacher's samples, on one set of noise."""
+        z, label = pipeline.noise(student, count or self.count, "evaluation", noise)
+        found = metrics.extract_features(one_step(student, z, label))
+        to = {"frechet": self.reference, "frechet_to_teacher": self.teachers}
+        return {"noise": noise} | {name: metrics.frechet(found, to[name]) for name in to}
+
+    def quality(self, student: nn.Module) -> dict:
+        """Precision, recall and the share read as its label, on the first noise."""
+        z, label = pipeline.noise(student, self.count, "evaluation", self.noises[0])
+        found = metrics.evaluate(one_step(student, z, label), self.reference, label)
+        return {name: getattr(found, name) for name in ("precision", "recall", "as_label")}
+
+    @torch.no_grad()
+    def error(self, student: nn.Module, pairs: Pairs) -> float:
+        """Mean square distance to the teacher's answers, on at most 5,000 pairs."""
+        z, y, label = (column[:5_000] for column in pairs)
+        return l2(one_step(student, z, label), y).item()
+
+
+def training(
+    teacher: nn.Module, start: nn.Module | None, settings: DistillSettings, pairs: Pairs,
+    every: int, judge: Judge,
+) -> tuple[nn.Module, dict]:  # fmt: skip
+    """Train, measuring along the way where asked; the average, and what it took."""
+    run, spent, curve = DistillationRun(teacher, settings, start), 0.0, []
+    started = time.process_time()
+    for metric in distill(run, SHAPE, CLASSES, pairs):
+        if every and metric.step % every == 0:
+            spent += time.process_time() - started
+            point = {
+                "iteration": metric.step,
+                "forwards": forwards(settings) * metric.step // settings.steps,
+            }
+            for name, network in (("average", run.average), ("raw", run.generator)):
+                point[name] = judge.distance(network, judge.noises[0], count=20_000)["frechet"]
+            curve.append(point)
+            started = time.process_time()
+    spent += time.process_time() - started
+    took = {"iterations": settings.steps, "forwards": forwards(settings), "seconds": round(spent)}
+    return run.average, took | ({"curve": curve} if curve else {})
+
+
+def rows(
+    world: World, seed: int, done: set[str], folder: Path, keep: Path
+) -> Iterator[tuple[str, dict]]:
+    """Train and measure what is not done yet of one seed; students are kept in a folder."""
+    teacher = pretrained.load("digits-teacher")
+    pipeline.make_pairs_in(
+        folder / f"pairs-{seed}", teacher, -(-world.pairs // 1_000) * 1_000, steps=18, seed=seed
+    )
+    pairs = load_pairs(folder / f"pairs-{seed}", teacher, world.pairs)
+    judge, start = Judge(folder, teacher, world, seed), keep / "start.safetensors"
+    for variant in ("start", *(LONGER if world.long else ()), *world.variants):
+        file = keep / f"{variant}.safetensors"
+        if variant in done and (variant != "start" or file.exists()):
+            continue
+        settings = settings_of(variant, world, seed)
+        every = {"start": 8 * world.every, LONGER[0]: world.every, LONGER[1]: 2 * world.every}
+        begun = None if variant == "start" else pretrained.load(str(start))
+        student, took = training(teacher, begun, settings, pairs, every.get(variant, 0), judge)
+        pretrained.save_denoiser(file, student)
+        measured = [judge.distance(student, noise) for noise in judge.noises]
+        error = {"own": judge.error(student, pairs), "fresh": judge.error(student, judge.fresh)}
+        yield variant, {**took, "fingerprint": fingerprint(student), "error": error,
+                        **judge.quality(student), "measured": measured}  # fmt: skip
+
+
+def floors(folder: Path, counts: set[int]) -> dict:
+    """What perfect samples would get at these counts, against the data and against the teacher."""
+    teacher, data = pretrained.load("digits-teacher"), digits()
+    pairs = [load_pairs(folder / f"pairs-{seed}", teacher) for seed in (1, 2)]
+    pool = metrics.extract_features(torch.cat([each.y for each in pairs]))
+    labels = torch.cat([each.label for each in pairs])
+    real = metrics.extract_features(data.x)
+    return {
+        str(count): {
+            "to_data": metrics.frechet_floor(real, count, None, data.label)._asdict(),
+            "to_teacher": metrics.frechet_floor(pool, count, len(pool) // 2, labels)._asdict(),
+        } for count in sorted(counts)
+    }  # fmt: skip
 
 
 def main() -> None:
-    """Run what is missing, write after every run."""
+    """Run what is missing, write after every row."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--pairs", default="runs/digits/pairs", help="folder (%(default)s)")
-    parser.add_argument("--steps", type=int, default=200, help="iterations (%(default)s)")
-    parser.add_argument("--seeds", type=int, default=2, help="seeds of each row (%(default)s)")
-    parser.add_argument("--count", type=int, default=10_000, help="samples (%(default)s)")
-    parser.add_argument("--out", required=True, help="JSON file to write and to continue")
+    parser.add_argument("--pairs", type=Path, default=Path("runs/digits"), help="folders of pairs")
+    parser.add_argument("--worlds", nargs="+", default=list(WORLDS), choices=WORLDS)
+    parser.add_argument("--seeds", nargs="+", type=int, help="of each world's (all)")
+    parser.add_argument("--join", nargs="*", type=Path, default=[], help="files of other runs")
+    parser.add_argument("--out", type=Path, required=True, help="JSON file, continued")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
-    teacher = pretrained.load("digits-teacher")
-    pipeline.make_pairs_in(options.pairs, teacher, 13_000, steps=18)
-    everything = load_pairs(options.pairs, teacher)
-    reference = metrics.extract_features(digits().x)
-    # the first 3,000 pairs are for training, the teacher's samples to compare with come after
-    teacher_features = metrics.extract_features(everything.y[3_000:])
-    distilled = replace(ON_DIGITS, steps=options.steps, warm_up=50)
-    out = Path(options.out)
-    report = json.loads(out.read_text()) if out.exists() else {"rows": []}
-    done = {(r["pairs"], r["seed"], r["variant"]) for r in report["rows"]}
-    for seed in range(options.seeds):
-        for count, variants in WORLDS.items():
-            pairs = Pairs(*(column[:count] for column in everything))
-            wanted = [v for v in ("start", *variants) if (count, seed, v) not in done]
-            if not wanted:
+    report: dict = json.loads(options.out.read_text()) if options.out.exists() else {"rows": []}
+    for other in options.join:
+        report["rows"] += json.loads(other.read_text())["rows"]
+    for name in options.worlds if not options.join else []:
+        world = WORLDS[name]
+        for seed in world.seeds:
+            if options.seeds and seed not in options.seeds:
                 continue
-            start = pipeline.make_student(teacher, replace(WARM_START, seed=seed), pairs)
-            for variant in wanted:
-                made = start
-                if variant != "start":
-                    settings = replace(distilled, seed=seed, **VARIANTS[variant])
-                    made = pipeline.make_student(teacher, settings, pairs, start.network)
-                measured = measure(made.network, reference, teacher_features, options.count)
-                row = {"variant": variant, "pairs": count, "seed": seed,
-                       "seconds": round(made.seconds, 1), **measured}  # fmt: skip
-                report["rows"].append(row)
-                report |= {"steps": options.steps, "samples": options.count, **provenance()}
-                write_json(out, report)
-                print(count, seed, variant, round(row["frechet"], 3), round(row["recall"], 3),
-                      flush=True)  # fmt: skip
+            mine = [r for r in report["rows"] if (r["world"], r["seed"]) == (name, seed)]
+            done, keep = {r["variant"] for r in mine}, options.pairs / f"{name}-{seed}"
+            for variant, row in rows(world, seed, done, options.pairs, keep):
+                report["rows"].append({"world": name, "seed": seed, "variant": variant, **row})
+                write_json(options.out, report | provenance())
+                found = [round(each["frechet"], 4) for each in row["measured"]]
+                print(name, seed, variant, row["seconds"], found, flush=True)
+    order = {name: place for place, name in enumerate(WORLDS)}
+    report["rows"].sort(key=lambda r: (order[r["world"]], r["seed"]))
+    if options.join:
+        report["floors"] = floors(options.pairs, {world.count for world in WORLDS.values()})
+    write_json(options.out, report | provenance())
 
 
 if __name__ == "__main__":

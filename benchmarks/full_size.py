@@ -166,12 +166,14 @@ class Results:
         )  # fmt: skip
         correct = accuracy(classifier, test)
         save_classifier(self.classifier, classifier, held_out=held_out, correct=correct)
-        floor = metrics.evaluation_floor(self.data_features(), self.plan.samples, repeats=3)
+        floor = metrics.evaluation_floor(
+            self.data_features(), self.plan.samples, repeats=3, label=self.images.label
+        )
         self.report["floor"] = {name: of._asdict() for name, of in floor._asdict().items()}
         # the floor is of images that it has seen; what others get, beside such a floor
         parts = self.images._replace(x=self.data_features()).split(held_out)
         seen, unseen = (part.x for part in parts)
-        seen_floor = metrics.evaluation_floor(seen, len(unseen), repeats=3).frechet.mean
+        seen_floor = metrics.frechet_floor(seen, len(unseen), None, parts[0].label, repeats=3).mean
         self.report["unseen"] = {"frechet": metrics.frechet(unseen, seen), "floor": seen_floor,
                                  "samples": len(unseen)}  # fmt: skip
         self.report["classifier"] = {"held_out": held_out, "correct": correct}

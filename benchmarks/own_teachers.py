@@ -178,7 +178,7 @@ def main() -> None:
     report = json.loads(options.out.read_text()) if options.out.exists() else {"rows": []}
     done = {(r["teacher"], r["level"], r["seed"]) for r in report["rows"]}
     levels = options.levels or (None, *LEVELS[name])
-    perfect = metrics.evaluation_floor(images.x, options.count).frechet
+    perfect = metrics.evaluation_floor(images.x, options.count, label=images.label).frechet
     floor = {"frechet": perfect.mean, "std": perfect.std}
     for seed, level in itertools.product(range(options.seeds), levels):
         if (name, level, seed) in done:

@@ -253,25 +253,43 @@ def sampling_floor(
 def evaluation_floor(
     reference: Float[Tensor, "reference_count *image_or_features"], count: int,
     features: str = "digits", repeats: int = 10, rng: Generator | None = None,
+    label: Int[Tensor, " reference_count"] | None = None,
 ) -> EvaluationFloor:  # fmt: skip
     """What `evaluate` would give for `count` more images like the reference.
 
-    Random halves of the reference are compared. The Frechet distance is proportional to ``1/count1
-    + 1/count2``, so it is scaled to the counts of the evaluation; precision and recall are not. A
-    generator that was trained on the reference, and remembers it, can go below this floor.
+    Random halves of the reference are compared, balanced in class by its labels as the samples of
+    an evaluation are; the Frechet distance is scaled to the evaluation's counts (`frechet_floor`),
+    precision and recall are not. A generator that was trained on the reference, and remembers it,
+    can go below this floor.
     """
     values = _features_of(reference, features)
     half = len(values) // 2
-    scale = (1 / count + 1 / len(values)) / (2 / half)
-    sets = list(_disjoint_sets(values, half, half, repeats, rng))
-    distance = _floor([scale * frechet(*two) for two in sets], count, len(values))
+    sets = list(_disjoint_sets(values, half, half, repeats, rng, label))
     near = zip(*(precision_recall(*two) for two in sets), strict=True)
+    distance = frechet_floor(values, count, None, label, repeats, rng)
     return EvaluationFloor(distance, *(_floor(numbers, half, half) for numbers in near))
 
 
+def frechet_floor(
+    pool: Float[Tensor, "pool width"], count: int, reference_count: int | None = None,
+    label: Int[Tensor, " pool"] | None = None, repeats: int = 10, rng: Generator | None = None,
+) -> Floor:  # fmt: skip
+    """The Frechet distance of two sets of one distribution, of these counts or `count` and pool's.
+
+    Random halves of the pool are compared, with labels as many of each class in both: unequal ones
+    would count as a difference, which balanced samples do not have. The distance is proportional to
+    ``1/count1 + 1/count2``, so it is scaled to the counts.
+    """
+    half, reference_count = len(pool) // 2, reference_count or len(pool)
+    scale = (1 / count + 1 / reference_count) / (2 / half)
+    sets = _disjoint_sets(pool, half, half, repeats, rng, label)
+    return _floor([scale * frechet(*two) for two in sets], count, reference_count)
+
+
 def _disjoint_sets(
-    pool: Tensor, count1: int, count2: int, repeats: int, rng: Generator | None
-) -> Iterator[tuple[Tensor, Tensor]]:
+    pool: Tensor, count1: int, count2: int, repeats: int, rng: Generator | None,
+    label: Tensor | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
     if count1 + count2 > len(pool):
         raise ValueError(f"a pool of {len(pool)} cannot give {count1} and {count2} samples")
     if repeats < 2:
@@ -279,6 +297,12 @@ def _disjoint_sets(
     rng = rng or Generator().manual_seed(0)
     for _ in range(repeats):
         order = torch.randperm(len(pool), generator=rng)
+        if label is not None:  # members of each class lie evenly over the whole
+            place = torch.empty(len(pool))
+            for one in label.unique():
+                members = order[label[order] == one]
+                place[members] = torch.linspace(0, 1, len(members))
+            order = place.argsort()
         yield pool[order[:count1]], pool[order[count1 : count1 + count2]]
 
 

@@ -150,6 +150,22 @@ def test_a_chapter_has_a_slider_and_says_what_every_picture_shows(path):
         assert named or len(call.args) >= 2, ast.unparse(call)
 
 
+@pytest.mark.parametrize("number", [5, 6])
+def test_figures_have_numbers_in_order_and_a_caption_below(number):
+    (path,) = [path for path in CHAPTERS if book_source.number(path) == number]
+    cells = book_source.read_notebook(path)["cells"]
+    below = [
+        book_source.source(cells[i + 1])
+        for i, cell in enumerate(cells)
+        if cell["cell_type"] == "code"
+        and re.search(r"^(plots\.show|slider)\(", book_source.source(cell), flags=re.MULTILINE)
+    ]
+    captions = [re.match(r"\*\*Figure (\d+)\.(\d+)\.\*\* \S", text) for text in below]
+    assert [caption and (int(caption[1]), int(caption[2])) for caption in captions] == [
+        (number, k + 1) for k in range(len(below))
+    ]
+
+
 @EVERY_CHAPTER
 def test_a_chapter_has_exercises_with_difficulty_time_hints_and_solution(path):
     found = exercises(path)

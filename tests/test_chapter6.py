@@ -95,19 +95,35 @@ def test_one_iteration_descends_the_whole_objective(monkeypatch):
 
 
 @pytest.mark.equation("6.4")
-def test_average_unrolled():
-    """The average is a geometrically fading sum over all weights that there have been."""
-    rng, beta, k = np.random.default_rng(0), 0.9, 12
-    weights = rng.normal(size=k + 1)
+@pytest.mark.parametrize(("beta", "steps"), [(0.9, 200), (0.98, 240), (0.98, 600), (0.0, 3)])
+def test_average_of_weights(beta, steps):
+    """The average is the recursion, its decay the smaller of beta and k / (k + 9)."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=steps + 1)
     module = torch.nn.Linear(1, 1, bias=False).double()
     module.weight.data.fill_(weights[0])
-    ema = averaged(module, beta)
-    ema.n_averaged.fill_(1000)  # past the decay's own warm-up
-    for value in weights[1:]:
+    ema, expected = averaged(module, beta), weights[0]
+    for k, value in enumerate(weights[1:], 1):
         module.weight.data.fill_(value)
         ema.update_parameters(module)
-    fading = (1 - beta) * sum(beta ** (k - i) * weights[i] for i in range(1, k + 1))
-    assert ema.module.weight.item() == pytest.approx(beta**k * weights[0] + fading)
+        decay = min(beta, k / (k + 9))
+        expected = decay * expected + (1 - decay) * value
+    assert ema.module.weight.item() == pytest.approx(expected)
+
+
+@pytest.mark.equation("6.4")
+def test_how_far_the_average_looks_back():
+    """A tenth of the steps so far while its decay rises, 1 / (1 - beta) once it does not."""
+
+    def looks_back(beta, steps):
+        decay = [min(beta, k / (k + 9)) for k in range(1, steps + 1)]
+        shares = [(1 - d) * math.prod(decay[k:]) for k, d in enumerate(decay, 1)]
+        return sum(share * (steps - k) for k, share in enumerate(shares, 1))
+
+    assert looks_back(0.98, 240) == pytest.approx(24, rel=0.05)  # the run of the chapter
+    assert looks_back(0.98, 5_000) == pytest.approx(49, rel=0.01)
+    first = next(k for k in range(1, 1_000) if k / (k + 9) >= 0.98)
+    assert first == 441
 
 
 @pytest.mark.equation("6.5")

@@ -33,6 +33,7 @@ from dmd_tutorial.metrics import (
     evaluation_floor,
     frechet,
     frechet_distance,
+    frechet_floor,
     mode_coverage,
     precision_recall,
     sampling_floor,
@@ -532,7 +533,30 @@ def test_evaluation_floor_is_scaled_to_the_counts(rng):
     direct = sampling_floor(frechet, pool, count, reference_count, repeats=20)
     assert floor.frechet.mean == pytest.approx(direct.mean, rel=0.25)
     assert floor.frechet[2:] == (count, reference_count)
+    of_others = frechet_floor(gaussian, count, 500, repeats=20)  # at other counts than the pool's
+    expected = (dim + dim * (dim + 1) / 4) * (1 / count + 1 / 500)
+    assert of_others.mean == pytest.approx(expected, rel=0.15)
+    assert of_others[2:] == (count, 500)
     assert floor.recall[2:] == (500, 500)
+
+
+def test_a_floor_of_balanced_sets_counts_no_difference_of_their_classes(rng):
+    """Two far classes: only with labels is it what two sets with as many of each get."""
+    dim, count = 4, 2_000
+    far = torch.tensor([[20.0, 0.0, 0.0, 0.0]])
+
+    def balanced():
+        x = torch.randn(count, dim, generator=rng)
+        return torch.cat([x[: count // 2] + far, x[count // 2 :]])
+
+    direct = torch.tensor([frechet(balanced(), balanced()) for _ in range(20)]).mean().item()
+    label = torch.arange(2).repeat_interleave(count // 2)
+    blind = frechet_floor(balanced(), count, count)
+    aware = frechet_floor(balanced(), count, count, label)
+    assert aware.mean == pytest.approx(direct, rel=0.25)
+    assert blind.mean > 3 * direct
+    unequal = torch.arange(2).repeat_interleave(torch.tensor([count // 4, 3 * count // 4]))
+    assert frechet_floor(balanced(), count, count, unequal).count == count
 
 
 def test_floor_of_the_digits_is_far_below_a_dropped_class(reference):

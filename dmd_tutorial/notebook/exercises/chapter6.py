@@ -58,19 +58,19 @@ def slip(
     return x
 
 
-def _points(dim: int, count: int, lam: float) -> tuple:
-    """Three small networks, unlike each other, two optimisers, and what twenty iterations see."""
+def _points(dim: int, count: int, lam: float, steps: int) -> tuple:
+    """Three small networks, unlike each other, two optimisers, and what the iterations see."""
     networks = [EDMDenoiser(MLP(dim, hidden=4, layers=1)).double() for _ in range(3)]
     for parameter in [p for network in networks for p in network.parameters()]:
         nn.init.normal_(parameter, std=0.4)
     optimizers = [torch.optim.SGD(network.parameters(), lr=0.03) for network in networks[:2]]
-    z, z_ref, y_ref, *noises = torch.randn(5, 20, count, dim).double()
-    sigma = 0.3 + 2 * torch.rand(2, 20, count).double()
+    z, z_ref, y_ref, *noises = torch.randn(5, steps, count, dim).double()
+    sigma = 0.3 + 2 * torch.rand(2, steps, count).double()
     drawn = list(zip(z, z_ref, y_ref, *sigma, *noises, strict=True))
     return OneStepGenerator(networks[0], 5.0), *networks[1:], *optimizers, drawn, lam
 
 
-def _twenty(answer, generator, critic, *given) -> dict:
+def _trained(answer, generator, critic, *given) -> dict:
     *others, drawn, lam = given
     found = {}
     for i, (z, z_ref, y_ref, sigma, sigma_critic, noise, noise_critic) in enumerate(drawn, 1):
@@ -149,7 +149,7 @@ EXERCISES = [
         "the generator is never updated": partial(slip, order="c"),
         "return the images that were judged, not new ones made after the update":
             lambda G, *a: (iteration(G, *a), G(a[4].z))[1],
-    }, inputs=lambda: [_points(2, 6, 0.5), _points(3, 1, 1.5)], probe=_twenty),
+    }, inputs=lambda: [_points(2, 6, 0.5, steps=20), _points(3, 1, 1.5, steps=3)], probe=_trained),
     Exercise("6.4", "what an iteration costs", forward_equivalents, {
         "the anchor is missing: the generator also runs, forward and backward, on z_ref":
             partial(forward_equivalents, generator=3),
