@@ -116,7 +116,10 @@ def draw_double_step(
     return sigma, between, after
 
 
-def halving(run: FitRun, teacher: Denoiser, draw: Draw, levels: Ladder) -> Iterator[Metrics]:
+def halving(
+    run: FitRun, teacher: Denoiser, draw: Draw, levels: Ladder,
+    weighting: Weighting = Weighting.SNR_PLUS_ONE,
+) -> Iterator[Metrics]:  # fmt: skip
     """`fit` a student that needs half of its teacher's steps, whose levels are given."""
 
     def batch(rng: Generator) -> tuple[Tensor | None, ...]:
@@ -125,7 +128,7 @@ def halving(run: FitRun, teacher: Denoiser, draw: Draw, levels: Ladder) -> Itera
         return add_noise(x, sigma, noise_like(x, rng)), sigma, between, after, label
 
     def loss(student: Denoiser, *drawn: Any) -> Tensor:
-        return progressive_loss(student, teacher, *drawn)
+        return progressive_loss(student, teacher, *drawn, weighting=weighting)  # type: ignore[misc]
 
     return fit(run, batch, loss)
 
@@ -146,7 +149,7 @@ class Halved(NamedTuple):
 
 def progressive(
     teacher: Denoiser, student: nn.Module, draw: Draw, levels: Ladder,
-    settings: Callable[[int], FitSettings],
+    settings: Callable[[int], FitSettings], weighting: Weighting = Weighting.SNR_PLUS_ONE,
 ) -> Iterator[Halved]:  # fmt: skip
     """Halve a sampler's steps, a power of two, until one is left; each student teaches the next.
 
@@ -156,7 +159,7 @@ def progressive(
     while len(levels) > 2:
         student = copy.deepcopy(student).requires_grad_(True)
         run = FitRun(student, settings((len(levels) - 1) // 2))
-        for _ in halving(run, teacher, draw, levels):
+        for _ in halving(run, teacher, draw, levels, weighting):
             pass
         teacher = student = run.average
         levels = levels[::2]  # the student's
