@@ -655,8 +655,12 @@ def test_the_readme_carries_the_times_of_the_chapters():
     ("seconds", "words"),
     [(0.2, "5 s"), (41, "45 s"), (90, "90 s"), (91, "2 minutes"), (125, "2.5 minutes")],
 )
-def test_times_are_rounded_up(seconds, words):
+def test_times_are_rounded_up_and_read_back(seconds, words):
     assert timings.spoken(seconds) == words
+    line = f"**Time:** 60 minutes to read and try; the code runs in {words} on two CPU cores."
+    found = timings.TIME.search(line)
+    assert found is not None
+    assert found["run"] == words
 
 
 def test_the_cache_depends_on_the_sources_of_the_package(tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ from jupyter_cache import get_cache
 
 TIME = re.compile(
     r"\*\*Time:\*\* (?P<read>\d+) minutes to read and try[^;]*; "
-    r"the code runs in (?P<run>[^.]+) on two CPU cores\."
+    r"the code runs in (?P<run>.+?) on two CPU cores\."
 )
 TABLE = re.compile(r"(?<=<!-- chapters -->\n).*?(?=<!-- end of chapters -->)", flags=re.DOTALL)
 README = ROOT / "README.md"
