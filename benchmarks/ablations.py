@@ -18,12 +18,13 @@ import argparse
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from benchmarks.plan import at_equal_budget, evaluations
 from dmd_tutorial import metrics, pretrained
 from dmd_tutorial.anchor import Pairs, fingerprint, l2, load_pairs
 from dmd_tutorial.data import digits
@@ -56,7 +57,7 @@ class World:
     seeds: tuple[int, ...]
     variants: tuple[str, ...] = (*OBJECTIVES, *REGRESSION)
     every: int = 0  # iterations between two points of the curve; 0 for no curve
-    long: DistillSettings | None = field(default=None)  # a longer run of the full objective
+    long: DistillSettings | None = None  # a longer run of the full objective
 
 
 CHAPTER = World(
@@ -82,9 +83,7 @@ WORLDS = {
 
 def forwards(settings: DistillSettings) -> int:
     """What a training costs, in forwards of one network for one image (exercise 6.4)."""
-    matching = 3 + 2 + 3 * settings.critic_steps + max(0, settings.critic_steps - 1)
-    anchor = 3 * settings.batch_pairs if settings.lambda_reg else 0
-    return settings.steps * (settings.matching * settings.batch * matching + anchor)
+    return settings.steps * evaluations(settings)
 
 
 def settings_of(variant: str, world: World, seed: int) -> DistillSettings:
@@ -97,24 +96,28 @@ def settings_of(variant: str, world: World, seed: int) -> DistillSettings:
         return replace(world.distill, seed=seed, **OBJECTIVES[variant])
     on = replace(world.warm_start, steps=world.distill.steps, seed=seed + 100)  # draws of its own
     to = {"regression on, equal cost": world.distill, LONGER[1]: world.long}.get(variant)
-    return replace(on, steps=round(on.steps * forwards(to) / forwards(on))) if to else on
+    return at_equal_budget(on, to) if to else on
 
 
 class Judge:
     """What a training is measured against, and on which noise."""
 
     def __init__(self, folder: Path, teacher: nn.Module, world: World, seed: int) -> None:
-        self.teacher, self.count = teacher, world.count
+        self.count = world.count
         self.reference = metrics.extract_features(digits().x)
         others = load_pairs(folder / f"pairs-{2 if seed == 1 else 1}", teacher)  # another seed's
         self.fresh = Pairs(*(column[-5_000:] for column in others))
         self.teachers = metrics.extract_features(others.y)
         self.noises = [10 * seed + k for k in range(3)]
 
-    def distance(self, student: nn.Module, noise: int, count: int | None = None) -> dict:
+    def features(self, student: nn.Module, noise: int, count: int) -> Tensor:
+        """Those of a student's samples on one set of noise."""
+        z, label = pipeline.noise(student, count, "evaluation", noise)
+        return metrics.extract_features(one_step(student, z, label))
+
+    def distance(self, student: nn.Module, noise: int) -> dict:
         """Distances to the data and to the teacher's samples, on one set of noise."""
-        z, label = pipeline.noise(student, count or self.count, "evaluation", noise)
-        found = metrics.extract_features(one_step(student, z, label))
+        found = self.features(student, noise, self.count)
         to = {"frechet": self.reference, "frechet_to_teacher": self.teachers}
         return {"noise": noise} | {name: metrics.frechet(found, to[name]) for name in to}
 
@@ -146,7 +149,8 @@ def training(
                 "forwards": forwards(settings) * metric.step // settings.steps,
             }
             for name, network in (("average", run.average), ("raw", run.generator)):
-                point[name] = judge.distance(network, judge.noises[0], count=20_000)["frechet"]
+                found = judge.features(network, judge.noises[0], count=20_000)
+                point[name] = metrics.frechet(found, judge.reference)
             curve.append(point)
             started = time.process_time()
     spent += time.process_time() - started

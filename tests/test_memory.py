@@ -137,3 +137,7 @@ def test_the_t4_preset_fits_a_t4():
     assert needed.total < 13 * GIB  # of 15 that a T4 shows, less what libraries take
     more = replace(preset.compute, accumulation=1, mixed_precision="fp32")
     assert distillation_memory(network, 64, 64, more, lpips=True).total > 13 * GIB
+
+
+def test_free_memory_is_a_plausible_number():
+    assert memory.available("cpu") > 100_000_000

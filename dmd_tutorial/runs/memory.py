@@ -112,6 +112,13 @@ def _kept(network: nn.Module, inputs: tuple) -> int:
     return sum(base.numel() * base.element_size() for base in kept.values())
 
 
+def available(device: torch.device | str) -> int:
+    """Free memory where networks will run, in bytes."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
 def advice(
     estimate_with: Callable[[Compute], Estimate], compute: Compute, free: int,
     low: Precision = "bf16",
@@ -142,10 +149,9 @@ def say(estimate_with: Callable[[Compute], Estimate], compute: Compute, device: 
     """Before a run: what it needs, and what to change if that is more than there is."""
     if not Processes().first:
         return
-    cuda = device.startswith("cuda")
-    free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
+    free = available(device)
     print(f"Memory, estimated:\n{estimate_with(compute)}")
-    old = cuda and not torch.cuda.is_bf16_supported(including_emulation=False)
+    old = device.startswith("cuda") and not torch.cuda.is_bf16_supported(including_emulation=False)
     if sentences := advice(estimate_with, compute, free, "fp16" if old else "bf16"):
         print(f"There are {free / GIB:.2f} GiB. It may not fit; what helps:")
         print("\n".join(f"  {sentence}" for sentence in sentences))
