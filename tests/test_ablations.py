@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.ablations import LONGER, WORLDS, forwards, settings_of
+from benchmarks.ablations import LONGER, WORLDS, every, forwards, settings_of
 from dmd_tutorial import data, pretrained
 from dmd_tutorial.anchor import Pairs
 from dmd_tutorial.notebook.exercises.chapter6 import EXERCISES
@@ -17,10 +17,6 @@ from dmd_tutorial.training import DistillationRun, DistillSettings, distill
 
 ROOT = Path(__file__).parents[1]
 RECORD = json.loads((ROOT / "book/results/digits-ablations.json").read_text())
-
-
-def every(world):
-    return ("start", *(LONGER if world.long else ()), *world.variants)
 
 
 @pytest.mark.parametrize("variant", every(WORLDS["recipe"]))
