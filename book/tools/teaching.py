@@ -152,7 +152,7 @@ def total(some: list[Chapter], what: str) -> int:
 
 def minutes() -> Iterator[str]:
     """A table: what each chapter takes, and what must come before it."""
-    yield "| chapter | to read and try | exercises | builds on | all before it | to read, with those |"
+    yield "| chapter | to read and try | exercises | builds on | all before | to read, with those |"
     yield "|---|---|---|---|---|---|"
     for name, some in parts().items():
         for each in some:
@@ -236,9 +236,7 @@ def budget(name: str) -> Iterator[str]:
     yield f"**Budget.** Preset `{name}`: {PRESETS[name].cost}."
 
 
-BLOCKS = {
-    make.__name__: make for make in (times, minutes, graph, chapter, mistakes, home, budget)
-}
+BLOCKS = {make.__name__: make for make in (times, minutes, graph, chapter, mistakes, home, budget)}
 
 
 def filled(text: str) -> str:
@@ -287,7 +285,8 @@ def picture() -> str:
         number: (2 + column * (BOX[0] + GAP[0]), 2 + row * (BOX[1] + GAP[1]))
         for number, (row, column) in places().items()
     }
-    width, height = (max(axis) + size + 2 for axis, size in zip(zip(*at.values()), BOX))
+    width = max(x for x, _ in at.values()) + BOX[0] + 2
+    height = max(y for _, y in at.values()) + BOX[1] + 2
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
         f'viewBox="0 0 {width} {height}" style="{STYLE}">',
