@@ -54,7 +54,7 @@ def test_minutes_come_from_the_chapters(monkeypatch):
     first = teaching.chapters()[1]
     longer = first._replace(time=first.time._replace(read=first.time.read + 240))
     monkeypatch.setattr(teaching, "chapters", lambda: {**CHAPTERS, 1: longer})
-    assert f"{first.time.read + 240} min" in "\n".join(teaching.minutes())
+    assert f"| {first.time.read + 240} |" in "\n".join(teaching.minutes())
     assert all("\n".join(teaching.BLOCKS[name]()) != text for name, text in before.items())
 
 
@@ -197,7 +197,7 @@ def test_equations_that_are_named_exist(name):
 def commands(text):
     """The commands of a project, in their words without the first, `dmd`."""
     (code,) = re.findall(r"```shell\n(.+?)```", text, flags=re.DOTALL)
-    lines = [shlex.split(line) for line in code.splitlines()]
+    lines = [shlex.split(line) for line in code.replace("\\\n", "").splitlines()]
     assert {line[0] for line in lines} == {"dmd"}
     return [line[1:] for line in lines]
 

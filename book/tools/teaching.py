@@ -152,21 +152,17 @@ def total(some: list[Chapter], what: str) -> int:
 
 def minutes() -> Iterator[str]:
     """A table: what each chapter takes, and what must come before it."""
-    yield "| chapter | to read and try | exercises | builds on | all before | to read, with those |"
-    yield "|---|---|---|---|---|---|"
+    yield "| chapter | minutes to read and try | for exercises | after chapters | to read all |"
+    yield "|---|---|---|---|---|"
     for name, some in parts().items():
         for each in some:
             needed = before(each.number)
             read = each.time.read + total([chapters()[n] for n in needed], "read")
             yield (
-                f"| [{each.number}. {each.title}]({each.link}) | {each.time.read} min "
-                f"| {each.time.exercises} min | {listed(each.builds_on)} | {listed(needed)} "
-                f"| {read} min |"
+                f"| [{each.number}. {each.title}]({each.link}) | {each.time.read} "
+                f"| {each.time.exercises} | {listed(needed)} | {read} |"
             )
-        yield (
-            f"| **{name}** | **{total(some, 'read')} min** "
-            f"| **{total(some, 'exercises')} min** | | | |"
-        )
+        yield f"| **{name}** | **{total(some, 'read')}** | **{total(some, 'exercises')}** | | |"
 
 
 def listed(numbers: list[int]) -> str:
@@ -194,7 +190,7 @@ def chapter(number: str) -> Iterator[str]:
     """The time of one chapter and its exercises."""
     each = chapters()[int(number)]
     yield f"[Chapter {number}]({each.link}): {each.time.read} minutes to read and try. Exercises:\n"
-    yield "| exercise | minutes | | kind |"
+    yield "| exercise | minutes | difficulty | kind |"
     yield "|---|---|---|---|"
     for task in each.tasks:
         named = f"[{task.number} {task.title}]({each.link}#{task.anchor})"
@@ -257,7 +253,7 @@ def filled(text: str) -> str:
 
 # The picture
 
-BOX, GAP = (84, 62), (8, 26)  # pixels: width and height of a box, and between two
+BOX, GAP = (84, 62), (8, 34)  # pixels: width and height of a box, and between two
 STYLE = "font-family: Helvetica, Arial, sans-serif; font-size: 13px; text-anchor: middle"
 TIP = '<marker id="tip" markerWidth="7" markerHeight="7" refX="6" refY="3.5" orient="auto">'
 
