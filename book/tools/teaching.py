@@ -225,6 +225,23 @@ def home(*words: str) -> Iterator[str]:
     if given:
         links = ", ".join(f"[{t.number}]({c.link}#{t.anchor})" for c, t in given)
         yield f"exercises {links} ({sum(task.minutes for _, task in given)})."
+    if read:
+        yield "\n**In class:** " + ", ".join(
+            f"[notes on chapter {c.number}]({notes(c)})" for c in read
+        )
+
+
+def notes(each: Chapter) -> str:
+    """Return the address of the notes on a chapter.
+
+    Raises:
+        ValueError: there are none.
+    """
+    heading = f"Chapter {each.number}: "
+    for path in sorted(FOLDER.glob("*.md")):
+        if match := re.search(rf"^## ({heading}.+)$", path.read_text("utf8"), re.MULTILINE):
+            return f"{path.name}#{anchor(match[1])}"
+    raise ValueError(f"no page has notes under {heading!r}")
 
 
 def budget(name: str) -> Iterator[str]:
