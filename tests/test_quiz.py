@@ -84,7 +84,7 @@ def test_every_question_has_one_right_answer_and_every_option_its_reason(number)
         assert len(set(each.options.values())) == len(each.options)
         for why in each.explanations:
             assert len(why.split()) >= 5, why
-            assert len(re.findall(r"[.?!](?= |$)", why)) <= 3, why
+            assert len(re.findall(r"[.?!](?= |$)", why)) <= 2, why
 
 
 @EVERY_CHAPTER
