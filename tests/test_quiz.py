@@ -1,11 +1,18 @@
 """The quiz of each chapter: one form, one right answer, and nothing that gives it away."""
 
+import math
 import re
 from collections import Counter
 from typing import NamedTuple
 
 import book_source
 import pytest
+import torch
+
+from dmd_tutorial import denoisers, dmd
+from dmd_tutorial.mixtures import GaussianMixture
+from dmd_tutorial.survey import flow_matching, progressive
+from dmd_tutorial.survey.score_distillation import noise_prediction
 
 CHAPTERS = {book_source.number(path): path for path in book_source.chapters()}
 EVERY_CHAPTER = pytest.mark.parametrize("number", CHAPTERS)
@@ -92,6 +99,39 @@ def test_a_quiz_reads_a_figure_and_asks_for_a_prediction(number):
     asked = [each.asked for each in questions(quiz(CHAPTERS[number]))]
     assert any(re.search(r"\b[Ff]igure\b", text) for text in asked)
     assert any(text.startswith("Predict") for text in asked)
+
+
+def answer(number):
+    """Which question of a chapter asks for a number, and what it is, by the package if it can."""
+    x, level = torch.ones(1, 1), torch.ones(1)
+    gaussians = [GaussianMixture.isotropic([[m]], s) for m, s in ((0.0, 1.0), (2.0, 2.0))]
+    real, fake = (each.score(3 * x, 0.0) for each in gaussians)
+    return {
+        1: (1, denoisers.denoised_from_score(3 * x, -0.5 * x, 2 * level)),
+        2: (1, progressive.ddim_step(4 * x, x, 2 * level, level)),
+        3: (2, real - fake),
+        4: (3, math.log(1 - 4 * 0.01) / math.log(1 - 0.01)),
+        5: (1, math.log(1 / 0.9)),
+        6: (1, 240 * 15 * 64 / (3 * 128)),
+        7: (1, (1 / 0.1 - 1) / 2 * 0.2),
+        8: (1, flow_matching.velocity(lambda *_: -0.3 * x, 0.6 * x, 0.75 * level)),
+        9: (3, math.cos(math.pi / 4) ** 2),
+        10: (1, progressive.target(5 * x, 3 * x, 4 * level, 2 * level)),
+        11: (2, dmd.matching_gradient(x, 2 * level, 0.4 * x, x, noise_prediction)),
+    }[number]
+
+
+@EVERY_CHAPTER
+def test_the_right_number_is_right_and_no_other(number):
+    place, value = answer(number)
+    asked = questions(quiz(CHAPTERS[number]))[place - 1]
+    near = set()
+    for letter, text in asked.options.items():
+        for said in re.findall(r"-?\d+(?:\.\d+)?", text.replace("\N{MINUS SIGN}", "-"))[:1]:
+            digits = len(said.partition(".")[2])
+            if abs(float(said) - float(value)) <= 0.5 * 10**-digits:
+                near.add(letter)
+    assert near == {asked.right}
 
 
 @EVERY_CHAPTER
