@@ -16,7 +16,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from teaching import ROOT
+from classroom import ROOT
 
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin", "HOME": "/tmp", "USER": "student", "LANG": "C.UTF-8",
@@ -30,7 +30,7 @@ DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 def command(inner: list[str]) -> list[str]:
     """Return the command that runs another one inside bubblewrap."""
     libraries = [sys.prefix, sys.base_prefix, *sys.path]
-    seen = [*SYSTEM, *libraries, str(ROOT / "dmd_tutorial"), str(ROOT / "teaching")]
+    seen = [*SYSTEM, *libraries, str(ROOT / "dmd_tutorial"), str(ROOT / "classroom")]
     shown = [
         str(path)
         for path in dict.fromkeys(Path(each).absolute() for each in seen if each)

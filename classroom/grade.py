@@ -1,6 +1,6 @@
 """Grade what a class has handed in.
 
-    python -m teaching.grade SUBMISSIONS -o OUT
+    python -m classroom.grade SUBMISSIONS -o OUT
 
 writes OUT/grades.csv (student, chapter, exercise, state, sentence) and OUT/feedback/STUDENT.md.
 SUBMISSIONS holds a folder for each student, or notebooks whose names begin with the student's.
@@ -8,7 +8,7 @@ SUBMISSIONS holds a folder for each student, or notebooks whose names begin with
 The states: right, wrong; open (not attempted), missing (not found); stopped (too long, too much
 memory, no answer came out); unreadable (no notebook, no Python); flagged (a person must look).
 
-Nothing that was handed in is executed here: `teaching.child` does, in the sandbox, and says what
+Nothing that was handed in is executed here: `classroom.child` does, in the sandbox, and says what
 came out of an answer. Here it is compared with what comes out of the right one.
 """
 
@@ -25,6 +25,7 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,10 +33,10 @@ from typing import Any, NamedTuple
 import torch
 from tqdm import tqdm
 
+from classroom import hand_out, outcomes, private, sandbox, submissions
+from classroom.submissions import Answer, Book, Submission, Unreadable
 from dmd_tutorial.notebook import exercises as framework
 from dmd_tutorial.notebook.exercises import Exercise, Raised
-from teaching import hand_out, outcomes, private, sandbox, submissions
-from teaching.submissions import Answer, Book, Submission, Unreadable
 
 # the best of several copies counts
 STATES = ("flagged", "right", "wrong", "stopped", "open", "unreadable", "missing")
@@ -124,8 +125,9 @@ class Server:
 
     def __init__(self, source: str | None, trusted: bool):
         self.source, self.trusted = source, trusted
-        self.process: subprocess.Popen[bytes] | None = None
         self.folder = tempfile.mkdtemp()
+        # bubblewrap ends with the thread that began it: not with one of `run`'s
+        self.process: subprocess.Popen[bytes] | None = self.started()
 
     def ask(self, job: dict[str, Any]) -> tuple[str, bytes]:
         """Return how an answer's process ended, and what it wrote."""
@@ -148,7 +150,7 @@ class Server:
 
     def started(self) -> subprocess.Popen[bytes]:
         """Start the process."""
-        inner = [sys.executable, "-m", "teaching.child"]
+        inner = [sys.executable, "-m", "classroom.child"]
         process = subprocess.Popen(
             inner if self.trusted else sandbox.command(inner),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
@@ -160,10 +162,16 @@ class Server:
         return process
 
     def stop(self) -> None:
-        """End the process."""
+        """End the process: by leaving it nothing to read, or else by force."""
         if self.process:
-            self.process.kill()
-            self.process.communicate()
+            with suppress(OSError):
+                self.process.stdin.close()  # type: ignore[union-attr]
+            try:
+                self.process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            self.process.stdout.close()  # type: ignore[union-attr]
             self.process = None
 
     def close(self) -> None:
@@ -215,10 +223,8 @@ class Grader:
     def grades(self, folder: Path, chapters: Sequence[str] | None = None) -> list[Grade]:
         """Return the grades of all students, sorted by student and exercise."""
         copies, notes = self.read(folder)
-        found = {
-            n.partition(".")[0] for each in copies.values() for s in each for n in s.exercises()
-        }
-        numbers = [n for n in self.exercises if n.partition(".")[0] in (chapters or found)]
+        set_work = chapters or {s.chapter for several in copies.values() for s in several}
+        numbers = [n for n in self.exercises if n.partition(".")[0] in set_work]
         answers = [
             (student, submission.answer(number))
             for student, several in copies.items()
@@ -292,11 +298,8 @@ def in_order(entry: tuple[tuple[str, str], Any]) -> tuple:
     """Return a key that sorts by student and exercise: 3.2, 3.10, 3.P1."""
     (student, number), _ = entry
     chapter, _, place = number.partition(".")
-    return (
-        student,
-        int(chapter),
-        (not place.isdecimal(), int(place) if place.isdecimal() else place),
-    )
+    of_the_book = place.isdecimal()
+    return student, int(chapter), not of_the_book, int(place) if of_the_book else place
 
 
 def plain(sentence: str) -> str:
@@ -358,7 +361,9 @@ def grader(arguments: Any) -> Grader:
             f"{why}: submitted code would run with your rights. Install it or, in a container of "
             "your own without network, say --trust"
         )
-    own, tasks, source = {}, {}, None
+    own: dict[str, Exercise] = {}
+    tasks: dict[str, tuple[str, str]] = {}
+    source = None
     if arguments.exercises:
         own, tasks = private.load(arguments.exercises)
         source = arguments.exercises.read_text("utf8")
@@ -373,7 +378,7 @@ def grader(arguments: Any) -> Grader:
 def main() -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m teaching.grade", description=__doc__,
+        prog="python -m classroom.grade", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     limits = Limits()

@@ -44,7 +44,7 @@ def packed(value: Any) -> list:
     if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
         return packed(torch.from_numpy(np.array(value, order="C")))
     if isinstance(value, Tensor) and value.device.type == "cpu":
-        plain = value.detach().as_subclass(Tensor)  # type: ignore[arg-type]
+        plain = value.detach().as_subclass(Tensor)
         return ["tensor", plain if plain.layout is torch.strided else plain.to_dense()]
     if isinstance(value, Mapping):
         return ["mapping", [[packed(key), packed(each)] for key, each in value.items()]]

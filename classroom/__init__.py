@@ -1,4 +1,4 @@
-"""For instructors: `python -m teaching.hand_out` makes notebooks, `teaching.grade` grades them."""
+"""For instructors: `classroom.hand_out` makes notebooks, `classroom.grade` grades them."""
 
 import sys
 from pathlib import Path

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from teaching import hand_out
+from classroom import hand_out
 
 # isort: split
 import book_source
@@ -36,7 +36,7 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True)
 class Book:
-    """What the grader knows of the hand-outs: names of answers, cells that are not the student's."""
+    """What the grader knows of the hand-outs: names of answers, and cells that are its own."""
 
     names: dict[str, str]  # of the answer to each exercise
     cells: frozenset[str] = frozenset()
@@ -59,7 +59,6 @@ def book(tasks: dict[str, tuple[str, str]]) -> Book:
             names |= {} if solved else dict(hand_out.answer_of(cell))
     names |= {number: dict(hand_out.CHECKED.findall(stub))[number]
               for number, (_, stub) in tasks.items()}  # fmt: skip
-    texts[False].add(hand_out.SHADOW.format(numbers=[*tasks]).strip())
     return Book(names, frozenset(texts[False]), frozenset(texts[True]), titles)
 
 
@@ -275,7 +274,7 @@ class Submission:
         return [[i, self.sources[i], wanted] for i, wanted in places.items()]
 
     def looks(self, number: str, used: list[Statement], check: Checked | None) -> str | None:
-        """Say what a person should look at: in the answer, in its cells, in cells of no exercise."""
+        """Say what a person should look at in an answer's cells, or in cells of no exercise."""
         mine = {each.cell for each in used} | ({check.cell} if check else set())
         others = {c.cell for n, c in self.checks.items() if n != number} - mine
         return next((found for i, found in self.suspicious_cells.items() if i not in others), None)

@@ -1,7 +1,7 @@
 """Make the notebooks that students get: chapters of the book without their solutions.
 
-    python -m teaching.hand_out 1-6 -o hand-out                    # six chapters
-    python -m teaching.hand_out 3 4 -o hand-out --exercises-only   # what is handed in
+    python -m classroom.hand_out 1-6 -o hand-out                    # six chapters
+    python -m classroom.hand_out 3 4 -o hand-out --exercises-only   # what is handed in
 
 Links lead to the site, and the files that a chapter reads are carried along.
 """
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from teaching import ROOT
+from classroom import ROOT
 
 # isort: split
 import book_source
@@ -216,9 +216,10 @@ def data_files(notebook: Notebook) -> Iterator[Path]:
             continue
         for node in ast.walk(ast.parse(cells.python(book_source.source(cell)))):
             if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] == "recorded":
-                if not isinstance(node.args[0], ast.Constant):
+                name = getattr(node.args[0], "value", None)
+                if not isinstance(name, str):
                     raise ValueError(f"which file does {ast.unparse(node)} read?")
-                yield Path("results", f"{node.args[0].value}.json")
+                yield Path("results", f"{name}.json")
 
 
 def files(paths: Iterable[Path], options: Options) -> dict[Path, bytes]:
@@ -279,9 +280,10 @@ def options_of(arguments: Any) -> Options:
     Raises:
         ValueError: they do not go together, or the private exercises' file is no such file.
     """
-    exercises, tasks = {}, {}
+    exercises: dict[str, Any] = {}
+    tasks: dict[str, tuple[str, str]] = {}
     if arguments.exercises:
-        from teaching import private  # needs PyTorch, which takes seconds
+        from classroom import private  # needs PyTorch, which takes seconds
 
         exercises, tasks = private.load(arguments.exercises)
     if exercises and arguments.nbgrader:
@@ -299,7 +301,7 @@ def options_of(arguments: Any) -> Options:
 
 def main() -> int:
     """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m teaching.hand_out")
+    parser = argparse.ArgumentParser(prog="python -m classroom.hand_out")
     parser.add_argument("chapters", nargs="+", help="3, or 1-6, or book/3-kl-gradient.ipynb")
     parser.add_argument("-o", "--output", type=Path, required=True, help="a folder")
     parser.add_argument("--exercises-only", action="store_true", help="set-up and exercises alone")

@@ -1,6 +1,6 @@
 """Run submitted answers: a server that has PyTorch loaded and makes a process for each answer.
 
-`teaching.grade` starts it, inside the sandbox if there is one, and asks it line by line. It alone
+`classroom.grade` starts it, inside the sandbox if there is one, and asks it line by line. It alone
 executes what students wrote: the statements that an answer needs, then `Exercise.outcome`. It
 compares nothing, and knows no right answer: those are thrown away before the first process is made.
 """
@@ -24,9 +24,9 @@ from typing import Any
 import torch
 import torch._dynamo  # an optimiser imports it: once, not in each process
 
+from classroom import outcomes, private, sandbox
 from dmd_tutorial.notebook import exercises as framework
 from dmd_tutorial.notebook.exercises import Exercise
-from teaching import outcomes, private, sandbox
 
 CELL = "<cell"
 STEP = 0.5  # seconds between two looks at the clock
@@ -165,7 +165,7 @@ def main() -> None:
     """Answer questions: a line of JSON each, then a line of JSON and bytes for each."""
     sandbox.hide()
     torch.set_num_threads(1)
-    known = {}
+    known: dict[str, Exercise] = {}
     framework.chapters()
     for name in [n for n in sys.modules if n.startswith(f"{framework.__name__}.chapter")]:
         known |= blind(sys.modules[name])
