@@ -171,6 +171,7 @@ def main() -> None:
         known |= blind(sys.modules[name])
     if source := json.loads(sys.stdin.readline()):
         known |= blind(private.executed(source))
+    print("ready", flush=True)
     while line := sys.stdin.readline():
         job = json.loads(line)
         if os.getpid() == 1:

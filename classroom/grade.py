@@ -131,7 +131,10 @@ class Server:
 
     def ask(self, job: dict[str, Any]) -> tuple[str, bytes]:
         """Return how an answer's process ended, and what it wrote."""
-        process = self.process = self.process or self.started()
+        if not self.process:
+            self.process = self.started()
+            self.wait()
+        process = self.process
         assert process.stdin
         assert process.stdout
         # the server keeps the limits; this is for one that an answer has got at
@@ -153,13 +156,25 @@ class Server:
         inner = [sys.executable, "-m", "classroom.child"]
         process = subprocess.Popen(
             inner if self.trusted else sandbox.command(inner),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env=sandbox.ENVIRONMENT, cwd=self.folder,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=sandbox.ENVIRONMENT, cwd=self.folder,
+            stderr=Path(self.folder, "errors").open("wb"),
         )  # fmt: skip
         assert process.stdin
         process.stdin.write(json.dumps(self.source).encode() + b"\n")
         process.stdin.flush()
         return process
+
+    def wait(self) -> None:
+        """Return when it has started.
+
+        Raises:
+            ValueError: it did not.
+        """
+        assert self.process
+        assert self.process.stdout
+        if self.process.stdout.readline() != b"ready\n":
+            last = Path(self.folder, "errors").read_text(errors="replace").splitlines()[-1:]
+            raise ValueError(f"the process that runs answers does not start: {plain(str(last))}")
 
     def stop(self) -> None:
         """End the process: by leaving it nothing to read, or else by force."""
@@ -270,6 +285,8 @@ class Grader:
         ]
         servers = [Server(self.private, self.trusted) for _ in range(min(self.workers, len(jobs)))]
         try:
+            for server in servers:
+                server.wait()
             outcome = dict(zip(map(id, runnable), run(jobs, servers), strict=True))
         finally:
             for server in servers:
@@ -319,13 +336,15 @@ def for_a_table(text: str) -> str:
 def write(grades: Sequence[Grade], folder: Path) -> None:
     """Write the table, and a page for each student."""
     (folder / "feedback").mkdir(parents=True, exist_ok=True)
-    with (folder / "grades.csv").open("w", newline="", encoding="utf8") as file:
+    with (folder / "grades.csv").open("w", newline="", encoding="utf8", errors="replace") as file:
         writer = csv.writer(file)
         writer.writerow(Grade._fields)
         writer.writerows([for_a_table(cell) for cell in grade] for grade in grades)
     for student in dict.fromkeys(grade.student for grade in grades):
         mine = [grade for grade in grades if grade.student == student]
-        (folder / "feedback" / f"{student}.md").write_text(feedback(student, mine), "utf8")
+        (folder / "feedback" / f"{student}.md").write_text(
+            feedback(student, mine), "utf8", errors="replace"
+        )
 
 
 def feedback(student: str, grades: Sequence[Grade]) -> str:
@@ -355,7 +374,7 @@ def grader(arguments: Any) -> Grader:
         ValueError: there is no sandbox, or a file is not what it should be.
     """
     if not hasattr(os, "fork"):
-        raise ValueError("grading needs Linux, or macOS with --trust: use a container")
+        raise ValueError("grading needs Linux: use a container")
     if not arguments.trust and (why := sandbox.missing()):
         raise ValueError(
             f"{why}: submitted code would run with your rights. Install it or, in a container of "

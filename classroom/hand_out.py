@@ -29,6 +29,8 @@ COLAB = re.compile(r"^\[Open in Colab\]\([^)]*\)\n+", flags=re.MULTILINE)
 COLAB_SITE = "https://colab.research.google.com/github"
 HINTS = re.compile(r"\n*<details><summary>Hint \d</summary>.*?</details>", flags=re.DOTALL)
 # sentences of a task that speak of what a hand-out does not have
+FINDINGS = re.compile(r"\n*<details><summary>(?!Hint).*?</details>", flags=re.DOTALL)
+USED = re.compile(r"`[^`\n]*?\b(\w+)\.\w+\(")
 SOLUTION = re.compile(r" ?\(The solution says\.\)| Only then open the cells below:[^.]*\.")
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)([\w./-]+)\.(?:ipynb|md)(#[^)]*)?\)")
 ANCHOR = re.compile(r"\]\((#[^)]*)\)")
@@ -99,8 +101,8 @@ def exercises_alone(kept: list[Cell], title: str) -> Iterator[Cell]:
     place = f"Numbers of equations and figures are those of [chapter {title.partition('.')[0]}]"
     head = f"# {title}: exercises\n\n[Open in Colab]()\n\n{place}(.md)."
     yield {"cell_type": "markdown", "metadata": {}, "source": head}
-    inside = False
-    for cell in kept:
+    inside, helpers = False, used_in_tasks(kept)
+    for i, cell in enumerate(kept):
         text = book_source.source(cell)
         if cell["cell_type"] == "markdown":
             for part in re.split(r"^(?=## )", text, flags=re.MULTILINE):
@@ -108,8 +110,17 @@ def exercises_alone(kept: list[Cell], title: str) -> Iterator[Cell]:
                     inside = part.startswith("## Exercises")
                 if inside:
                     yield cell | {"source": part}
-        elif inside or "bootstrap" in book_source.tags(cell) or text.startswith("# @title Imports"):
+        elif inside or i in helpers or text.startswith(("# @title Set-up", "# @title Imports")):
             yield cell
+
+
+def used_in_tasks(kept: list[Cell]) -> set[int]:
+    """Return the places of the cells that make what the exercises tell students to call."""
+    notebook = {"cells": kept}
+    tasks = book_source.markdown(notebook).partition("## Exercises")[2]
+    names = set(USED.findall(tasks))
+    makers = [cell.place for cell in cells.cells(notebook) if cell.binds & names]
+    return {place for maker in makers for place in cells.needed(notebook, maker)}
 
 
 def with_tasks(kept: list[Cell], chapter: str, options: Options) -> list[Cell]:
@@ -149,6 +160,7 @@ def text_for_students(cell: Cell, path: Path, options: Options) -> str:
         address = f"{COLAB_SITE}/{folder}/{output_name(path, options)}"
         text = COLAB.sub(f"[Open in Colab]({address})\n\n" if options.colab else "", text)
         text = SOLUTION.sub("", text)
+        text = FINDINGS.sub("", text) if "### Exercise" in text else text
         text = text if options.hints else HINTS.sub("", text)
         text = text.replace("](.md)", f"]({site}/{path.stem}.html)")
         if options.exercises_only:

@@ -18,6 +18,11 @@ def executed(source: str) -> ModuleType:
     return module
 
 
+def is_exercise(value: object) -> bool:
+    """Return whether a value is one of the book's exercises."""
+    return isinstance(value, Exercise)
+
+
 def load(path: Path) -> tuple[dict[str, Exercise], dict[str, tuple[str, str]]]:
     """Return the exercises and the tasks of a file.
 
@@ -29,7 +34,7 @@ def load(path: Path) -> tuple[dict[str, Exercise], dict[str, tuple[str, str]]]:
     except Exception as error:
         raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     exercises, tasks = (getattr(module, name, None) for name in ("EXERCISES", "TASKS"))
-    if not exercises or not all(isinstance(each, Exercise) for each in exercises):
+    if not (isinstance(exercises, list) and exercises and all(map(is_exercise, exercises))):
         raise ValueError(f"{path} has no EXERCISES, a list of the book's Exercise")
     numbers = [each.number for each in exercises]
     for number in numbers:

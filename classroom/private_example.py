@@ -11,11 +11,16 @@ import math
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from dmd_tutorial.notebook.exercises import Exercise
 
 
-def reverse_kl(mean, std, mean_real, std_real, distance=2, variance=2, rest=0.5):
+def reverse_kl(
+    mean: Tensor, std: Tensor, mean_real: Tensor, std_real: Tensor, distance: int = 2,
+    variance: int = 2, rest: float = 0.5,
+) -> Tensor:  # fmt: skip
+    """Return the right answer; the wrong ones differ from it in one place each."""
     spread = (std**variance + (mean - mean_real) ** distance) / (2 * std_real**variance)
     return torch.log(std_real / std) + spread - rest
 

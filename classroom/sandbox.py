@@ -24,18 +24,21 @@ ENVIRONMENT = {
     "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MPLBACKEND": "agg", "MPLCONFIGDIR": "/tmp",
 }  # fmt: skip
 SYSTEM = ("/usr", "/bin", "/lib", "/lib64", "/nix/store", "/etc/ld.so.cache", "/etc/alternatives")
+LIBRARIES = ("site-packages", "dist-packages")
+OWN = ("__init__", "child", "outcomes", "private", "sandbox")  # what the child imports
 DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 
 
 def command(inner: list[str]) -> list[str]:
     """Return the command that runs another one inside bubblewrap."""
-    libraries = [sys.prefix, sys.base_prefix, *sys.path]
-    seen = [*SYSTEM, *libraries, str(ROOT / "dmd_tutorial"), str(ROOT / "classroom")]
+    libraries = [path for path in sys.path if Path(path).name in LIBRARIES]
+    own = [ROOT / "dmd_tutorial", *(ROOT / "classroom" / f"{name}.py" for name in OWN)]
+    seen = [*SYSTEM, sys.prefix, sys.base_prefix, *libraries, *own]
     shown = [
         str(path)
-        for path in dict.fromkeys(Path(each).absolute() for each in seen if each)
-        # the repository and what it lies in hold submissions and private exercises
-        if path.exists() and not ROOT.is_relative_to(path) and path != Path.cwd()
+        for path in dict.fromkeys(Path(each).absolute() for each in seen)
+        # the repository and what it lies in may hold submissions and private exercises
+        if path.exists() and not ROOT.is_relative_to(path)
     ]
     binds = [word for path in shown for word in ("--ro-bind", path, path)]
     devices = [word for path in DEVICES for word in ("--dev-bind", path, path)]
