@@ -32,8 +32,11 @@ DEVICES = ("/dev/null", "/dev/zero", "/dev/random", "/dev/urandom")
 def command(inner: list[str]) -> list[str]:
     """Return the command that runs another one inside bubblewrap."""
     libraries = [path for path in sys.path if Path(path).name in LIBRARIES]
-    own = [ROOT / "dmd_tutorial", *(ROOT / "classroom" / f"{name}.py" for name in OWN)]
-    seen = [*SYSTEM, sys.prefix, sys.base_prefix, *libraries, *own]
+    own: list[str | Path] = [
+        ROOT / "dmd_tutorial",
+        *(ROOT / "classroom" / f"{name}.py" for name in OWN),
+    ]
+    seen: list[str | Path] = [*SYSTEM, sys.prefix, sys.base_prefix, *libraries, *own]
     shown = [
         str(path)
         for path in dict.fromkeys(Path(each).absolute() for each in seen)

@@ -184,7 +184,7 @@ STUBS = hand_out.hand_out(CHAPTERS[2], ALONE)
 NAME = "3-kl-gradient-exercises.ipynb"
 IMPORT = "from dmd_tutorial.notebook.exercises.chapter3 import EXERCISES"
 ALL = ("3.1", "3.2", "3.3", "3.4", "3.5")
-LIMITS = Limits(seconds=2.0, memory=1.0, wall=300.0)
+LIMITS = Limits(seconds=2.0, memory=1.0, wall=3000.0)
 
 
 def body(text):
@@ -206,6 +206,7 @@ WRONG = {
     "3.1": "def forward_fit(m, s, w):\n    mean = (w * m).sum()\n    return mean, (w * s).sum()\n",
     "3.2": 'mean_of_dropped_term = 1\ncheck("3.2", mean_of_dropped_term)',
 }
+TWO = dict.fromkeys(ALL) | {"3.1": RIGHT["3.1"], "3.2": RIGHT["3.2"]}  # the other cells deleted
 # student: (answers in the place of stubs, a cell before the exercises, what is expected)
 Trick = tuple[dict, str, dict]
 TRICKS: dict[str, Trick] = {
@@ -221,7 +222,7 @@ TRICKS: dict[str, Trick] = {
     ),
     "renamed-half": (RIGHT | {"3.1": 'def my(m, s, w):\n    return m\ncheck("3.1", forward_fit)'},
                      "", {"3.1": "missing", "3.2": "right"}),
-    "helper": (RIGHT | {"3.1": f"HALF = 0.5\n{body('HALF + torch.ones(1)')}"}, "",
+    "helper": (TWO | {"3.1": f"HALF = 0.5\n{body('HALF + torch.ones(1)')}"}, "",
                {"3.1": "right"}),
     "below": ({"3.5": f"def stop_gradient_loss(x, gradient):\n    return ...\n{RIGHT['3.1']}"}, "",
               {"3.1": "right", "3.5": "open"}),
@@ -229,51 +230,51 @@ TRICKS: dict[str, Trick] = {
                         {"3.1": "right", "3.4": "right", "3.5": "open"}),
     "syntax": (RIGHT | {"3.4": 'def pixel_gradient(x, a b):\n    pass\ncheck("3.4", pixel)'},
                "", {"3.3": "right", "3.4": "unreadable", "3.5": "right"}),
-    "endless": (RIGHT | {"3.1": body("while True:\n    pass")}, "",
+    "endless": (TWO | {"3.1": body("while True:\n    pass")}, "",
                 {"3.1": "stopped", "3.2": "right"}),
-    "endless-in-c": (RIGHT | {"3.1": body("sum(iter(int, 1))")}, "", {"3.1": "stopped"}),
-    "stubborn": (RIGHT | {"3.1": body(
+    "endless-in-c": (TWO | {"3.1": body("sum(iter(int, 1))")}, "", {"3.1": "stopped"}),
+    "stubborn": (TWO | {"3.1": body(
         "while True:\n    try:\n        means.sum()\n    except BaseException:\n        pass"
-    )}, "", {"3.1": "stopped", "3.5": "right"}),
-    "endless-import": (RIGHT | {"3.2": 'x = [0 for _ in iter(int, 1)]\ncheck("3.2", x)'}, "",
-                       {"3.2": "stopped", "3.3": "right"}),
-    "bomb": (RIGHT | {"3.1": body("torch.ones(2**33)")}, "", {"3.1": "stopped", "3.2": "right"}),
-    "list-bomb": (RIGHT | {"3.1": body("[0] * 2**40")}, "", {"3.1": "stopped", "3.2": "right"}),
-    "exit": (RIGHT | {"3.1": body("import sys\nsys.exit()")}, "", {"3.1": "wrong", "3.2": "right"}),
-    "os-exit": (RIGHT | {"3.1": body("import os\nos._exit(0)")}, "",
+    )}, "", {"3.1": "stopped", "3.2": "right"}),
+    "endless-import": (TWO | {"3.2": 'x = [0 for _ in iter(int, 1)]\ncheck("3.2", x)'}, "",
+                       {"3.2": "stopped", "3.1": "right"}),
+    "bomb": (TWO | {"3.1": body("torch.ones(2**33)")}, "", {"3.1": "stopped", "3.2": "right"}),
+    "list-bomb": (TWO | {"3.1": body("[0] * 2**40")}, "", {"3.1": "stopped", "3.2": "right"}),
+    "exit": (TWO | {"3.1": body("import sys\nsys.exit()")}, "", {"3.1": "wrong", "3.2": "right"}),
+    "os-exit": (TWO | {"3.1": body("import os\nos._exit(0)")}, "",
                 {"3.1": "stopped", "3.2": "right"}),
-    "crash": (RIGHT | {"3.1": body("import os\nos.abort()")}, "", {"3.1": "stopped"}),
-    "edited-check": (RIGHT | {"3.1": WRONG["3.1"] + "print('✓ right: 3.1, forward fit, agrees')"},
+    "crash": (TWO | {"3.1": body("import os\nos.abort()")}, "", {"3.1": "stopped"}),
+    "edited-check": (TWO | {"3.1": WRONG["3.1"] + "print('✓ right: 3.1, forward fit, agrees')"},
                      "", {"3.1": "wrong", "3.2": "right"}),
     "number-in-check": ({"3.2": 'check("3.2", -1)'}, "", {"3.2": "right", "3.1": "open"}),
     "own-check": (WRONG, "def check(number, answer):\n    return '✓ right'",
                   {"3.1": "wrong", "3.2": "wrong", "3.3": "open"}),
-    "patched": (RIGHT | WRONG, "import dmd_tutorial.notebook.exercises as e\n"
+    "patched": (TWO | WRONG, "import dmd_tutorial.notebook.exercises as e\n"
                 "e.difference = lambda *given: None", {"3.1": "flagged", "3.2": "flagged"}),
-    "patched-torch": (RIGHT | {"3.1": body(
+    "patched-torch": (TWO | {"3.1": body(
         "torch.isclose = torch.ones_like\nmeans = means + 1"
     )}, "", {"3.1": "wrong", "3.2": "right"}),
     "imported-truth": (
-        RIGHT | {"3.1": f'{IMPORT}\nforward_fit = EXERCISES[0].truth\ncheck("3.1", forward_fit)'},
+        TWO | {"3.1": f'{IMPORT}\nforward_fit = EXERCISES[0].truth\ncheck("3.1", forward_fit)'},
         "", {"3.1": "flagged", "3.2": "right"},
     ),
-    "imported-inside": (RIGHT | {"3.1": body(f"{IMPORT}\nreturn EXERCISES[0].truth(means, stds)")},
+    "imported-inside": (TWO | {"3.1": body(f"{IMPORT}\nreturn EXERCISES[0].truth(means, stds)")},
                         "", {"3.1": "flagged", "3.2": "right"}),
-    "found-by-name": (RIGHT | {"3.1": body("return __import__('dmd_' + 'tutorial').notebook")}, "",
+    "found-by-name": (TWO | {"3.1": body("return __import__('dmd_' + 'tutorial').notebook")}, "",
                       {"3.1": "flagged"}),
-    "inspect": (RIGHT | {"3.1": body("import inspect\ninspect.stack()")}, "",
+    "inspect": (TWO | {"3.1": body("import inspect\ninspect.stack()")}, "",
                 {"3.1": "flagged", "3.2": "right"}),
-    "forger": (RIGHT | {"3.1": body("import os\nos.write(3, b'PK' * 50)\nos._exit(0)")}, "",
+    "forger": (TWO | {"3.1": body("import os\nos.write(3, b'PK' * 50)\nos._exit(0)")}, "",
                {"3.1": "stopped", "3.2": "right"}),
-    "killer": (RIGHT | {"3.1": body("import os\nos.kill(os.getppid(), 9)")}, "",
+    "killer": (TWO | {"3.1": body("import os\nos.kill(os.getppid(), 9)")}, "",
                {"3.1": "wrong", "3.2": "right"}),
-    "fork": (RIGHT | {"3.1": body("import os\nos.fork()")}, "",
+    "fork": (TWO | {"3.1": body("import os\nos.fork()")}, "",
              {"3.1": "wrong", "3.2": "right"}),
-    "writes": (RIGHT | {"3.1": body("with open('FOLDER/written', 'w') as f:\n    f.write('here')")}, "",
+    "writes": (TWO | {"3.1": body("with open('FOLDER/written', 'w') as f:\n    f.write('!')")}, "",
                {"3.1": "wrong", "3.2": "right"}),
-    "network": (RIGHT | {"3.1": body("import socket\nsocket.create_connection(('1.1.1.1', 53))")},
+    "network": (TWO | {"3.1": body("import socket\nsocket.create_connection(('1.1.1.1', 53))")},
                 "", {"3.1": "wrong", "3.2": "right"}),
-    "endless-answer": (RIGHT | {"3.1": body("a = []\na.append(a)\nreturn a")}, "",
+    "endless-answer": (TWO | {"3.1": body("a = []\na.append(a)\nreturn a")}, "",
                        {"3.1": "wrong", "3.2": "right"}),
     "=1+1": (WRONG, "", {"3.1": "wrong"}),
 }  # fmt: skip
@@ -293,9 +294,38 @@ def hand_in(folder, student, answers=RIGHT, before=""):
 TRUSTED = sandbox.missing() is not None
 
 
+OWN, TASKS = private.load(PRIVATE)
+WITH_OWN = ALONE._replace(tasks=TASKS, handed_in=tuple(OWN))
+SPY = f"""
+def reverse_divergence(m, s, mr, sr):
+    import sys, pathlib
+    def all_truths():
+        frame = sys._getframe()
+        while frame:
+            for values in (frame.f_globals, frame.f_locals):
+                yield from values.get('EXERCISES', [])
+                yield values.get('reverse_kl')
+                yield from [e.truth for e in values.get('known', {{}}).values()]
+            frame = frame.f_back
+    assert not pathlib.Path({str(PRIVATE)!r}).exists(), 'the file is seen'
+    return [*filter(None, all_truths())][0](m, s, mr, sr)
+"""
+KL = """
+def reverse_divergence(m, s, mr, sr):
+    return torch.log(sr / s) + (s**2 + (m - mr) ** 2) / (2 * sr**2) - 0.5
+"""
+ASKED = '\ncheck("3.P1", reverse_divergence)'
+OWN_ANSWERS = {
+    "own-right": {"3.P1": KL + ASKED, "3.P2": 'check("3.P2", 2)'},
+    "own-wrong": {"3.P1": KL.replace("- 0.5", "") + ASKED, "3.P2": 'check("3.P2", 4)'},
+    "own-spy": {"3.P1": SPY + ASKED},
+}
+
+
 def grader(**settings):
-    usual = {"limits": LIMITS, "workers": 1, "trusted": TRUSTED}
-    known = {"exercises": EXERCISES, "book": submissions.book({})}
+    """A grader of the book's exercises and the private ones."""
+    usual = {"limits": LIMITS, "workers": 1, "trusted": TRUSTED, "private": PRIVATE.read_text()}
+    known = {"exercises": EXERCISES | OWN, "book": submissions.book(TASKS)}
     return Grader(**known | usual | settings)
 
 
@@ -315,6 +345,15 @@ def graded(tmp_path_factory):
     shutil.copy(folder / "right" / NAME, folder / "two-copies" / f"again-{NAME}")
     (folder / "link").mkdir()
     (folder / "link" / NAME).symlink_to(folder / "right" / NAME)
+    for path in CHAPTERS:
+        made = filled(hand_out.hand_out(path, ALONE), solved(path))
+        (folder / "all").mkdir(exist_ok=True)
+        (folder / "all" / path.name).write_text(json.dumps(made))
+    for student, answers in OWN_ANSWERS.items():
+        answers = dict.fromkeys(ALL) | answers
+        made = filled(hand_out.hand_out(CHAPTERS[2], WITH_OWN), answers)
+        (folder / student).mkdir()
+        (folder / student / NAME).write_text(json.dumps(made))
     grades = grader().grades(folder)
     return folder, {(g.student, g.exercise): g for g in grades}
 
@@ -350,7 +389,7 @@ def test_what_is_no_notebook_or_twice_there(graded, student, states):
 @pytest.mark.parametrize(
     ("student", "number", "sentence"),
     [
-        ("wrong", "3.1", "3.1, mean and standard deviation of the forward fit: "),
+        ("wrong", "3.1", "3.1, the Gaussian of the forward fit: "),
         ("wrong", "3.2", "3.2, "),
         ("half", "3.3", "3.3 is not attempted yet"),
         ("not-json", "3.1", f"{NAME} is not JSON: save it again from Jupyter"),
@@ -397,11 +436,11 @@ def test_nothing_was_written(graded):
 @pytest.mark.slow
 def test_the_grades_depend_neither_on_order_nor_on_the_number_of_workers(graded, tmp_path):
     folder, grades = graded
-    others = ["syntax", "renamed", "os-exit", "bomb", "right", "killer", "half", "inspect"]
+    others = ["syntax", "renamed-half", "os-exit", "killer", "half", "inspect"]
     for i, student in enumerate(others):  # in another order, among others
         shutil.copytree(folder / student, tmp_path / f"{i}-{student}")
     again = grader(workers=2).grades(tmp_path)
-    assert len(again) == len(others) * len(ALL)
+    assert len(again) == len(others) * (len(ALL) + len(OWN))
     for each in again:
         before = grades[each.student.partition("-")[2], each.exercise]
         assert (each.state, each.sentence) == (before.state, before.sentence)
@@ -418,27 +457,28 @@ def test_the_table_and_the_pages(graded, tmp_path):
     assert ["right", "3", "3.1", "right", grades["right", "3.1"].sentence] in rows
     assert not [cell for row in rows for cell in row if cell.startswith(("=", "+", "-", "@"))]
     page = (tmp_path / "feedback" / "half.md").read_text("utf8")
-    assert "2 of 5 exercises are right" in page
+    assert "2 of 54 exercises are right" in page
     assert "- … **3.3** open: 3.3 is not attempted yet" in page
     assert "inspect" not in (tmp_path / "feedback" / "inspect.md").read_text("utf8")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(TRUSTED, reason="needs bubblewrap")
-def test_a_sleeper_is_stopped_and_the_solutions_of_all_chapters_are_right(tmp_path):
-    """In two runs: only the sleeper's has a limit by the clock that could be met."""
-    hand_in(tmp_path / "sleepers", "sleeper", {"3.1": body("import time\ntime.sleep(1e6)")})
-    (job,) = [g for g in grader(limits=replace(LIMITS, wall=1.0)).grades(tmp_path / "sleepers")
-              if g.exercise == "3.1"]  # fmt: skip
-    assert (job.state, job.sentence) == ("stopped", "it did not come to an end within 1 seconds")
+def test_all_solutions_are_right(graded):
+    _, grades = graded
+    assert [n for n in EXERCISES if grades["all", n].state != "right"] == []
 
-    (tmp_path / "all" / "ada").mkdir(parents=True)
-    for path in CHAPTERS:
-        made = filled(hand_out.hand_out(path, ALONE), solved(path))
-        (tmp_path / "all" / "ada" / path.name).write_text(json.dumps(made))
-    grades = grader().grades(tmp_path / "all")
-    assert {g.exercise for g in grades} == set(EXERCISES)
-    assert [g for g in grades if g.state != "right"] == []
+
+@pytest.mark.slow
+def test_a_sleeper_is_stopped(tmp_path):
+    """Alone: no other answer could meet so short a limit by the clock."""
+    sleeper = {"3.1": body("import time\ntime.sleep(1e6)")}
+    hand_in(tmp_path, "sleeper", dict.fromkeys(ALL) | sleeper)
+    found = grader(limits=replace(LIMITS, wall=0.5), private=None).grades(tmp_path, ["3"])
+    (each,) = (g for g in found if g.exercise == "3.1")
+    assert (each.state, each.sentence) == (
+        "stopped",
+        "it did not come to an end within 0.5 seconds",
+    )
 
 
 # Comparing
@@ -487,12 +527,10 @@ def test_what_no_answer_wrote_stops_nothing(data):
 
 
 def test_a_private_exercise_is_handed_in_and_its_answer_stays_at_home():
-    exercises, tasks = private.load(PRIVATE)
-    options = ALONE._replace(tasks=tasks, handed_in=tuple(exercises))
-    made = hand_out.hand_out(CHAPTERS[2], options)
+    made = hand_out.hand_out(CHAPTERS[2], WITH_OWN)
     text = "\n".join(map(source, made["cells"]))
-    for exercise in exercises.values():
-        assert exercise.name not in text
+    assert "torch.log" not in text
+    for exercise in OWN.values():
         assert not [said for said in exercise.mistakes if said in text]
     names = {}
     for cell in code(made):
@@ -517,57 +555,15 @@ def test_the_private_example_knows_its_wrong_answers(exercise):
 
 
 @pytest.mark.slow
-def test_private_exercises_are_graded(tmp_path):
-    exercises, tasks = private.load(PRIVATE)
-    options = ALONE._replace(tasks=tasks, handed_in=tuple(exercises))
-    made = hand_out.hand_out(CHAPTERS[2], options)
-    right = (
-        "def reverse_divergence(m, s, mr, sr):\n"
-        "    return torch.log(sr / s) + (s**2 + (m - mr) ** 2) / (2 * sr**2) - 0.5\n"
-    )
-    spy = (
-        "def reverse_divergence(m, s, mr, sr):\n"
-        "    import sys, pathlib\n"
-        "    def all_names():\n"
-        "        frame = sys._getframe()\n"
-        "        while frame:\n"
-        "            yield from frame.f_globals.get('EXERCISES', [])\n"
-        "            yield from [v for k, v in frame.f_globals.items() if k == 'reverse_kl']\n"
-        "            yield from [e.truth for e in frame.f_globals.get('known', {}).values()]\n"
-        "            frame = frame.f_back\n"
-        f"    assert not pathlib.Path({str(PRIVATE)!r}).exists(), 'the file is seen'\n"
-        "    found = [*filter(None, all_names())]\n"
-        "    return found[0](m, s, mr, sr)\n"
-    )
-    answers = {
-        "ada": right + "nats = 2",
-        "bob": right.replace("- 0.5", "") + "nats = 4",
-        "eve": spy + "nats = ...",
-    }
-    for student, answer in answers.items():
-        (tmp_path / student).mkdir()
-        text = {
-            "3.P1": answer + '\ncheck("3.P1", reverse_divergence)',
-            "3.P2": 'check("3.P2", nats)',
-        }
-        (tmp_path / student / NAME).write_text(json.dumps(filled(made, text)))
-    private_grader = Grader(
-        EXERCISES | exercises,
-        submissions.book(tasks),
-        PRIVATE.read_text("utf8"),
-        LIMITS,
-        1,
-        TRUSTED,
-    )
-    grades = {(g.student, g.exercise): g for g in private_grader.grades(tmp_path)}
-    assert grades["ada", "3.P1"].state == grades["ada", "3.P2"].state == "right"
-    assert "one half is missing" in grades["bob", "3.P1"].sentence
-    assert "the squared distance of the means is halved" in grades["bob", "3.P2"].sentence
-    assert grades["eve", "3.P1"].state == "flagged"
-    # no truth was found
-    wanted = "as it stands: wrong" if TRUSTED else "raised IndexError: list index out of range"
-    assert wanted in grades["eve", "3.P1"].sentence
-    assert grades["eve", "3.P2"].state == "open"
+def test_private_exercises_are_graded_and_their_answers_are_not_found(graded):
+    _, grades = graded
+    assert grades["own-right", "3.P1"].state == grades["own-right", "3.P2"].state == "right"
+    assert "one half is missing" in grades["own-wrong", "3.P1"].sentence
+    assert "the squared distance of the means is halved" in grades["own-wrong", "3.P2"].sentence
+    assert grades["own-spy", "3.P1"].state == "flagged"
+    wanted = "the file is seen" if TRUSTED else "raised IndexError: list index out of range"
+    assert wanted in grades["own-spy", "3.P1"].sentence
+    assert grades["own-spy", "3.P2"].state == "open"
 
 
 @pytest.mark.parametrize(
