@@ -154,11 +154,13 @@ class Server:
     def started(self) -> subprocess.Popen[bytes]:
         """Start the process."""
         inner = [sys.executable, "-m", "classroom.child"]
-        process = subprocess.Popen(
-            inner if self.trusted else sandbox.command(inner),
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=sandbox.ENVIRONMENT, cwd=self.folder,
-            stderr=Path(self.folder, "errors").open("wb"),
-        )  # fmt: skip
+        command = inner if self.trusted else sandbox.command(inner)
+        environment = sandbox.environment(*[self.folder] * self.trusted)
+        with Path(self.folder, "errors").open("wb") as errors:
+            process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                env=environment, cwd=self.folder,
+            )  # fmt: skip
         assert process.stdin
         process.stdin.write(json.dumps(self.source).encode() + b"\n")
         process.stdin.flush()

@@ -18,10 +18,11 @@ from pathlib import Path
 
 from classroom import ROOT
 
+SCRATCH = "/scratch"  # inside; /tmp may be where the repository lies
 ENVIRONMENT = {
-    "PATH": "/usr/bin:/bin", "HOME": "/tmp", "USER": "student", "LANG": "C.UTF-8",
-    "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0",
-    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "MPLBACKEND": "agg", "MPLCONFIGDIR": "/tmp",
+    "PATH": "/usr/bin:/bin", "USER": "student", "LANG": "C.UTF-8", "PYTHONPATH": str(ROOT),
+    "PYTHONDONTWRITEBYTECODE": "1", "PYTHONHASHSEED": "0", "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1", "MPLBACKEND": "agg",
 }  # fmt: skip
 SYSTEM = ("/usr", "/bin", "/lib", "/lib64", "/nix/store", "/etc/ld.so.cache", "/etc/alternatives")
 LIBRARIES = ("site-packages", "dist-packages")
@@ -48,16 +49,21 @@ def command(inner: list[str]) -> list[str]:
     return [
         "bwrap", "--unshare-all", "--unshare-user", "--uid", "65534", "--gid", "65534",
         "--cap-drop", "ALL", "--die-with-parent", "--new-session", "--as-pid-1",
-        *binds, "--proc", "/proc", *devices, "--tmpfs", "/tmp", "--remount-ro", "/",
-        "--chdir", "/tmp", "--", *inner,
+        *binds, "--proc", "/proc", *devices, "--tmpfs", SCRATCH, "--remount-ro", "/",
+        "--chdir", SCRATCH, "--", *inner,
     ]  # fmt: skip
+
+
+def environment(folder: str = SCRATCH) -> dict[str, str]:
+    """Return the environment of a process that may write to one folder."""
+    return ENVIRONMENT | dict.fromkeys(("HOME", "TMPDIR", "MPLCONFIGDIR"), folder)
 
 
 def missing() -> str | None:
     """Say why there is no sandbox here; None if there is one."""
     if not shutil.which("bwrap"):
         return "bubblewrap is not installed (apt-get install bubblewrap)"
-    done = subprocess.run(command(["true"]), env=ENVIRONMENT, capture_output=True, text=True)
+    done = subprocess.run(command(["true"]), env=environment(), capture_output=True, text=True)
     return f"bubblewrap does not work here ({done.stderr.strip()})" if done.returncode else None
 
 

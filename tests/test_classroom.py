@@ -644,6 +644,48 @@ def test_what_is_no_notebook_is_unreadable(tmp_path, content):
 def test_no_cell_of_the_book_is_suspicious():
     for path in CHAPTERS:
         notebook = book_source.read_notebook(path)
-        texts = [cells.python(text) for text in code(notebook)[1:]]
+        texts = [cells.python(text) for text in code(notebook)]
         found = [submissions.suspicious(ast.parse(text)) for text in texts]
         assert not any(found), (path.name, found)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import dmd_tutorial.notebook.exercises",
+        "from dmd_tutorial.notebook import exercises",
+        "from dmd_tutorial.notebook.exercises import Exercise",
+        "from dmd_tutorial.notebook.exercises import chapter3 as c",
+        "from dmd_tutorial import notebook\nnotebook.exercises.check = print",
+        "import importlib\nimportlib.import_module('dmd_tutorial.notebook' + s)",
+        "from importlib import import_module",
+        "import sys\nsys.modules['x']",
+        "import sys\nx = sys.modules",
+        "import inspect",
+        "from inspect import getsource",
+        "check.__globals__",
+        "eval('1')",
+        "getattr(notebook, name)",
+        "().__class__.__base__.__subclasses__()",
+        "open('dmd_tutorial/notebook/exercises/chapter3.py')",
+    ],
+)
+def test_code_that_a_person_should_look_at(text):
+    assert submissions.suspicious(ast.parse(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from dmd_tutorial.notebook import check, plots",
+        "from dmd_tutorial.notebook.exercises import check",
+        "from dmd_tutorial import dmd\ndmd.matching_loss(x, g)",
+        "check('3.1', f)",
+        "model = torch.compile(model)\nmodel.modules()",
+        "getattr(x, 'shape')",
+        "'google.colab' in sys.modules",
+        "import importlib.util",
+    ],
+)
+def test_code_that_nobody_need_look_at(text):
+    assert submissions.suspicious(ast.parse(text)) is None
