@@ -25,6 +25,7 @@ import torch
 import torch._dynamo  # an optimiser imports it: once, not in each process
 
 from classroom import outcomes, private, sandbox
+from dmd_tutorial import notebook
 from dmd_tutorial.notebook import exercises as framework
 from dmd_tutorial.notebook.exercises import Exercise
 
@@ -171,6 +172,8 @@ def main() -> None:
         known |= blind(sys.modules[name])
     if source := json.loads(sys.stdin.readline()):
         known |= blind(private.executed(source))
+    # a check in a loop, say, is let be
+    framework.check = notebook.check = lambda *_, **__: None  # type: ignore[assignment]
     print("ready", flush=True)
     while line := sys.stdin.readline():
         job = json.loads(line)

@@ -131,13 +131,9 @@ def with_tasks(kept: list[Cell], chapter: str, options: Options) -> list[Cell]:
     code = {"cell_type": "code", "metadata": {}}
     first = next(i for i, cell in enumerate(kept) if "check" in imports(cell)) + 1
     last = max(i for i, cell in enumerate(kept) if answer_of(cell)) + 1
-    new = [
-        cell
-        for number in mine
-        for text, stub in [options.tasks[number]] * (number in options.tasks)
-        for cell in ({"cell_type": "markdown", "metadata": {}, "source": text},
-                     code | {"source": stub})
-    ]  # fmt: skip
+    new: list[Cell] = []
+    for text, stub in (options.tasks[number] for number in mine if number in options.tasks):
+        new += [{"cell_type": "markdown", "metadata": {}, "source": text}, code | {"source": stub}]
     shadow = code | {"source": SHADOW.format(numbers=repr(mine))}
     return [*kept[:first], shadow, *kept[first:last], *new, *kept[last:]]
 

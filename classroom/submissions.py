@@ -319,9 +319,10 @@ def names_of(node: ast.stmt) -> tuple[set[str], set[str]]:
         return {"*"}, set()
     text = ast.unparse(node)
     binds = cells.bound(text)
-    for each in ast.walk(node):
-        if isinstance(each, ast.Assign) and isinstance(node, ast.Assign):
-            binds |= {name for target in each.targets for name in cells.inside(target)}
+    if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        for each in (node, *cells.running(node)):
+            if isinstance(each, ast.Assign):
+                binds |= {name for target in each.targets for name in cells.inside(target)}
     return binds, set(cells.referenced(symtable.symtable(text, "cell", "exec")))
 
 
