@@ -479,7 +479,7 @@ def test_the_table_and_the_pages(graded, tmp_path):
     page = (tmp_path / "feedback" / "half.md").read_text("utf8")
     assert "2 of 54 exercises are right" in page
     assert "- … **3.3** open: 3.3 is not attempted yet" in page
-    assert "inspect" not in (tmp_path / "feedback" / "inspect.md").read_text("utf8")
+    assert "import inspect" not in (tmp_path / "feedback" / "inspect.md").read_text("utf8")
 
 
 @pytest.mark.slow
