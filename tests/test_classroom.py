@@ -258,7 +258,7 @@ TRICKS: dict[str, Trick] = {
     )}, "", {"3.1": "stopped", "3.2": "right"}),
     "endless-import": (TWO | {"3.2": 'x = [0 for _ in iter(int, 1)]\ncheck("3.2", x)'}, "",
                        {"3.2": "stopped", "3.1": "right"}),
-    "bomb": (TWO | {"3.1": body("torch.ones(2**33)")}, "", {"3.1": "stopped", "3.2": "right"}),
+    "bomb": (TWO | {"3.1": body("torch.ones(2**29)")}, "", {"3.1": "stopped", "3.2": "right"}),
     "list-bomb": (TWO | {"3.1": body("[0] * 2**40")}, "", {"3.1": "stopped", "3.2": "right"}),
     "exit": (TWO | {"3.1": body("import sys\nsys.exit()")}, "", {"3.1": "wrong", "3.2": "right"}),
     "os-exit": (TWO | {"3.1": body("import os\nos._exit(0)")}, "",
@@ -324,8 +324,9 @@ def reverse_divergence(m, s, mr, sr):
         while frame:
             for values in (frame.f_globals, frame.f_locals):
                 yield from values.get('EXERCISES', [])
-                yield values.get('reverse_kl')
-                yield from [e.truth for e in values.get('known', {{}}).values()]
+                yield from [v for v in values.values() if 'def ' + 'reverse_kl' in str(v)]
+                for e in values.get('known', {{}}).values():
+                    yield e.truth or e.inputs.__globals__.get('reverse_kl')
             frame = frame.f_back
     assert not pathlib.Path({str(PRIVATE)!r}).exists(), 'the file is seen'
     return [*filter(None, all_truths())][0](m, s, mr, sr)
