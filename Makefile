@@ -85,6 +85,7 @@ lint: $(INSTALLED)
 	$(BIN)/python book/tools/format_notebooks.py --check
 	$(BIN)/python book/tools/ledger.py --check
 	$(BIN)/python book/tools/timings.py --check
+	$(BIN)/python book/tools/teaching.py --check
 	$(BIN)/python book/tools/set_repository.py --check
 
 format: $(INSTALLED)
@@ -93,6 +94,7 @@ format: $(INSTALLED)
 	$(BIN)/python book/tools/format_notebooks.py
 	$(BIN)/python book/tools/ledger.py
 	$(BIN)/python book/tools/timings.py
+	$(BIN)/python book/tools/teaching.py
 
 clean:
 	rm -rf _build dist *.egg-info book/package.md .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -10,7 +10,7 @@ there twice, at equal iterations and at equal cost, at its own learning rate.
 
 Cost is counted in network forwards, a backward pass as two. Rows that are in the file are not made
 again, so the program can be stopped and continued; several may run at once with other worlds or
-seeds and files, which `--join` puts into one. About 15 minutes of one core for a training of
+seeds and files, which `--join` makes one of. About 15 minutes of one core for a training of
 "chapter", an hour and a half for one of "recipe".
 """
 
@@ -36,12 +36,22 @@ from dmd_tutorial.samplers import one_step
 from dmd_tutorial.training import DistillationRun, DistillSettings, distill
 
 SHAPE, CLASSES = (1, 8, 8), 10
-OBJECTIVES: dict[str, dict] = {  # what is changed, at equal iterations
+TABLE_2: dict[str, dict] = {  # what is changed, at equal iterations
     "full": {},
     "without anchor": {"lambda_reg": 0.0},
     "weighting sigma": {"weighting": "sigma"},
     "weighting sigma^3": {"weighting": "sigma3"},
 }
+# Controls. Another weighting changes how levels stand to each other, and all of them to the anchor;
+# here the anchor's weight is as much smaller as the matching gradient is (its root mean square over
+# chapter 6's run, which shows these factors).
+CONTROLS: dict[str, dict] = {
+    "weighting sigma, balance kept": {"weighting": "sigma", "lambda_reg": 0.69},
+    "weighting sigma^3, balance kept": {"weighting": "sigma3", "lambda_reg": 0.175},
+    "anchor weight 0.25": {"lambda_reg": 0.25},  # the paper's, with its LPIPS
+    "without matching": {"matching": False},  # at full's own rate
+}
+OBJECTIVES = TABLE_2 | CONTROLS
 REGRESSION = "regression on, equal iterations", "regression on, equal cost"
 LONGER = "full, longer", "regression on, cost of full, longer"
 
@@ -55,7 +65,7 @@ class World:
     distill: DistillSettings
     count: int  # samples of each measurement
     seeds: tuple[int, ...]
-    variants: tuple[str, ...] = (*OBJECTIVES, *REGRESSION)
+    variants: tuple[str, ...] = (*TABLE_2, *REGRESSION)
     every: int = 0  # iterations between two points of the curve; 0 for no curve
     long: DistillSettings | None = None  # a longer run of the full objective
 
@@ -67,7 +77,7 @@ CHAPTER = World(
         batch_pairs=128, warm_up=30,
     ),
     replace(ON_DIGITS, steps=240, warm_up=20, ema=0.98),
-    count=10_000, seeds=(1, 2, 3, 4, 5),
+    count=10_000, seeds=(1, 2, 3, 4, 5), variants=(*TABLE_2, *CONTROLS, *REGRESSION),
 )  # fmt: skip
 WORLDS = {
     "chapter": CHAPTER,
@@ -79,6 +89,11 @@ WORLDS = {
         count=50_000, seeds=(1, 2), every=250, long=DIGITS.distill,
     ),
 }  # fmt: skip
+
+
+def every(world: World) -> tuple[str, ...]:
+    """All variants of a world, in the record's order."""
+    return "start", *(LONGER if world.long else ()), *world.variants
 
 
 def forwards(settings: DistillSettings) -> int:
@@ -168,14 +183,14 @@ def rows(
     )
     pairs = load_pairs(folder / f"pairs-{seed}", teacher, world.pairs)
     judge, start = Judge(folder, teacher, world, seed), keep / "start.safetensors"
-    for variant in ("start", *(LONGER if world.long else ()), *world.variants):
+    for variant in every(world):
         file = keep / f"{variant}.safetensors"
         if variant in done and (variant != "start" or file.exists()):
             continue
         settings = settings_of(variant, world, seed)
-        every = {"start": 8 * world.every, LONGER[0]: world.every, LONGER[1]: 2 * world.every}
+        between = {"start": 8 * world.every, LONGER[0]: world.every, LONGER[1]: 2 * world.every}
         begun = None if variant == "start" else pretrained.load(str(start))
-        student, took = training(teacher, begun, settings, pairs, every.get(variant, 0), judge)
+        student, took = training(teacher, begun, settings, pairs, between.get(variant, 0), judge)
         pretrained.save_denoiser(file, student)
         measured = [judge.distance(student, noise) for noise in judge.noises]
         error = {"own": judge.error(student, pairs), "fresh": judge.error(student, judge.fresh)}
@@ -198,6 +213,12 @@ def floors(folder: Path, counts: set[int]) -> dict:
     }  # fmt: skip
 
 
+def place(row: dict) -> tuple[int, int, int]:
+    """Where a row belongs in the record."""
+    world = WORLDS[row["world"]]
+    return [*WORLDS].index(row["world"]), row["seed"], every(world).index(row["variant"])
+
+
 def main() -> None:
     """Run what is missing, write after every row."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -208,9 +229,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file, continued")
     options = parser.parse_args()
     torch.set_flush_denormal(True)
-    report: dict = json.loads(options.out.read_text()) if options.out.exists() else {"rows": []}
-    for other in options.join:
-        report["rows"] += json.loads(other.read_text())["rows"]
+    kept = options.join or [options.out] * options.out.exists()
+    report: dict = {"rows": [row for file in kept for row in json.loads(file.read_text())["rows"]]}
     for name in options.worlds if not options.join else []:
         world = WORLDS[name]
         for seed in world.seeds:
@@ -223,11 +243,9 @@ def main() -> None:
                 write_json(options.out, report | provenance())
                 found = [round(each["frechet"], 4) for each in row["measured"]]
                 print(name, seed, variant, row["seconds"], found, flush=True)
-    order = {name: place for place, name in enumerate(WORLDS)}
-    report["rows"].sort(key=lambda r: (order[r["world"]], r["seed"]))
-    if options.join:
-        report["floors"] = floors(options.pairs, {world.count for world in WORLDS.values()})
-    write_json(options.out, report | provenance())
+    report["rows"].sort(key=place)
+    counts = {world.count for world in WORLDS.values()}
+    write_json(options.out, report | {"floors": floors(options.pairs, counts)} | provenance())
 
 
 if __name__ == "__main__":

@@ -91,9 +91,9 @@ def test_the_table_of_contents_and_the_folder_agree():
     contents = yaml.safe_load((book_source.ROOT / "_toc.yml").read_text("utf8"))
     listed = [entry["file"] for part in contents["parts"] for entry in part["chapters"]]
     listed.append(contents["root"])
-    pages = {path for path in book_source.BOOK.iterdir() if path.suffix in (".md", ".ipynb")}
-    pages.add(reference.PAGE)  # made by `make book`
-    assert sorted(listed) == sorted(f"book/{path.stem}" for path in pages)
+    pages = {*book_source.pages(), *book_source.notebooks(), reference.PAGE}  # made by `make book`
+    names = [path.relative_to(book_source.ROOT).with_suffix("").as_posix() for path in pages]
+    assert sorted(listed) == sorted(names)
 
 
 def test_chapters_are_numbered_without_a_gap():
@@ -230,7 +230,7 @@ SHOWN_RAW = re.compile(
 FENCED = re.compile(r"^```(\w+)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 PICTURE = re.compile(r"!\[([^\]]*)\]\(([^)\s]+)\)")
-PAGES = sorted({*book_source.BOOK.glob("*.md")} - {reference.PAGE})
+PAGES = sorted({*book_source.pages()} - {reference.PAGE})
 EVERY_PAGE = pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 
 
@@ -630,10 +630,14 @@ def test_the_readme_carries_the_times_of_the_chapters():
 )
 def test_times_are_rounded_up_and_read_back(seconds, words):
     assert timings.spoken(seconds) == words
-    line = f"**Time:** 60 minutes to read and try; the code runs in {words} on two CPU cores."
+    line = (
+        "**Time:** 60 minutes to read and try, 45 more for the exercises; "
+        f"the code runs in {words} on two CPU cores."
+    )
     found = timings.TIME.search(line)
     assert found is not None
-    assert found["run"] == words
+    assert (found["read"], found["exercises"], found["run"]) == ("60", "45", words)
+    assert seconds <= timings.seconds(words)
 
 
 def test_the_cache_depends_on_the_sources_of_the_package(tmp_path, monkeypatch):

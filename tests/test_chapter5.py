@@ -363,10 +363,16 @@ def test_one_stray_sample_can_cover_a_lost_mode():
 
 
 def test_each_student_draws_from_its_own_grid(experiment):
-    grid = experiment.OneGridEach(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), copies=2)
-    drawn = experiment.dmd.grid_sigma(4 * 500, grid).reshape(2, 1000)
-    assert drawn[0].unique().tolist() == [1.0, 2.0]
-    assert drawn[1].unique().tolist() == [3.0, 4.0]
+    levels = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+    weight = nn.Parameter(torch.zeros(()))
+    batch = dmd.Batch(torch.zeros(6, 2), sigma=torch.tensor([0.0, 1.0, 1.0, 1.0, 0.0, 0.0]))
+    record, _ = experiment.look_up(levels)(
+        torch.optim.SGD([weight], lr=1),
+        lambda part: (weight, dmd.Record(part.z, part.sigma)),
+        batch,
+        math.inf,
+    )
+    assert record.sigma.tolist() == [1, 2, 2, 4, 3, 3]
 
 
 @pytest.mark.parametrize("matching", [True, False])

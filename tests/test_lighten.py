@@ -54,6 +54,10 @@ def test_a_picture_gets_its_size(tmp_path):
     )
     sized = lighten.sized(page, tmp_path)
     assert sized == page.replace("<img alt", '<img width="30" height="20" alt')
+    drawing = '<svg xmlns="http://www.w3.org/2000/svg" width="7" height="5"/>'
+    (tmp_path / "b.svg").write_text(drawing)
+    sized = lighten.sized('<img alt="B." src="b.svg">', tmp_path)
+    assert sized == '<img width="7" height="5" alt="B." src="b.svg">'
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ import pytest
 from PIL import Image
 
 SITE = Path(os.environ.get("DMD_TUTORIAL_SITE", Path(__file__).parents[1] / "_build" / "html"))
-PAGES = [path.relative_to(SITE).as_posix() for path in sorted(SITE.glob("book/*.html"))]
+PAGES = [path.relative_to(SITE).as_posix() for path in sorted(SITE.glob("book/**/*.html"))]
 CHROMIUM = next(
     filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
 )

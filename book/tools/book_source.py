@@ -20,6 +20,11 @@ def notebooks() -> list[Path]:
     )
 
 
+def pages() -> list[Path]:
+    """Return the pages that are no notebooks, those for teachers included."""
+    return sorted(BOOK.glob("*.md")) + sorted(BOOK.glob("teaching/*.md"))
+
+
 def chapters() -> list[Path]:
     """Return the numbered notebooks, in order."""
     return [path for path in notebooks() if number(path) is not None]

@@ -15,6 +15,7 @@ import sys
 from functools import cache
 from pathlib import Path
 from urllib.parse import quote
+from xml.etree import ElementTree
 
 from matplotlib.font_manager import FontProperties
 from matplotlib.mathtext import MathTextParser
@@ -107,6 +108,18 @@ def rule(style: str, name: str, script: str) -> str:
     return RULE.format(style=style, name=name, width=int(width) / int(height), picture=picture)
 
 
+SIZED = (".png", ".jpg", ".webp", ".svg")
+
+
+def size(path: Path) -> tuple[str | int | None, str | int | None]:
+    """Return the width and height of a picture in pixels."""
+    if path.suffix == ".svg":
+        drawing = ElementTree.parse(path).getroot()
+        return drawing.get("width"), drawing.get("height")
+    with Image.open(path) as picture:
+        return picture.size
+
+
 def sized(page: str, folder: Path) -> str:
     """Return a page whose pictures have their room before they arrive, so that no text jumps.
 
@@ -118,8 +131,13 @@ def sized(page: str, folder: Path) -> str:
     def with_size(tag: re.Match[str]) -> str:
         path = folder / tag["address"]
         theme_s = "_static/images/" in tag["address"]  # its style sheet gives their size
-        if theme_s or "width=" in tag[0] or path.suffix not in (".png", ".jpg", ".webp"):
+        if theme_s or "width=" in tag[0] or path.suffix not in SIZED:
             return tag[0]
+        if path.suffix == ".svg":
+            drawing = ElementTree.parse(path).getroot()
+            return (
+                f'<img width="{drawing.get("width")}" height="{drawing.get("height")}"{tag["rest"]}'
+            )
         with Image.open(path) as picture:
             return f'<img width="{picture.width}" height="{picture.height}"{tag["rest"]}'
 

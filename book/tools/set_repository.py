@@ -31,7 +31,7 @@ ADDRESS = re.compile(r"https://github\.com/([\w.-]+)/([\w.-]+)")
 def files() -> list[Path]:
     """Return the files in which the address may stand."""
     tops = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CITATION.cff", "_config.yml")]
-    pages = sorted((ROOT / "book").glob("*.md")) + book_source.notebooks()
+    pages = book_source.pages() + book_source.notebooks()
     return [path for path in tops + pages if path.exists()]
 
 

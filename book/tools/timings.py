@@ -13,6 +13,7 @@ import math
 import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import book_site
 import book_source
@@ -22,15 +23,24 @@ from book_source import ROOT
 from jupyter_cache import get_cache
 
 TIME = re.compile(
-    r"\*\*Time:\*\* (?P<read>\d+) minutes to read and try[^;]*; "
+    r"\*\*Time:\*\* (?P<read>\d+) minutes to read and try, "
+    r"(?P<exercises>\d+) more for the exercises; "
     r"the code runs in (?P<run>.+?) on two CPU cores\."
 )
 TABLE = re.compile(r"(?<=<!-- chapters -->\n).*?(?=<!-- end of chapters -->)", flags=re.DOTALL)
 README = ROOT / "README.md"
 
 
-def times(path: Path) -> tuple[str, str]:
-    """Return what a chapter says of its time: minutes to read, and how long the code runs.
+class Times(NamedTuple):
+    """What a chapter says of its time: minutes to read and try, minutes for all exercises."""
+
+    read: int
+    exercises: int
+    run: str  # how long its code runs, in words
+
+
+def times(path: Path) -> Times:
+    """Return what a chapter says of its time.
 
     Raises:
         ValueError: the chapter has no line of the agreed form.
@@ -38,14 +48,20 @@ def times(path: Path) -> tuple[str, str]:
     match = TIME.search(book_source.markdown(book_source.read_notebook(path)))
     if match is None:
         raise ValueError(f"{path.name} has no line of the form {TIME.pattern}")
-    return match["read"], match["run"]
+    return Times(int(match["read"]), int(match["exercises"]), match["run"])
 
 
-def spoken(seconds: float) -> str:
+def seconds(run: str) -> float:
+    """Return the seconds of a time in words, such as 45 s or 2.5 minutes."""
+    number, unit = run.split()
+    return float(number) * {"s": 1, "minutes": 60}[unit]
+
+
+def spoken(duration: float) -> str:
     """Return a duration as a reader wants it: rounded up, in seconds or in minutes."""
-    if seconds <= 90:
-        return f"{5 * math.ceil(seconds / 5)} s"
-    return f"{math.ceil(2 * seconds / 60) / 2:g} minutes"
+    if duration <= 90:
+        return f"{5 * math.ceil(duration / 5)} s"
+    return f"{math.ceil(2 * duration / 60) / 2:g} minutes"
 
 
 def measured(path: Path) -> float:
@@ -56,8 +72,8 @@ def measured(path: Path) -> float:
     """
     cache = get_cache(book_site.cache_folder())
     record = cache.match_cache_notebook(nbformat.read(path, as_version=4))
-    seconds: float = record.data["execution_seconds"]
-    return seconds
+    took: float = record.data["execution_seconds"]
+    return took
 
 
 def set_time(path: Path) -> None:
@@ -74,11 +90,11 @@ def set_time(path: Path) -> None:
 
 def table() -> str:
     """Return the README's table of chapters."""
-    lines = ["| Chapter | To read and try | To run |", "|---|---|---|"]
+    lines = ["| Chapter | To read and try | Exercises | To run |", "|---|---|---|---|"]
     for path in book_source.chapters():
         title = book_source.title(book_source.read_notebook(path))
-        read, run = times(path)
-        lines.append(f"| [{title}](book/{path.name}) | {read} min | {run} |")
+        read, tasks, run = times(path)
+        lines.append(f"| [{title}](book/{path.name}) | {read} min | {tasks} min | {run} |")
     return "\n".join(lines) + "\n"
 
 
