@@ -89,6 +89,8 @@ def test_every_question_has_one_right_answer_and_every_option_its_reason(number)
     for each in questions(quiz(CHAPTERS[number])):
         assert each.asked.endswith("?")
         assert len(set(each.options.values())) == len(each.options)
+        for text in each.options.values():  # it stands in HTML, where Markdown is not read
+            assert not re.search(r"[$*`\[\]]", text), text
         for why in each.explanations:
             assert len(why.split()) >= 5, why
             assert len(re.findall(r"[.?!](?= |$)", why)) <= 2, why
