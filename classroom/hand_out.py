@@ -150,7 +150,7 @@ def imports(cell: Cell) -> set[str]:
 def text_for_students(cell: Cell, path: Path, options: Options) -> str:
     """Return a cell's source with links that lead somewhere from wherever the notebook lies."""
     text = book_source.source(cell)
-    site = f"{site_of(book_source.repository())}/book"
+    site = f"{book_source.site(book_source.repository())}/book"
     if cell["cell_type"] == "markdown":
         folder = (options.colab or "").removeprefix("https://github.com/").rstrip("/")
         address = f"{COLAB_SITE}/{folder}/{output_name(path, options)}"
@@ -162,12 +162,6 @@ def text_for_students(cell: Cell, path: Path, options: Options) -> str:
         if options.exercises_only:
             text = ANCHOR.sub(rf"]({site}/{path.stem}.html\1)", text)
     return LINK.sub(lambda m: f"]({site}/{m[1]}.html{m[2] or ''})", text)
-
-
-def site_of(repository: str) -> str:
-    """Return where GitHub publishes the pages of a repository."""
-    owner, name = repository.removeprefix("https://github.com/").split("/")
-    return f"https://{owner.lower()}.github.io/{name}"
 
 
 def output_name(path: Path, options: Options) -> str:

@@ -242,10 +242,7 @@ def anchors(path):
     """The places in a page that a link can name, as GitHub and the site name them."""
     text = text_of(path) if path.suffix == ".ipynb" else text_of_page(path)
     headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
-    slugs = [
-        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings
-    ]
-    return {*slugs, *re.findall(r'<\w+ id="([^"]+)"', text)}
+    return {*map(book_source.anchor, headings), *re.findall(r'<\w+ id="([^"]+)"', text)}
 
 
 def dead_links(path, text):

@@ -80,7 +80,7 @@ def test_no_link_of_a_hand_out_is_relative_and_none_leads_to_the_solutions_in_co
         text = "\n".join(map(source, alone(path, exercises_only=only)["cells"]))
         assert not hand_out.LINK.search(text)
         assert "colab.research" not in text
-        assert f"{hand_out.site_of(book_source.repository())}/book/" in text
+        assert f"{book_source.site(book_source.repository())}/book/" in text
         assert not only or "](#" not in text
 
 

@@ -72,3 +72,14 @@ def repository() -> str:
     pyproject = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))
     address: str = pyproject["project"]["urls"]["Repository"]
     return address
+
+
+def site(repository: str) -> str:
+    """Return where GitHub publishes the pages of a repository."""
+    owner, name = repository.removeprefix("https://github.com/").split("/")
+    return f"https://{owner.lower()}.github.io/{name}"
+
+
+def anchor(heading: str) -> str:
+    """Return how a link names a heading, on GitHub and on the site."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")

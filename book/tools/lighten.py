@@ -133,13 +133,8 @@ def sized(page: str, folder: Path) -> str:
         theme_s = "_static/images/" in tag["address"]  # its style sheet gives their size
         if theme_s or "width=" in tag[0] or path.suffix not in SIZED:
             return tag[0]
-        if path.suffix == ".svg":
-            drawing = ElementTree.parse(path).getroot()
-            return (
-                f'<img width="{drawing.get("width")}" height="{drawing.get("height")}"{tag["rest"]}'
-            )
-        with Image.open(path) as picture:
-            return f'<img width="{picture.width}" height="{picture.height}"{tag["rest"]}'
+        width, height = size(path)
+        return f'<img width="{width}" height="{height}"{tag["rest"]}'
 
     return PICTURE_TAG.sub(with_size, page)
 

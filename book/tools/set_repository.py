@@ -47,7 +47,7 @@ def carried(text: str, address: str) -> str:
     owner, name = match.groups()
     for place in PLACES:
         text = place.sub(rf"\g<1>{owner}/{name}", text)
-    return PAGES.sub(f"https://{owner.lower()}.github.io/{name}", text)
+    return PAGES.sub(book_source.site(address), text)
 
 
 def disagreeing(address: str) -> list[Path]:

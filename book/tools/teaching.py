@@ -21,6 +21,7 @@ import book_source
 import reference
 import timings
 import yaml
+from book_source import anchor
 
 from dmd_tutorial.notebook import exercises
 from dmd_tutorial.runs.presets import PRESETS
@@ -99,11 +100,6 @@ def read(path: Path) -> Chapter:
     builds_on = sorted({int(n) for n in re.findall(r"\((\d+)-[^)]*\.ipynb", line[1])})
     title = book_source.title(notebook).partition(". ")[2]
     return Chapter(path, number, title, timings.times(path), builds_on, tasks)
-
-
-def anchor(heading: str) -> str:
-    """Return how a link names a heading."""
-    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
 
 
 def before(number: int) -> list[int]:
