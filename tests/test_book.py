@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import alt_text
-import assignment
 import book_site
 import book_source
 import format_notebooks
@@ -515,32 +514,6 @@ def test_a_fork_leaves_no_file_with_the_old_address():
 def test_a_malformed_address_is_refused(address):
     with pytest.raises(ValueError, match="not of the form"):
         set_repository.carried("", address)
-
-
-# Assignments
-
-
-@EVERY_CHAPTER
-def test_students_get_the_stubs_without_solutions_and_hidden_checks(path):
-    chapter = book_source.read_notebook(path)
-    student = assignment.for_students(chapter)
-    text = "\n".join(map(book_source.source, student["cells"]))
-    for name, _, cells in exercises(path):
-        assert book_source.source(cells[0]) in text
-        assert f"# @title Solution {name}" not in text
-    tags = {tag for cell in student["cells"] for tag in book_source.tags(cell)}
-    assert not tags & {"solution", "hidden-check"}
-
-
-def test_hidden_checks_go_to_the_grader_alone():
-    made = notebook(("code", "stub", []), ("code", "secret", ["hidden-check"]))
-    assert [cell["source"] for cell in assignment.for_graders(made)["cells"]] == [["secret"]]
-    assert [cell["source"] for cell in assignment.for_students(made)["cells"]] == [["stub"]]
-
-
-def test_a_grader_without_hidden_checks_is_refused():
-    with pytest.raises(ValueError, match="no cell tagged hidden-check"):
-        assignment.for_graders(notebook(("code", "stub", [])))
 
 
 # Pictures, pages, times

@@ -34,7 +34,6 @@ FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form"}
 TAG_IN_THE_SITE = {
     "bootstrap": "remove-cell",
     "solution": "hide-cell",
-    "hidden-check": "remove-cell",
 }
 FOLDING_TAGS = {"hide-cell", "hide-input", "remove-cell"}
 

@@ -11,6 +11,11 @@ from dmd_tutorial import dmd
 from dmd_tutorial.notebook.exercises import Exercise, gradients_by
 
 
+def forward_fit(means: Tensor, stds: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    mean = (weights * means).sum()
+    return mean, (weights * (stds**2 + (means - mean) ** 2)).sum().sqrt()
+
+
 def kl_gradient(z, mean, std, mean_real, std_real, power=2) -> tuple[Tensor, Tensor]:
     x = mean + std * z
     # the fake score minus the real one, their signs in the brackets
@@ -30,13 +35,19 @@ def _mean(x: Tensor) -> Tensor:
 
 
 EXERCISES = [
-    Exercise("3.1", "ratio, divergence and width read off the figure", (2, math.log(2), 2.04), {
-        "the divergence is the mean of the logarithm of this ratio": (2, 2, 2.04),
-        "fake over real: a divergence is never negative": (0.5, -math.log(2), 2.04),
-        "the target's peaks are half as high, for each mode holds half of it": (1, 0, 2.04),
-        "that is the width of one mode; the forward fit is a fifth as high": (2, math.log(2), 0.4),
-        "that is the variance of the forward fit": (2, math.log(2), 4.16),
-    }, tolerance=0.1),
+    Exercise("3.1", "the Gaussian of the forward fit", forward_fit, {
+        "that is the variance; the standard deviation is its root":
+            lambda *a: (forward_fit(*a)[0], forward_fit(*a)[1] ** 2),
+        "the components count by their weights: mean = sum(weights * means), and the same weights "
+        "again in the variance": lambda m, s, w: forward_fit(m, s, torch.full_like(w, 1 / len(w))),
+        "the distance between the centres is missing: each component adds (means - mean)**2 to "
+        "its own variance": lambda m, s, w: ((w * m).sum(), (w * s**2).sum().sqrt()),
+        "the width of the components themselves is missing: add stds**2":
+            lambda m, s, w: forward_fit(m, torch.zeros_like(s), w),
+        "average the variances stds**2, not the standard deviations":
+            lambda m, s, w: forward_fit(m, (w * s).sum().expand_as(s), w),
+    }, inputs=lambda: [tuple(torch.tensor([[-2.0, 2.5], [0.4, 1.1], [0.3, 0.7]])),
+                       tuple(torch.tensor([[1.0, 4.0, 0.0], [0.6, 0.1, 2.0], [0.2, 0.7, 0.1]]))]),
     Exercise("3.2", "mean of the dropped term where the support moves", -1.0, {
         "it would be 0 if the density were differentiable in theta for every x, but at x = theta "
         "it jumps: compute it from log p inside the interval": 0.0,
@@ -106,4 +117,11 @@ EXERCISES = [
         "the half is there to cancel the 2 that the square brings": (0, -1, 0.5, 6),
         "a sum is the mean times the number of values": (0, -1, 2, 1 / 6),
     }),
+    Exercise("3.8", "ratio, divergence and width read off the figure", (2, math.log(2), 2.04), {
+        "the divergence is the mean of the logarithm of this ratio": (2, 2, 2.04),
+        "fake over real: a divergence is never negative": (0.5, -math.log(2), 2.04),
+        "the target's peaks are half as high, for each mode holds half of it": (1, 0, 2.04),
+        "that is the width of one mode; the forward fit is a fifth as high": (2, math.log(2), 0.4),
+        "that is the variance of the forward fit": (2, math.log(2), 4.16),
+    }, tolerance=0.1),
 ]  # fmt: skip
