@@ -121,6 +121,11 @@ def test_wrong_answers_are_refused_with_a_sentence_that_helps(number, answer, se
     assert "no use" not in result.message
 
 
+def test_every_exercise_has_a_second_right_answer_and_more_wrong_ones():
+    assert {number for number, _ in RIGHT} == set(EXERCISES)
+    assert {number for number, *_ in WRONG} == set(EXERCISES)
+
+
 @pytest.mark.parametrize(
     ("number", "answer"),
     [pytest.param(*each, id=f"{each[0]} #{i}") for i, each in enumerate(RIGHT)],

@@ -118,9 +118,8 @@ EXERCISES = [
         "the left mode is the one that holds nine tenths": (0.5, 0.1),
     }, tolerance=0.04),
     Exercise("1.6", "step sizes read off the figure", (1.0, 9.0), {
-        "the axis is in units of the variance: data of variance 9 allow steps 9 times as long":
-            (1.0, 1.0),
-        "the axis is in units of the variance, 9, not of the standard deviation": (1.0, 3.0),
+        "the axis is in units of the variance: wider data allow longer steps": (1.0, 1.0),
+        "the axis is in units of the variance, not of the standard deviation": (1.0, 3.0),
         "there the variance is four times too large, and the standard deviation twice":
             (1.5, 13.5),
         "there the walk flies apart: find 2 on the vertical axis": (2.0, 18.0),

@@ -101,7 +101,7 @@ EXERCISES = [
     Exercise("10.5", "teacher's steps that perfect students equal", (32, 32, 8), {
         "that is what the student takes; it lands where its teacher's steps land": (1, 4, 1),
         "its teacher was a student, which lands where *its* teacher's steps land": (2, 8, 2),
-        "no student is better than the first teacher: 8 steps stay 8 steps": (32, 32, 32),
+        "no student is better than the first teacher of its own chain": (32, 32, 32),
         "the chain begins with 32 steps, not with 64": (64, 64, 16),
     }),
 ]  # fmt: skip

@@ -101,8 +101,8 @@ EXERCISES = [
     Exercise("2.5", "crossing and falls read off the figure", (27, 8, 64), {
         "the axis counts evaluations, and Heun's step takes two: this counts its steps":
             (13, 8, 64),
-        "eight times the evaluations divide an error of order 2 by 8**2": (27, 8, 8),
-        "eight times the evaluations divide an error of order 1 by 8": (27, 64, 64),
+        "an error of order p falls by 8**p, and Heun's order is not Euler's": (27, 8, 8),
+        "an error of order p falls by 8**p, and Euler's order is not Heun's": (27, 64, 64),
         "the curves have changed places: the steeper one is Heun's": (27, 64, 8),
     }, tolerance=0.2),
     Exercise("2.6", "where one noise ends", (0.8, 1.0), {

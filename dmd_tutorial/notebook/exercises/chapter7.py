@@ -37,7 +37,7 @@ EXERCISES = [
     Exercise("7.1", "spreads after three steps", (1.0, 1.0, 1.323), {
         "with no new noise the old one shrinks by sigma_next / sigma": (2.0, 1.0, 1.323),
         "with eta = 1 the old noise makes room: both together have level 1": (1.0, 1.323, 1.323),
-        "nothing made room: the variances 1 and 3/4 add": (1.0, 1.0, 1.0),
+        "nothing made room for the new noise: its variance comes on top": (1.0, 1.0, 1.0),
         "variances add, not standard deviations": (1.0, 1.0, 1.866),
     }, tolerance=0.02),
     Exercise("7.2", "posterior of the less noisy sample", posterior, {
