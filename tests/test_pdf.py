@@ -58,6 +58,19 @@ def test_solutions_stand_at_the_end_and_nowhere_else(book):
 
 
 @needs_site
+def test_a_quiz_is_asked_before_its_answers_are_told(book):
+    reader, starts = book
+    chapter = text(reader, starts["4. The fake critic"], starts["Solutions"])
+    before, answers = chapter.split("Check yourself: the answers")
+    asked = before.partition("Check yourself")[2]
+    assert all(f"Question {k}." in part for k in range(1, 6) for part in (asked, answers))
+    assert all(f"{letter}. " in asked for letter in "ABCD")
+    assert "Right." not in asked
+    assert answers.count("Right.") == 5
+    assert answers.count("No. ") == 15
+
+
+@needs_site
 def test_equations_and_pictures_are_printed(book):
     reader, starts = book
     pages = reader.pages[starts["4. The fake critic"] : starts["Solutions"]]

@@ -696,6 +696,17 @@ def test_on_paper_a_slider_is_a_picture_with_its_value(open_page, address):
     assert solution.locator("div.highlight").first.is_visible()
 
 
+def test_the_answers_of_the_quiz_are_folded_on_the_screen_and_open_on_paper(open_page, address):
+    page = open_page(address + CHAPTER)
+    options = page.locator("#check-yourself details")
+    answers = page.locator("#check-yourself details > :not(summary)")
+    assert answers.count() == options.count() >= 20
+    assert not any(answer.is_visible() for answer in answers.all())
+    page.emulate_media(media="print")
+    assert all(answer.is_visible() for answer in answers.all())
+    assert all(option.locator("> summary").is_visible() for option in options.all())
+
+
 @pytest.mark.parametrize("chapter", ["3-kl-gradient", "6-full-distillation"])
 def test_a_print_from_the_dark_is_dark_on_white_and_whole(open_page, address, chapter):
     pypdf = pytest.importorskip("pypdf")

@@ -36,9 +36,22 @@ FOOTER = (
     '<div style="width:100%;font-size:8px;text-align:center;font-family:sans-serif">'
     'TITLE, page <span class="pageNumber"></span> of <span class="totalPages"></span></div>'
 )
-# Cuts the solutions out of a page and returns them; what was folded otherwise is opened.
+# Cuts the solutions out of a page and returns them; what was folded otherwise is opened. The
+# answers of "Check yourself" go to the end of their chapter: its questions are to be asked first.
 CUT = """() => {
   const solutions = [];
+  const quiz = document.querySelector("#check-yourself");
+  if (quiz) {
+    const answers = quiz.cloneNode(true);
+    answers.removeAttribute("id");
+    answers.querySelector("h2").firstChild.textContent = "Check yourself: the answers";
+    for (const option of quiz.querySelectorAll("details")) {
+      const line = document.createElement("p");
+      line.append(...option.querySelector("summary").childNodes);
+      option.replaceWith(line);
+    }
+    document.querySelector(".bd-article").append(answers);
+  }
   for (const details of document.querySelectorAll("details.hide")) {
     const title = details.querySelector("summary").textContent;
     const found = title.match(/Solution \\d+\\.\\d+/);
