@@ -106,7 +106,7 @@ EXERCISES = [
         "with the factors exchanged the average is the newest weights": (0.8674, 0.8674, 43.37),
         "the old ones fade, too: sum the powers of 0.98": (0.8674, 1.0, 100.0),
         "that is what is left of the start": (0.1326, 0.0, 43.37),
-        "a hundred steps are twice as many as the 50 over which this average reaches":
+        "that is where they come to rest: after 100 steps some of the start is left":
             (1.0, 1.0, 50.0),
     }, tolerance=0.01),
     Exercise("6.3", "one iteration from its parts", iteration, {
@@ -172,6 +172,6 @@ EXERCISES = [
         "upside down: divide the distance at the fork by the distance at the end": (0.61, 0.98),
         "begin at the fork, not at the first point of the regression": (3.45, 2.15),
         "the curves have changed places: the one that falls at once is DMD's": (1.02, 1.64),
-        "the axis is logarithmic: equal ways are equal factors": (0.023, 0.001),
+        "divide, do not subtract: on a logarithmic axis equal ways are equal factors": (0.023, 0.001),
     }, tolerance=0.08),
 ]  # fmt: skip
