@@ -172,6 +172,7 @@ EXERCISES = [
         "upside down: divide the distance at the fork by the distance at the end": (0.61, 0.98),
         "begin at the fork, not at the first point of the regression": (3.45, 2.15),
         "the curves have changed places: the one that falls at once is DMD's": (1.02, 1.64),
-        "divide, do not subtract: on a logarithmic axis equal ways are equal factors": (0.023, 0.001),
+        "divide, do not subtract: on a logarithmic axis equal ways are equal factors":
+            (0.023, 0.001),
     }, tolerance=0.08),
 ]  # fmt: skip
