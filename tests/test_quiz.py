@@ -112,7 +112,7 @@ def answer(number):
         1: (1, denoisers.denoised_from_score(3 * x, -0.5 * x, 2 * level)),
         2: (1, progressive.ddim_step(4 * x, x, 2 * level, level)),
         3: (2, real - fake),
-        4: (3, math.log(1 - 4 * 0.01) / math.log(1 - 0.01)),
+        4: (3, math.ceil(math.log(1 - 4 * 0.01) / math.log(1 - 0.01))),
         5: (1, math.log(1 / 0.9)),
         6: (1, 240 * 15 * 64 / (3 * 128)),
         7: (1, (1 / 0.1 - 1) / 2 * 0.2),
