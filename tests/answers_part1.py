@@ -182,7 +182,7 @@ WRONG = [
     ("2.2", "all wrong", ("error",) * 6, "result 1: 'error' is not the answer"),
     ("2.2", "no error", ["columns", "rows", "right", "columns", "rows", "right"], "do not fit"),
     ("2.5", "steps", (13, 8, 64), "this counts its steps"),
-    ("2.5", "both of order 1", (27, 8, 8), "an error of order 2"),
+    ("2.5", "both of order 1", (27, 8, 8), "Heun's order is not Euler's"),
     ("2.6", "order forgotten", (0.8, -1), "paths keep their order"),
     ("2.6", "one number", 0.8, "is asked for"),
     ("3.1", "two components", lambda m, s, w: ((w * m).sum(), (
