@@ -82,7 +82,9 @@ def read(path: Path) -> Chapter:
         raise ValueError(f"{path.name} has no line **Builds on:**")
     tasks = [
         Task(
-            *e.group("number", "title", "difficulty"),
+            e["number"],
+            e["title"],
+            e["difficulty"],
             int(e["minutes"]),
             e["kind"],
             anchor(e["heading"]),
