@@ -88,7 +88,7 @@ DIGITS = Preset(
         ON_DIGITS, steps=2_500, learning_rate=2e-5, critic_learning_rate=3e-4, warm_up=200,
         decay=0.6, ema=0.999,
     ),
-    cost="50 minutes on one core, more than half of it regression: measured",
+    cost="40 minutes on one core, half of it regression: measured",
 )  # fmt: skip
 
 # The same road for `dmd demo`: every stage is cut short.
