@@ -31,7 +31,9 @@ HINTS = re.compile(r"\n*<details><summary>Hint \d</summary>.*?</details>", flags
 # sentences of a task that speak of what a hand-out does not have
 FINDINGS = re.compile(r"\n*<details><summary>(?!Hint).*?</details>", flags=re.DOTALL)
 USED = re.compile(r"`[^`\n]*?\b(\w+)\.\w+\(")
-SOLUTION = re.compile(r" ?\(The solution says\.\)| Only then open the cells below:[^.]*\.")
+SOLUTION = re.compile(
+    r" ?\(The solution says\.\)| Only then open the (?:cells below|solution)[^.]*\."
+)
 LINK = re.compile(r"\]\((?!https?:|mailto:|#)([\w./-]+)\.(?:ipynb|md)(#[^)]*)?\)")
 ANCHOR = re.compile(r"\]\((#[^)]*)\)")
 GITHUB = re.compile(r"https://github\.com/[\w.-]+/[\w.-]+/blob/\S+")

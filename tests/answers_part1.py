@@ -42,13 +42,6 @@ def loss_1_4(score, x, sigma, noise):
     return error.square().sum(1).mean() / 2
 
 
-def denoise(network, x, sigma, sigma_data, say=torch.Tensor.flatten, part=1):
-    s = sigma.reshape(-1, 1, 1, 1)
-    total = s**2 + sigma_data**2
-    raw = network(x / total.sqrt(), say(sigma.log() / 4))
-    return (sigma_data**2 * x + part * s * sigma_data * total.sqrt() * raw) / total
-
-
 def heun(denoiser, x, sigma, sigma_next, stop=lambda s: s == 0, level=levels):
     first = (x - denoiser(x, level(x, sigma))) / sigma
     euler = x + (sigma_next - sigma) * first
@@ -58,18 +51,8 @@ def heun(denoiser, x, sigma, sigma_next, stop=lambda s: s == 0, level=levels):
     return x + (sigma_next - sigma) / 2 * (first + second)
 
 
-def order_of_two(steps, errors, one=-2, other=-1):
-    return -(errors[one] / errors[other]).log() / (steps[one] / steps[other]).log()
-
-
 def eq_8(x, real, fake, error=lambda e: e.abs().mean((1, 2, 3), keepdim=True)):
     return (fake - real) / error(x - real)
-
-
-def affine(x, sigma, A, b, d=None):
-    C = A @ A.T
-    noised = C + sigma**2 * torch.eye(d or len(b), dtype=A.dtype)
-    return b + torch.linalg.solve(noised, C @ (x - b).T).T
 
 
 def enough(eta, kappa_1, start=1, stop=lambda closed, wanted: closed >= wanted, last=10**6):
@@ -87,11 +70,6 @@ def pull(x, m1, m2, std, sigma):
 
 def both(x, gradient, x_ref, y, lam):
     return ((x - (x - gradient).detach()) ** 2).mean() / 2 + lam * ((x_ref - y) ** 2).mean()
-
-
-def lpips(x, y, omega, size=5, eps=0.0):
-    x, y = (f / (f.norm(dim=1, keepdim=True) + eps) for f in (x, y))
-    return torch.einsum("c,bchw->b", omega, (x - y) ** 2) / (x.shape[2] * x.shape[3])
 
 
 def one_step(denoiser, z, sigma_max, level=levels):
@@ -149,10 +127,6 @@ def bare(x, sigma):
     return sigma
 
 
-def forgotten_return(average, new, decay):
-    average.lerp_(new, 1 - decay)
-
-
 WRONG = [
     # (exercise, what is wrong, answer, a part of the sentence)
     ("1.1", "hard-wired batch", lambda x, D, s: (D - x) / s.reshape(3, 1, 1, 1) ** 2, "reshape(3"),
@@ -179,20 +153,16 @@ WRONG = [
         NO_GRADIENT),
     ("1.4", "half of the gradient", lambda *a: (loss_1_4(*a) + loss_1_4(*a).detach()) / 2,
         "gradient that reaches the network"),
-    ("1.5", "half batch", lambda x, f, h, n: x + h * f + (2 * h) ** 0.5 * n.mean(0), "differ"),
-    ("1.5", "own noise", lambda x, f, h, n: x + h * f + (2 * h) ** 0.5 * torch.randn_like(x),
-        "differ"),
-    ("1.5", "in place", lambda x, f, h, n: x.add_(h * f).add_((2 * h) ** 0.5 * n),
-        "changes its argument 1"),
+    ("1.5", "one number", 0.5, "is asked for"),
+    ("1.5", "per cent", [50, 90], "result 1: yours is 50"),
+    ("1.6", "nothing changes", [1, 1], "in units of the variance"),
+    ("1.6", "twice the standard deviation", [1.5, 13.5], "four times too large"),
+    ("1.7", "in standard deviations", (14.42, 38.6), "not how many standard deviations"),
+    ("1.7", "rounded", (1, 4), "result 1"),
     ("2.1", "order", lambda s, d: (truth("2.1")(s, d)[0], *truth("2.1")(s, d)[:0:-1]), "result 2"),
     ("2.1", "no limit at 0", lambda s, d: (
         truth("2.1")(s, d)[0], (s**-2 + d**-2).rsqrt(), s.log().exp() / (s * (s**2 + d**2).sqrt())
     ), "infinite or not a number"),
-    ("2.2", "hard-wired batch", lambda f, x, s, d: truth("2.2")(f, x[:8], s.reshape(8), d), "8"),
-    ("2.2", "levels as images", partial(denoise, say=lambda c: c[:, None, None, None]),
-        ONE_LEVEL_EACH),
-    ("2.2", "network left out", partial(denoise, part=0), "numbers differ"),
-    ("2.2", "raw held", lambda f, *a: denoise(lambda x, c: f(x, c).detach(), *a), NO_GRADIENT),
     ("2.3", "float level", partial(heun, level=bare), ONE_LEVEL_EACH),
     ("2.3", "level, no axis", partial(heun, level=lambda x, s: torch.tensor(s)), ONE_LEVEL_EACH),
     ("2.3", "column of levels", partial(heun, level=lambda x, s: levels(x, s)[:, None]),
@@ -209,11 +179,12 @@ WRONG = [
         x * t / s * math.sqrt((1 + d**2 / t**2) / (1 + d**2 / s**2)), "ZeroDivisionError"),
     ("2.4", "Euler's many steps", lambda x, s, t, d: x * math.prod(
         1 + (t - s) / 99 * u / (d**2 + u**2) for u in np.linspace(s, t, 100)[:-1]), "numbers"),
-    ("2.5", "rounded", lambda *a: truth("2.5")(*a).round(), "which is not right"),
-    ("2.5", "last two", order_of_two, "which is not right"),
-    ("2.5", "first two", partial(order_of_two, one=0, other=1), "which is not right"),
-    ("2.5", "ends", partial(order_of_two, one=0, other=-1), "which is not right"),
-    ("2.5", "absolute", lambda *a: abs(truth("2.5")(*a)) + 1e-3, "which is not right"),
+    ("2.2", "all wrong", ("error",) * 6, "result 1: 'error' is not the answer"),
+    ("2.2", "no error", ["columns", "rows", "right", "columns", "rows", "right"], "do not fit"),
+    ("2.5", "steps", (13, 8, 64), "this counts its steps"),
+    ("2.5", "both of order 1", (27, 8, 8), "Heun's order is not Euler's"),
+    ("2.6", "order forgotten", (0.8, -1), "paths keep their order"),
+    ("2.6", "one number", 0.8, "is asked for"),
     ("3.1", "two components", lambda m, s, w: ((w * m).sum(), (
         (w * s**2).sum() + w[0] * w[1] * (m[0] - m[1]) ** 2).sqrt()), "result 2"),
     ("3.1", "swapped", lambda *a: truth("3.1")(*a)[::-1], "result 1"),
@@ -241,9 +212,11 @@ WRONG = [
         + 0 * x.sum(), "the target, and it alone, is detached"),
     ("3.5", "of each image", lambda x, g: (x - (x - g).detach()).square().flatten(1).mean(1) / 2,
         "a tensor of shape () is asked for"),
-    ("4.1", "two axes", partial(affine, d=2), "your code raised"),
-    ("4.1", "no matrix", lambda x, s, A, b: b + (x - b) * (A @ A.T).diag()
-        / ((A @ A.T).diag() + s**2), "differ"),
+    ("3.8", "no logarithm", (2, 2, 2), "the mean of the logarithm"),
+    ("3.6", "never collapses", (0.5, 0.5, -1), "nothing rewards variety"),
+    ("3.6", "runs away", (0.5, 0.0, 5.0), "result 3: yours is 5"),
+    ("3.7", "all right", (1, 1, 1, 1), "result 1: yours is 1"),
+    ("3.7", "batch", (0, -1, 2, 2), "result 4: yours is 2"),
     ("4.2", "no critic", lambda c, *a: truth("4.2")(lambda x, s: c(x, s).detach(), *a),
         NO_GRADIENT),
     ("4.2", "float level", lambda c, g, z, s, n: truth("4.2")(
@@ -269,6 +242,10 @@ WRONG = [
         abs((r - k) ** 2 - 4 * e * k))) / 2, "not right"),
     ("4.5", "both", lambda e, k, r: torch.linalg.eigvals(
         torch.tensor([[1 - r, -e], [k, 1 - k]])).abs(), "a number is asked for"),
+    ("4.1", "belief at 0", (22, 58, 0), "it still says where m was"),
+    ("4.6", "same", (1, 1), "the loss is error plus floor"),
+    ("4.7", "gradient descent", (1, 2), "the generator moves meanwhile"),
+    ("4.7", "where it swings", (0.05 / 8, 0.2), "there the swing begins"),
     ("5.1", "complex", lambda d, s: cmath.sqrt(d**2 / 4 - s**2), "a number is asked for"),
     ("5.1", "size", lambda d, s: math.sqrt(abs(d**2 / 4 - s**2)), "not right"),
     ("5.1", "root of 0 refused", lambda d, s: 0.0 if d <= 3 * s else math.sqrt(d**2 / 4 - s**2),
@@ -285,21 +262,18 @@ WRONG = [
         "gradient at x_ref: yours is 0 everywhere"),
     ("5.3", "hard-wired size", lambda x, g, r, y, lam: g.square().sum() / 24
         + (x * g).sum() / 12 - (x * g).detach().sum() / 12 + lam * F.mse_loss(r, y), "input 2"),
-    ("5.4", "length held", lambda x, y, w: (w[:, None, None] * (
-        x / x.norm(dim=1, keepdim=True).detach() - F.normalize(y, dim=1)
-        ) ** 2).sum(1).mean((1, 2)), "gradient at features_x"),
-    ("5.4", "hard-wired places", lambda x, y, w: lpips(x, y, w) * x[0, 0].numel() / 8, "input 2"),
-    ("5.4", "kept from 0", partial(lpips, eps=0.1), "differ"),
     ("5.5", "hard-wired", lambda y: ((y - y.mean(1, keepdim=True)) ** 2).sum() / 24, "input 2"),
     ("5.5", "in place", lambda y: y.sub_(y.mean(1, keepdim=True)).square().mean(), "argument 1"),
+    ("5.4", "with their sign", (-3.85, -0.49, -1.87), "leave out the minus"),
+    ("5.6", "the most frequent", (2, 4, 2), "prefers the mean"),
+    ("5.7", "its share", (0.5, 0.5, 0.5), "its third neighbour in the far mode"),
+    ("5.7", "more and more", (0.5, 1, 1), "their reach is 0"),
     ("6.1", "float level", partial(one_step, level=bare), ONE_LEVEL_EACH),
     ("6.1", "hard-wired batch", partial(one_step, level=lambda z, s: torch.full((6,), s)),
         ONE_LEVEL_EACH),
     ("6.1", "level as z", partial(one_step, level=lambda z, s: torch.full_like(z, s)),
         ONE_LEVEL_EACH),
     ("6.1", "80", lambda D, z, top: one_step(D, z, 80.0), "differ"),
-    ("6.2", "new changed", lambda average, new, d: new.mul_(1 - d).add_(d * average), "argument 2"),
-    ("6.2", "nothing returned", forgotten_return, "is the `return` missing?"),
     ("6.3", "one step for all", partial(iteration, levels=lambda s: s.mean().expand_as(s)),
         "images of iteration"),
     ("6.3", "float level", partial(iteration, levels=lambda s: s[0].item()), "sigma"),
@@ -321,6 +295,8 @@ WRONG = [
     ("6.5", "the generator must move", [2, 0, 2], "not the generator"),
     ("6.5", "two numbers", [2, 2], "is asked for"),
     ("6.5", "words", "second, second, never", "is asked for"),
+    ("6.2", "no fading", (0.867, 1, 100), "the old ones fade"),
+    ("6.6", "from the first point", (3.45, 2.15), "begin at the fork"),
 ]  # fmt: skip
 
 
@@ -378,20 +354,6 @@ def softmax_pull(x, m1, m2, std, sigma):
     return share @ means / v - m1 / v
 
 
-def ema_in_place(average, new, decay):
-    average.mul_(decay).add_(new, alpha=1 - decay)
-    return average
-
-
-def polyfit(steps, errors):
-    return -np.polyfit(np.log(steps.numpy()), np.log(errors.numpy()), 1)[0]
-
-
-def lstsq(steps, errors):
-    design = torch.stack([steps.log2(), torch.ones_like(steps)], 1)
-    return -torch.linalg.lstsq(design, errors.log2()[:, None]).solution[0, 0]
-
-
 RIGHT = [
     ("1.1", lambda x, D, s: (D - x) / s.view(-1, 1, 1, 1).square()),
     ("1.1", lambda x, D, s: torch.einsum("bchw,b->bchw", D - x, s**-2)),
@@ -408,22 +370,22 @@ RIGHT = [
     ("1.4", loss_1_4),
     ("1.4", in_place_1_4),
     ("1.4", lambda *a: truth("1.4")(a[0], *(each.double() for each in a[1:]))),
-    ("1.5", lambda x, f, h, n: torch.add(x, f, alpha=h) + math.sqrt(2 * h) * n),
-    ("1.5", lambda x, f, h, n: x.clone().add_(f, alpha=h).add_(n, alpha=(2 * h) ** 0.5)),
+    ("1.5", [0.5, 0.9]), ("1.5", torch.tensor([0.49, 0.88])),
+    ("1.6", [1, 9]), ("1.6", np.array([1.05, 9.5])),
+    ("1.7", (1.44, 3.86)), ("1.7", [0.1 * math.sqrt(2 * e) for e in (103.97, 745.13)]),
     ("2.1", lambda s, d: (1 / (1 + (s / d) ** 2), s / (1 + (s / d) ** 2).sqrt(), torch.hypot(
         s, torch.tensor(d)) ** -1)),
     ("2.1", lambda s, d: [d**2 / (s**2 + d**2), s * d * (s**2 + d**2) ** -0.5,
                           (s**2 + d**2).rsqrt()]),
-    ("2.2", denoise),
-    ("2.2", lambda f, x, s, d: denoise(f, x.double(), s.double(), d)),
     ("2.3", heun),
     ("2.3", in_place_heun),
     ("2.3", torch.no_grad()(heun)),
     ("2.4", lambda x, s, t, d: x * (d * d + t * t) ** 0.5 / (d * d + s * s) ** 0.5),
     ("2.4", lambda x, s, t, d: x.float() * math.hypot(d, t) / math.hypot(d, s)),
-    ("2.5", polyfit),
-    ("2.5", lstsq),
-    ("2.5", lambda n, e: -torch.stack([n.log10(), e.log10()]).cov()[0, 1] / n.log10().var()),
+    ("2.2", ["columns", "rows", "right", "error", "error", "right"]),
+    ("2.2", ("Columns", "Rows", "Right", "Error", "Error", " right")),
+    ("2.5", (25, 8, 70)), ("2.5", torch.tensor([30, 8.1, 64])),
+    ("2.6", [0.8, 1]), ("2.6", np.array([0.795, 0.967])),
     ("3.1", lambda m, s, w: (w @ m, (w @ (s**2 + m**2) - (w @ m) ** 2) ** 0.5)),
     ("3.1", lambda m, s, w: (float(w @ m), math.sqrt(w @ (s**2 + (m - w @ m) ** 2)))),
     ("3.2", -1), ("3.2", np.float32(-1)), ("3.2", torch.tensor(-1.0)), ("3.2", -2 / 2.0),
@@ -438,10 +400,9 @@ RIGHT = [
     ("3.5", lambda x, g: 0.5 * F.mse_loss(x, (x - g).detach())),
     ("3.5", lambda x, g: ((x - x.detach() + g) ** 2).sum() / (2 * x.numel())),
     ("3.5", lambda x, g: torch.linalg.vector_norm(x - (x - g).data) ** 2 / x.numel() / 2),
-    ("4.1", affine),
-    ("4.1", lambda x, s, A, b: x - s**2 * torch.linalg.solve(
-        A @ A.T + s**2 * torch.eye(len(b), dtype=A.dtype), (x - b).T).T),
-    ("4.1", lambda x, s, A, b: truth("4.1")(x.double(), s, A.double(), b.double())),
+    ("3.8", (2, 0.7, 2)), ("3.8", [2.0, math.log(2), math.sqrt(4 + 0.4**2)]),
+    ("3.6", (0.5, 0, -1)), ("3.6", torch.tensor([0.505, 1e-9, -1.0])),
+    ("3.7", [0, -1, 2, 6]), ("3.7", torch.tensor([0.0, -1.0, 2.0, 6.0])),
     ("4.2", critic_loss),
     ("4.2", lambda c, g, z, s, n: (
         (1 / s[:, None] ** 2 + 4) * (c(g(z).data + s[:, None] * n, s) - g(z).data) ** 2).mean()),
@@ -456,6 +417,9 @@ RIGHT = [
     ("4.5", lambda e, k, r: np.abs(np.linalg.eigvals([[1 - r, -e], [k, 1 - k]])).max()),
     ("4.5", lambda e, k, r: torch.linalg.eigvals(
         torch.tensor([[1 - r, -e], [k, 1 - k]])).abs().max()),
+    ("4.1", (20, 60, 0.8)), ("4.1", torch.tensor([22.0, 58.0, 0.75])),
+    ("4.6", (8.5, 0.4)), ("4.6", [(0.16 / 0.32) / (0.01 / 0.17), (0.04 / 0.2) / (0.16 / 0.32)]),
+    ("4.7", (1, 2.05)), ("4.7", [1.0, 4 / (2 - 0.05)]),
     ("5.1", lambda d, s: max(0.0, (d / 2 - s) * (d / 2 + s)) ** 0.5),
     ("5.1", lambda d, s: 0 if d <= 2 * s else math.sqrt((d / 2) ** 2 - s**2)),
     ("5.1", lambda d, s: torch.tensor(d**2 / 4 - s**2).clamp_min(0).sqrt()),
@@ -465,19 +429,16 @@ RIGHT = [
         (2 * x - m1 - m2) @ (m2 - m1) / 2 / (s * s + t * t)), m2 - m1) / (s * s + t * t)),
     ("5.3", both),
     ("5.3", lambda x, g, r, y, lam: F.mse_loss(x, (x - g).detach()) / 2 + lam * F.mse_loss(r, y)),
-    ("5.4", lpips),
-    ("5.4", partial(lpips, eps=1e-10)),
-    ("5.4", lambda x, y, w: torch.stack([((F.normalize(a, dim=0) - F.normalize(b, dim=0)) ** 2)
-                                         .mean((1, 2)) @ w for a, b in zip(x, y, strict=True)])),
     ("5.5", lambda y: y.var(1, correction=0).mean()),
     ("5.5", lambda y: float(np.mean(y.numpy().var(1)))),
     ("5.5", lambda y: (y**2).mean() - (y.mean(1) ** 2).mean()),
+    ("5.4", (3.8, 0.5, 1.9)), ("5.4", [4 * s * s / (s * s + 0.16) / (1 + math.exp(p / (
+        s * s + 0.16))) for s, p in ((2, -28), (2, 8), (8, 8))]),
+    ("5.6", (1, 3, 2)), ("5.6", [0.75 * 2 - 0.25 * 2, 4 - 1, np.median([2, 2, 2, -2])]),
+    ("5.7", [0.5, 1, 0.5]), ("5.7", torch.tensor([0.49, 0.99, 0.49])),
     ("6.1", one_step),
     ("6.1", partial(one_step, level=lambda z, s: s * torch.ones(len(z)))),
     ("6.1", partial(one_step, level=lambda z, s: z.new_full(z.shape[:1], s))),
-    ("6.2", ema_in_place),
-    ("6.2", lambda average, new, d: average.lerp(new, 1 - d)),
-    ("6.2", lambda average, new, d: average + (1 - d) * (new - average)),
     ("6.3", iteration),
     ("6.3", in_one_backward_pass),
     ("6.3", critic_stepped_first),
@@ -485,4 +446,6 @@ RIGHT = [
     ("6.4", lambda k: 7 + 4 * k),
     ("6.4", lambda k: 3 + 3 + 2 + 3 + 4 * (k - 1)),
     ("6.5", [2, 2, 0]), ("6.5", (2.0, 2, 0)), ("6.5", torch.tensor([2, 2, 0])),
+    ("6.2", (0.867, 1, 43.4)), ("6.2", np.array([1 - 0.98**100, 1, (1 - 0.98**100) / 0.02])),
+    ("6.6", (1.6, 1)), ("6.6", [0.0598 / 0.0364, 0.0598 / 0.0585]),
 ]  # fmt: skip

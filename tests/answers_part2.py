@@ -14,11 +14,6 @@ from torch.nn import functional as F
 # Wrong answers
 
 
-def energy_score(f, x, of=lambda f: f.sum()):
-    x = x.clone().requires_grad_()
-    return torch.autograd.grad(of(f(x)), x)[0]
-
-
 def posterior(x, clean, s, t, std=lambda s, t: t * math.sqrt(s**2 - t**2) / s):
     return (t**2 * x + (s**2 - t**2) * clean) / s**2, std(s, t)
 
@@ -61,10 +56,6 @@ def consistency(f, x, s, y, t, told=lambda s: s, reduce=torch.mean):
     return reduce((f(x, told(s)) - aim) ** 2)
 
 
-def renoise(x, noise, tau, low, least=0.0):
-    return x + max(least, (tau - low) * (tau + low)) ** 0.5 * noise
-
-
 def loss_on_v(D, target, s):
     error = (D - target) * torch.hypot(1 / s, torch.ones_like(s))[:, None]
     return F.mse_loss(error, torch.zeros_like(error))
@@ -101,8 +92,6 @@ NOT_FINITE = "infinite or not a number"
 
 WRONG = [
     # (exercise, what is wrong, answer, a part of the sentence)
-    ("7.1", "naive", lambda f, x: energy_score(lambda y: f(y).exp().log(), x), NOT_FINITE),
-    ("7.1", "hard-wired batch", partial(energy_score, of=lambda f: f.mean() * 6), "input 2 of 2"),
     ("7.2", "a factor written in", partial(posterior,
         std=lambda s, t: (s**2 - t**2) ** 0.5 * 0.6 / 1.7),
         "result 2"),
@@ -118,6 +107,8 @@ WRONG = [
     ("7.5", "extrapolates little", lambda x, new, old, s: truth("7.5")(
         x, new, old, s, ratio=lambda s: min(1.0, math.log(s[1] / s[2]) / math.log(s[0] / s[1]))),
         "differ"),
+    ("7.1", "spreads add", (1, 1, 1 + 0.866), "variances add"),
+    ("7.1", "at first", (2, 2, 2), "result 1"),
     ("8.1", "clamped", partial(price, log=lambda s: s.clamp(0.1, 10).log()), "input 2"),
     ("8.1", "hard-wired latent", lambda m, s: truth("8.1")(m, s) / m.shape[1] * 3, "input 2"),
     ("8.1", "mean held", lambda m, s: price(m.detach(), s), "gradient at mean"),
@@ -143,9 +134,7 @@ WRONG = [
     ("8.4", "hard-wired size", lambda *a: flow_loss(*a) * a[1].numel() / 16, "input 2"),
     ("8.4", "half of the gradient", lambda *a: (flow_loss(*a) + flow_loss(*a).detach()) / 2,
         "gradient that reaches"),
-    ("9.1", "hard-wired batch", lambda x, n, s, t:
-        (x + s.reshape(3, 1) * n, x + t.reshape(3, 1) * n), "reshape(3"),
-    ("9.1", "kept from 0", lambda x, n, s, t: truth("9.1")(x, n, s, t.clamp_min(0.01)), "result 2"),
+    ("8.5", "straight at once", (1, 1, 1), "minus the mean of the data"),
     ("9.2", "clamped", partial(with_boundary, above=lambda s, low: (s - low).clamp_min(0.01)),
         "result"),
     ("9.3", "hard-wired grid", lambda levels, std: truth("9.3")(levels[:5], std), "not right"),
@@ -159,8 +148,8 @@ WRONG = [
     ("9.4", "half", partial(consistency, reduce=lambda e: e.mean() / 2), "loss"),
     ("9.4", "0.7", lambda f, x, s, y, t: consistency(f, x, s, y, 0.7 * s), "loss"),
     ("9.4", "network held", lambda f, *a: consistency(lambda *b: f(*b).detach(), *a), NO_GRADIENT),
-    ("9.5", "kept from 0", partial(renoise, least=1e-3), "differ"),
-    ("9.5", "0.002", lambda x, noise, tau, low: renoise(x, noise, tau, 0.002), "differ"),
+    ("9.1", "missing", (26, 0.59, 2), "that is what is missing"),
+    ("9.5", "variances", (0.64, 1, 0.4), "a level is a standard deviation"),
     ("10.1", "kept from 0", lambda x, y, s, t: truth("10.1")(x, y, s, max(t, 1e-2)), "differ"),
     ("10.1", "division by 0", lambda x, y, s, t: (y / t - x / s) / (1 / t - 1 / s),
         "ZeroDivisionError"),
@@ -196,6 +185,8 @@ WRONG = [
     ("10.4", "one loss", lambda r, f: truth("10.4")(r, f)[0], "two losses are asked for"),
     ("10.4", "of each logit", lambda r, f: (truth("10.4")(r, f)[0], -f),
         "student: loss: a tensor of shape () is asked for"),
+    ("10.5", "its own steps", (1, 4, 1), "that is what the student takes"),
+    ("10.5", "text", ("32", "32", "8"), "is asked for"),
     ("11.1", "weight at 0.7", lambda x, n, s, p: truth("11.1")(x, n, 0.7, p), "input 2"),
     ("11.1", "kept from 0", lambda x, n, s, p: truth("11.1")(x, n, max(s, 0.1), p), "input 2"),
     ("11.1", "no more than sigma^2", lambda x, n, s, p: min(1, s**2 / (0.49 + 1)) * (p - n),
@@ -221,16 +212,12 @@ WRONG = [
     ("11.4", "only the noise held", lambda D, z, s, n:
         D(s[0] * z.detach(), torch.full((len(z),), s[0]))
         + s[1] * n.detach(), "under torch.no_grad()"),
+    ("11.5", "half", (0, 1, 0.5), "half the variance"),
+    ("11.5", "stays", (1, 1, 0.71), "SDS has no critic"),
 ]  # fmt: skip
 
 
 # Right answers
-
-
-def by_backward(f, x):
-    x = x.clone().requires_grad_()
-    f(x).sum().backward()
-    return x.grad
 
 
 def by_precisions(x, clean, s, t):
@@ -256,10 +243,6 @@ def along_the_line(D, x_t, t):
 
 
 RIGHT = [
-    ("7.1", energy_score),
-    ("7.1", by_backward),
-    ("7.1", lambda f, x: torch.func.vmap(torch.func.grad(lambda p: f(p[None])[0]))(x)),
-    ("7.1", lambda f, x: torch.autograd.functional.vjp(f, x, torch.ones(len(x), dtype=x.dtype))[1]),
     ("7.2", by_precisions),
     ("7.2", lambda x, clean, s, t: (torch.lerp(clean, x, t**2 / s**2), torch.tensor(
         t * math.sqrt(1 - t**2 / s**2)))),
@@ -275,6 +258,7 @@ RIGHT = [
     ("7.5", partial(dpm, log=math.log2)),
     ("7.5", lambda x, new, old, s: s[2] / s[1] * x + (1 - s[2] / s[1]) * torch.lerp(
         old, new, 1 + 0.5 * math.log(s[1] / s[2]) / math.log(s[0] / s[1]))),
+    ("7.1", (1, 1, 1.32)), ("7.1", [1.0, 1, math.sqrt(1 + 3 / 4)]),
     ("8.1", price),
     ("8.1", lambda m, s: kl_divergence(Normal(m, s), Normal(0.0, 1.0)).sum(1)),
     ("8.1", lambda m, s: -0.5 * (1 + (s**2).log() - m**2 - s**2).sum(-1)),
@@ -290,10 +274,7 @@ RIGHT = [
     ("8.4", lambda v, x, z, t: torch.mean((v(x + t.unsqueeze(1) * (z - x), t) + x - z) ** 2)),
     ("8.4", lambda v, x, z, t: (v(z * t.view(-1, 1) + x * (1 - t.view(-1, 1)), t)
                                 - (z - x)).pow(2).sum(1).mean() / 2),
-    ("9.1", lambda x, n, s, t:
-        (torch.einsum("b,bd->bd", s, n) + x, torch.addcmul(x, t[:, None], n))),
-    ("9.1", lambda x, n, s, t: [(x.T + s * n.T).T, x + n * t.unsqueeze(-1)]),
-    ("9.1", lambda x, n, s, t: (x + s[:, None] * n, x + s[:, None] * n + (t - s)[:, None] * n)),
+    ("8.5", [0, 1, 1]), ("8.5", torch.tensor([0.0, 1.0, 1.0])),
     ("9.2", with_boundary),
     ("9.2", lambda s, d, low:
         (1 / (1 + ((s - low) / d) ** 2), (s - low) / (1 + (s / d) ** 2).sqrt())),
@@ -306,9 +287,8 @@ RIGHT = [
     ("9.4", consistency),
     ("9.4", target_of_copy),
     ("9.4", lambda f, x, s, y, t: F.mse_loss(f(y, t).detach(), f(x, s))),
-    ("9.5", renoise),
-    ("9.5", lambda x, noise, tau, low: torch.add(x, noise, alpha=(tau**2 - low**2) ** 0.5)),
-    ("9.5", lambda x, noise, tau, low: x + tau * math.sqrt(1 - (low / tau) ** 2) * noise),
+    ("9.1", (25, 0.4, 2)), ("9.1", [28, 0.42, 2.0]),
+    ("9.5", (0.8, 1, 0.63)), ("9.5", [0.8, math.hypot(0.6, 0.8), math.hypot(0.6, 0.2)]),
     ("10.1", lambda x, y, s, t: (s * y - t * x) / (s - t)),
     ("10.1", lambda x, y, s, t: x + (y - x) / (1 - t / s)),
     ("10.1", lambda x, y, s, t: x + s / (s - t) * (y - x)),
@@ -324,6 +304,7 @@ RIGHT = [
     ("10.4", partial(hinge, relu=lambda a: a.clamp_min(0))),
     ("10.4", lambda r, f: [F.relu(1 - r).mean() + torch.where(f > -1, 1 + f, 0).mean(), -f.mean()]),
     ("10.4", lambda r, f: torch.stack(truth("10.4")(r, f))),
+    ("10.5", [32, 32, 8]), ("10.5", np.array([32, 32, 8])),
     ("11.1", lambda x, n, s, p: (p - n) / (1 + s**-2)),
     ("11.1", lambda x, n, s, p: (1 - 1 / (1 + s**2)) * (p - n)),
     ("11.1", lambda x, n, s, p: s / (1 + s**2) * ((x + s * p) - (x + s * n))),
@@ -338,4 +319,5 @@ RIGHT = [
     ("11.4", second_input),
     ("11.4", under_no_grad),
     ("11.4", lambda *a: under_no_grad(*a).numpy()),
+    ("11.5", (0, 1, 0.71)), ("11.5", torch.tensor([0.0, 1.0, 0.5**0.5])),
 ]  # fmt: skip

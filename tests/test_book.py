@@ -40,7 +40,7 @@ if (
 """
 EXERCISE = re.compile(r"^### Exercise (\d+\.\d+): \S", flags=re.MULTILINE)
 DIFFICULTY = re.compile(
-    r"^\*Difficulty: (?:easy|medium|hard) · (\d+) minutes\*$", flags=re.MULTILINE
+    r"^\*Difficulty: (?:easy|medium|hard) · (\d+) minutes · [a-z ]+\*$", flags=re.MULTILINE
 )
 HINT = re.compile(r"<details><summary>Hint \d</summary>\n\n.+?\n\n</details>", flags=re.DOTALL)
 # What other readers than the site would show as rubbish: directives, roles, targets.

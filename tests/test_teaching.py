@@ -22,6 +22,7 @@ PLANS = {title: (int(whole), text) for title, whole, text in TIMED.findall(PAGES
 PROJECTS = re.split(r"^## \d+\. ", PAGES["projects"], flags=re.MULTILINE)[1:]
 EVERY_PROJECT = pytest.mark.parametrize("text", PROJECTS, ids=lambda text: text.split("\n")[0])
 EVERY_PAGE = pytest.mark.parametrize("name", PAGES)
+KINDS = {"derive", "implement", "break on purpose", "predict before you run", "read a plot"}
 
 
 def notes(number):
@@ -157,8 +158,28 @@ def test_the_exercises_that_notes_name_are_the_chapters_own(number):
         assert set(re.findall(r"\b\d+\.\d+\b", typed)) <= own
 
 
-def test_kinds_are_of_exercises_that_exist():
-    assert set(teaching.KINDS) <= {t.number for chapter in CHAPTERS.values() for t in chapter.tasks}
+@EVERY_CHAPTER
+def test_a_chapter_has_exercises_of_several_kinds(number):
+    tasks = CHAPTERS[number].tasks
+    kinds = {task.kind for task in tasks}
+    assert kinds <= KINDS
+    if number <= 6:
+        assert len(tasks) >= 5
+        assert kinds == KINDS
+    else:
+        assert len(kinds) >= 3
+        assert kinds & {"break on purpose", "predict before you run", "read a plot"}
+
+
+def test_part_two_has_exercises_of_every_kind():
+    tasks = [task for number in range(7, 12) for task in CHAPTERS[number].tasks]
+    assert {task.kind for task in tasks} == KINDS
+
+
+def test_the_kind_is_read_from_the_chapter():
+    text = "### Exercise 1.1: A title\n\n*Difficulty: hard · 20 minutes · read a plot*\n"
+    assert teaching.EXERCISE.search(text)["kind"] == "read a plot"
+    assert not teaching.EXERCISE.search(text.replace(" · read a plot", ""))
 
 
 def section_of(path, title):

@@ -32,17 +32,9 @@ BLOCK = re.compile(r"(<!-- make ([^>]+) -->\n).*?(?=<!-- made -->)", re.DOTALL)
 BUILDS_ON = re.compile(r"\*\*Builds on:\*\* (.+?)(?=\n\n|\Z)", re.DOTALL)
 EXERCISE = re.compile(
     r"^### (?P<heading>Exercise (?P<number>[\d.]+): (?P<title>.+))\n+"
-    r"\*Difficulty: (?P<difficulty>\w+) · (?P<minutes>\d+) minutes\*",
+    r"\*Difficulty: (?P<difficulty>\w+) · (?P<minutes>\d+) minutes · (?P<kind>[\w ]+)\*",
     re.MULTILINE,
 )
-# What is asked for first; all other exercises ask for a few lines of code.
-KINDS = {
-    **dict.fromkeys(
-        ["2.1", "2.4", "3.1", "3.2", "4.3", "4.5", "5.1", "5.5", "6.4", "7.2"], "derive"
-    ),
-    "2.5": "measure",
-    "6.5": "predict",
-}
 
 
 class Task(NamedTuple):
@@ -52,12 +44,8 @@ class Task(NamedTuple):
     title: str
     difficulty: str
     minutes: int
+    kind: str  # what is asked for first, such as derive
     anchor: str
-
-    @property
-    def kind(self) -> str:
-        """What is asked for first."""
-        return KINDS.get(self.number, "write code")
 
 
 class Chapter(NamedTuple):
@@ -94,7 +82,14 @@ def read(path: Path) -> Chapter:
     if number is None or line is None:
         raise ValueError(f"{path.name} has no line **Builds on:**")
     tasks = [
-        Task(e["number"], e["title"], e["difficulty"], int(e["minutes"]), anchor(e["heading"]))
+        Task(
+            e["number"],
+            e["title"],
+            e["difficulty"],
+            int(e["minutes"]),
+            e["kind"],
+            anchor(e["heading"]),
+        )
         for e in EXERCISE.finditer(text)
     ]
     builds_on = sorted({int(n) for n in re.findall(r"\((\d+)-[^)]*\.ipynb", line[1])})

@@ -41,10 +41,6 @@ def _squares(score, x: Tensor, sigma: Tensor, noise: Tensor, target=None) -> Ten
     return ((score(x + sigma[:, None] * noise, sigma) - target) ** 2).sum(dim=1)
 
 
-def langevin_step(x, score, step_size, noise, along=1, spread=2) -> Tensor:
-    return x + along * step_size * score + (spread * step_size) ** 0.5 * noise
-
-
 EXERCISES = [
     Exercise("1.1", "score of a denoiser", score_from_denoised, {
         "the sign is the other way round: the score points from the noisy sample towards the "
@@ -113,21 +109,26 @@ EXERCISES = [
                        for s, dim in ((torch.linspace(0.2, 1.5, 6), 3), (torch.tensor([2e-3]), 2))
                        for x, noise in [torch.randn(2, len(s), dim)]],
        probe=gradients_by({"gradient that reaches the network": 0})),
-    Exercise("1.5", "Langevin step", langevin_step, {
-        "the sign of the drift is the other way round: the walk climbs the score":
-            partial(langevin_step, along=-1),
-        "the variance of the new noise is twice the step size: the 2 under the root is missing":
-            partial(langevin_step, spread=1),
-        "without new noise the walk climbs to the top of a mode and stays there":
-            lambda x, score, h, noise: x + h * score,
-        "the noise is multiplied by the square root of twice the step size: the root is missing":
-            lambda x, score, h, noise: x + h * score + 2 * h * noise,
-        "the score is multiplied by the step size, not by its root":
-            lambda x, score, h, noise: x + (2 * h) ** 0.5 * (score + noise),
-        "with step_size / 2 before the score, as Song and Ermon count, the step is half as long":
-            partial(langevin_step, along=0.5, spread=1),
-        "the factors are the wrong way round: the drift has step_size, the noise sqrt(2 step_size)":
-            partial(langevin_step, along=2, spread=1),
-    }, inputs=lambda: [(*torch.randn(2, *shape), step_size, torch.randn(shape))
-                       for step_size, shape in ((0.07, (8, 2)), (0.4, (1, 3, 2, 2)))]),
+    Exercise("1.5", "shares of the walkers in the left mode", (0.5, 0.9), {
+        "at one low level the arrows do not know the weights: the walkers stay where they began":
+            (0.9, 0.9),
+        "the ladder begins where there is one hill: the walkers forget where they began":
+            (0.5, 0.5),
+        "the larger mode gets its share, not everything: the walk draws samples": (0.5, 1.0),
+        "the left mode is the one that holds nine tenths": (0.5, 0.1),
+    }, tolerance=0.04),
+    Exercise("1.6", "step sizes read off the figure", (1.0, 9.0), {
+        "the axis is in units of the variance: wider data allow longer steps": (1.0, 1.0),
+        "the axis is in units of the variance, not of the standard deviation": (1.0, 3.0),
+        "there the variance is four times too large, and the standard deviation twice":
+            (1.5, 13.5),
+        "there the walk flies apart: find 2 on the vertical axis": (2.0, 18.0),
+    }, tolerance=0.1),
+    Exercise("1.7", "distances at which the quotient breaks", (1.442, 3.8604), {
+        "give the distance itself, not how many standard deviations it is": (14.42, 38.604),
+        "the exponent is distance**2 / (2 std**2): the 2 is missing": (1.0197, 2.7297),
+        "below the smallest normal number come smaller ones, with fewer digits; it breaks where "
+        "they end": (1.3216, 3.764),
+        "twice as many bits make far smaller numbers": (1.442, 1.442),
+    }, tolerance=0.01),
 ]  # fmt: skip

@@ -98,4 +98,10 @@ EXERCISES = [
     }, inputs=lambda: [(torch.tensor([2.5, 0.4, -1.5, 3.0]), torch.tensor([-2.0, 0.7, -0.3])),
                        (torch.tensor([[0.2, 1.4]]), torch.tensor([[0.6, -3.0]] * 3))],
        probe=_each_loss),
+    Exercise("10.5", "teacher's steps that perfect students equal", (32, 32, 8), {
+        "that is what the student takes; it lands where its teacher's steps land": (1, 4, 1),
+        "its teacher was a student, which lands where *its* teacher's steps land": (2, 8, 2),
+        "no student is better than the first teacher of its own chain": (32, 32, 32),
+        "the chain begins with 32 steps, not with 64": (64, 64, 16),
+    }),
 ]  # fmt: skip

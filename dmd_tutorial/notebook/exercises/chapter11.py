@@ -113,4 +113,12 @@ EXERCISES = [
                        for levels, (z, n) in (([10.0, 2.0], torch.randn(2, 5, 2)),
                                              ([0.5, 0.02], torch.randn(2, 1, 3)))],
        probe=_simulated),
+    Exercise("11.5", "spreads at which three gradients come to rest", (0.0, 1.0, 0.7071), {
+        "SDS has no critic: nothing pushes the samples apart": (1.0, 1.0, 0.7071),
+        "a critic that knows the samples balances the teacher where both scores agree":
+            (0.0, 0.0, 0.7071),
+        "twice the score is the score of the density squared: half the variance": (0.0, 1.0, 0.5),
+        "a doubled pull is not balanced by the critic of spread 1": (0.0, 1.0, 1.0),
+        "doubled, the teacher's score makes the data seem narrower, not wider": (0.0, 1.0, 1.414),
+    }, tolerance=0.02),
 ]  # fmt: skip

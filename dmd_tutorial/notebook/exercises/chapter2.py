@@ -8,28 +8,12 @@ import torch
 from torch import Tensor
 
 from dmd_tutorial.denoisers import Denoiser, edm_preconditioning
-from dmd_tutorial.notebook.exercises import Exercise, Network, gradients_by
+from dmd_tutorial.notebook.exercises import Exercise, Network
 
 
 def factors(sigma: Tensor, sigma_data: float, **wrong: Callable) -> tuple[Tensor, ...]:
     changed = {name: factor(sigma, sigma_data) for name, factor in wrong.items()}
     return edm_preconditioning(sigma, sigma_data)._replace(**changed)[:3]
-
-
-def denoise(
-    network, x, sigma, sigma_data, axes=(1, 1, 1), told=lambda s: s.log() / 4, scaled=1, skipped=1
-) -> Tensor:
-    c_skip, c_out, c_in = (c.reshape(-1, *axes) for c in factors(sigma, sigma_data))
-    raw = network(c_in * x if scaled else x, told(sigma))
-    return (c_skip * x if skipped else x) + c_out * raw
-
-
-def _images() -> list[tuple]:
-    """Eight images of 8 x 8 pixels: here a sigma with too few axes raises no error. Then one."""
-    sigma = torch.tensor([0.002, 0.01, 0.1, 0.3, 1.0, 3.0, 20.0, 80.0])
-    x = torch.randn(8, 1, 8, 8) * (1 + sigma[:, None, None, None])
-    network = Network(lambda parameter, x, c_noise: torch.tanh(parameter * x) + c_noise)
-    return [(network, x, sigma, 0.5), (network, x[4:5], sigma[4:5], 1.4)]
 
 
 def heun_step(
@@ -47,12 +31,6 @@ def heun_step(
 
 def _slope(denoiser: Denoiser, x: Tensor, sigma: float, over: float | None = None) -> Tensor:
     return (x - denoiser(x, torch.full((len(x),), sigma, dtype=x.dtype))) / (over or sigma)
-
-
-def _fitted_slope(x: Tensor, y: Tensor) -> Tensor:
-    """Slope of the straight line nearest to the points in the mean square."""
-    x = x - x.mean()
-    return (x * (y - y.mean())).sum() / (x**2).sum()
 
 
 EXERCISES = [
@@ -76,16 +54,19 @@ EXERCISES = [
             partial(factors, c_in=lambda s, sd: 1 / s),
     }, inputs=lambda: [(torch.tensor([0.0, 0.002, 0.1, 0.5, 2.0, 80.0]), 0.5),
                        (torch.tensor([3.0]), 1.4)]),
-    Exercise("2.2", "denoiser for images", denoise, {
-        "the network is told ln(sigma) / 4, not sigma": partial(denoise, told=lambda s: s),
-        "the network is told a quarter of ln(sigma)": partial(denoise, told=torch.log),
-        "a factor of shape (batch, 1) meets images at their last two axes: here each row of pixels "
-        "got the factor of another image. Use c[:, None, None, None]": partial(denoise, axes=(1,)),
-        "a factor of shape (batch,) meets images at their last axis: here each column of pixels "
-        "got the factor of another image. Use c[:, None, None, None]": partial(denoise, axes=()),
-        "the network's input is not scaled by c_in": partial(denoise, scaled=False),
-        "the direct path is c_skip * x, not x": partial(denoise, skipped=False),
-    }, inputs=_images, probe=gradients_by({"gradient that reaches the network": 0}, name="")),
+    Exercise("2.2", "what each shape of the factors does",
+             ("columns", "rows", "right", "error", "error", "right"), {
+        "the last axis runs along a row: a factor of shape (8,) differs from column to column":
+            ("rows", "columns", "right", "error", "error", "right"),
+        "eight factors meet eight pixels: the shapes fit, and torch says nothing":
+            ("error", "error", "right", "error", "error", "right"),
+        "torch lines shapes up from the right, and the images are the first axis":
+            ("right", "right", "right", "error", "error", "right"),
+        "five factors meet eight pixels: these shapes do not fit":
+            ("columns", "rows", "right", "columns", "rows", "right"),
+        "an axis of length 1 fits any other: a batch of one hides the slip":
+            ("columns", "rows", "right", "error", "error", "error"),
+    }),
     Exercise("2.3", "Heun's step", heun_step, {
         "this is Euler's step: use the second slope": partial(heun_step, a=1, b=0),
         "that is the second slope; take the mean": partial(heun_step, a=0, b=1),
@@ -117,20 +98,19 @@ EXERCISES = [
     }, inputs=lambda: [(torch.randn(shape).double(), *levels)
                        for shape in ((6,), (1, 2, 3))
                        for levels in ((5.0, 0.4, 1.5), (0.1, 2.0, 0.5), (3.0, 0.0, 0.7))]),
-    Exercise("2.5", "order of convergence",
-             lambda steps, errors: -_fitted_slope(steps.log(), errors.log()), {
-        "the sign: errors fall as the steps grow, and the order is a positive number":
-            lambda steps, errors: _fitted_slope(steps.log(), errors.log()),
-        "log2 of the ratio of two errors is the order only where the steps double":
-            lambda steps, errors: (errors[:-1] / errors[1:]).log2().mean(),
-        "the errors' logarithms, but not those of the steps: a power law is straight only where "
-        "both axes are logarithmic": lambda steps, errors: -_fitted_slope(steps, errors.log()),
-        "a straight line through the errors themselves says nothing about a power law; take "
-        "logarithms of both": lambda steps, errors: -_fitted_slope(steps, errors),
-        "steps over errors: the roles of the axes are swapped":
-            lambda steps, errors: -_fitted_slope(errors.log(), steps.log()),
-        # errors about a power law, at numbers of steps that do not double
-    }, inputs=lambda: [(n, n**-order * (1 + n.cos() / 9)) for order, numbers in (
-                           (1.0, [10.0, 30.0, 90.0]), (2.4, [8.0, 12.0, 50.0, 70.0]))
-                       for n in [torch.tensor(numbers).double()]]),
+    Exercise("2.5", "crossing and falls read off the figure", (27, 8, 64), {
+        "the axis counts evaluations, and Heun's step takes two: this counts its steps":
+            (13, 8, 64),
+        "an error of order p falls by 8**p, and Heun's order is not Euler's": (27, 8, 8),
+        "an error of order p falls by 8**p, and Euler's order is not Heun's": (27, 64, 64),
+        "the curves have changed places: the steeper one is Heun's": (27, 64, 8),
+    }, tolerance=0.2),
+    Exercise("2.6", "where one noise ends", (0.8, 1.0), {
+        "from 80 the denoiser answers the mean of the data, with their weights": (0.0, 1.0),
+        "from 80 every answer is nearly the same: one step reaches no mode": (1.0, 1.0),
+        "paths keep their order: a sixth of all noises lies below -1, and a tenth of the data goes "
+        "left": (0.8, -1.0),
+        "it is the last of many steps that ends on the data, at a mode": (0.8, 0.8),
+        "nine tenths of the data are on the right": (-0.8, -1.0),
+    }, tolerance=0.05),
 ]  # fmt: skip

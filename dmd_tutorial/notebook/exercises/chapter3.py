@@ -1,5 +1,6 @@
 """Exercises of chapter 3, the KL gradient."""
 
+import math
 from functools import partial
 
 import torch
@@ -101,4 +102,26 @@ EXERCISES = [
             lambda x, gradient: (x * gradient.detach()).mean(),
     }, inputs=lambda: [(*torch.randn(2, 2, 1, 3, 3),), (*torch.randn(2, 1, 5),)],
        probe=gradients_by({"gradient of the loss": 0})),
+    Exercise("3.6", "where three gradients lead", (0.5, 0.0, -1.0), {
+        "without the fake score nothing rewards variety: the samples all climb to one point":
+            (0.5, 0.5, -1.0),
+        "without the teacher nobody knows where the data are": (0.5, 0.0, 1.0),
+        "the difference of the scores vanishes where the samples are spread like the data":
+            (1.0, 0.0, -1.0),
+        "that is the teacher's score alone: what it leads to has no width": (0.0, 0.0, -1.0),
+    }, tolerance=0.02),
+    Exercise("3.7", "what each slip makes of the gradient", (0, -1, 2, 6), {
+        "x - (x - g) does not depend on x: without a stop-gradient nothing arrives": (1, -1, 2, 6),
+        "in the target x stands with a minus: what arrives leads uphill": (0, 1, 2, 6),
+        "with x detached there is still the x in the target": (0, 0, 2, 6),
+        "the half is there to cancel the 2 that the square brings": (0, -1, 0.5, 6),
+        "a sum is the mean times the number of values": (0, -1, 2, 1 / 6),
+    }),
+    Exercise("3.8", "ratio, divergence and width read off the figure", (2, math.log(2), 2.04), {
+        "the divergence is the mean of the logarithm of this ratio": (2, 2, 2.04),
+        "fake over real: a divergence is never negative": (0.5, -math.log(2), 2.04),
+        "the target's peaks are half as high, for each mode holds half of it": (1, 0, 2.04),
+        "that is the width of one mode; the forward fit is a fifth as high": (2, math.log(2), 0.4),
+        "that is the variance of the forward fit": (2, math.log(2), 4.16),
+    }, tolerance=0.1),
 ]  # fmt: skip

@@ -9,14 +9,6 @@ from torch import Tensor
 from dmd_tutorial.notebook.exercises import Exercise, Network, gradients_by
 
 
-def affine_denoiser(x: Tensor, sigma: float, A: Tensor, b: Tensor) -> Tensor:
-    return b + (x - b) @ _shrink(sigma, A @ A.mT).mT  # (4.5)
-
-
-def _shrink(sigma: float, C: Tensor) -> Tensor:
-    return C @ torch.linalg.inv(C + sigma**2 * torch.eye(len(C)))
-
-
 def critic_loss(
     *given, detach="samples", target="x", weight=None, scale=torch.clone, mean=torch.mean
 ) -> Tensor:
@@ -53,23 +45,12 @@ def _radius(step: list[list[float]], size=lambda factors: factors.abs().max()) -
 
 
 EXERCISES = [
-    Exercise("4.1", "denoiser of an affine generator", affine_denoiser, {
-        "A is not the covariance: the samples A z + b have the covariance A A^T":
-            lambda x, sigma, A, b: b + (x - b) @ _shrink(sigma, A).mT,
-        "the covariance of A z is A A^T, not A^T A":
-            lambda x, sigma, A, b: b + (x - b) @ _shrink(sigma, A.mT @ A).mT,
-        "noise adds the variance sigma**2 to the covariance, not sigma":
-            lambda x, sigma, A, b: b + (x - b) @ _shrink(math.sqrt(sigma), A @ A.mT).mT,
-        "the mean b is missing: shrink x - b, then add b again":
-            lambda x, sigma, A, b: x @ _shrink(sigma, A @ A.mT).mT,
-        "add b again: what is shrunk is x - b, what is wanted is x":
-            lambda x, sigma, A, b: (x - b) @ _shrink(sigma, A @ A.mT).mT,
-        "the shares are exchanged: with much noise the answer must tend to b, not to x":
-            lambda x, sigma, A, b: x - (x - b) @ _shrink(sigma, A @ A.mT).mT,
-        "this is the score; the denoised point is x + sigma**2 times it":
-            lambda x, sigma, A, b: (affine_denoiser(x, sigma, A, b) - x) / sigma**2,
-    }, inputs=lambda: [(torch.randn(n, dim), sigma, torch.randn(dim, dim), torch.randn(dim))
-                       for n, dim, sigma in ((5, 2, 0.3), (5, 2, 2.0), (1, 3, 0.01))]),
+    Exercise("4.1", "the swing, read off the figure", (22, 58, 0.764), {
+        "that is the belief's curve; the generator's runs ahead": (58, 94, -0.707),
+        "m goes on while the belief is above 0: it turns where the belief comes to 0":
+            (22, 22, 0.764),
+        "the belief is late: where m is 0, it still says where m was": (22, 58, 0.0),
+    }, tolerance=0.1),
     Exercise("4.2", "the critic's loss", critic_loss, {
         "a gradient reaches the generator: it would learn to make samples that are easy to "
         "denoise; detach the samples": partial(critic_loss, detach=None),
@@ -147,4 +128,18 @@ EXERCISES = [
         "the factor has a sign or an imaginary part: its size is asked for":
             partial(slowest_factor, size=lambda factors: factors.real.max()),
     }, inputs=lambda: [(0.05, 0.1, 0.02), (0.1, 0.05, 0.2), (0.2, 0.3, 0.05), (0.1, 0.9, 0.1)]),
+    Exercise("4.6", "factors of a perfect critic's loss", (8.5, 0.4), {
+        "the error of a perfect critic is 0, but the loss is error plus floor": (1, 1),
+        "a variance is left, and variances go with the square of the spread": (4, 0.5),
+        "the noisy sample tells something: S^2 sigma^2 / (S^2 + sigma^2) is left, not S^2":
+            (16, 0.25),
+        "upside down: divide the loss after by the loss before": (2 / 17, 2.5),
+    }, tolerance=0.03),
+    Exercise("4.7", "where the swing grows", (1.0, 80 / 39), {
+        "there the swing begins, but it still dies down: find where it grows": (0.00625, 0.2),
+        "a belief that jumps too far comes back, up to twice the way": (1.0, 1.0),
+        "almost: the generator moves meanwhile, and what it adds allows a little more": (1.0, 2.0),
+        "2 is the limit of a gradient descent that knows where it is; this one is told late":
+            (2.0, 80 / 39),
+    }, tolerance=0.01),
 ]  # fmt: skip

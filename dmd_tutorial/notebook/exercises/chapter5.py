@@ -5,7 +5,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.linalg import vector_norm
 from torch.nn import functional
 
 from dmd_tutorial.notebook.exercises import Exercise, gradients_by
@@ -20,12 +19,6 @@ def pull(x: Tensor, m1: Tensor, m2: Tensor, std: float, sigma: float, odds: floa
 def anchored_loss(x, gradient, x_ref, y, lam, reduce=torch.mean, half=0.5, detach=True) -> Tensor:
     aim = (x - gradient).detach() if detach else x - gradient
     return half * reduce((x - aim) ** 2) + lam * reduce((x_ref - y) ** 2)  # (5.11)
-
-
-def lpips_layer(x: Tensor, y: Tensor, omega: Tensor, dim=1, power=2) -> Tensor:
-    if dim:
-        x, y = (each / vector_norm(each, dim=dim, keepdim=True) for each in (x, y))
-    return (omega[:, None, None] * (x - y) ** power).sum(dim=1).mean(dim=(1, 2))  # (5.10)
 
 
 def l2_floor(y: Tensor) -> Tensor:
@@ -82,22 +75,14 @@ EXERCISES = [
     }, inputs=lambda: [(*(torch.randn(n, *shape) for n in (b, b, 4, 4)), lam)
                        for lam, b, shape in ((0.25, 6, (2,)), (1.5, 1, (1, 2, 2)))],
        probe=gradients_by({"gradient at x": 0, "gradient at x_ref": 2})),
-    Exercise("5.4", "one layer of LPIPS", lpips_layer, {
-        "divide the channels at each place by their length first": partial(lpips_layer, dim=()),
-        "normalise over the channels, not over the places": partial(lpips_layer, dim=(2, 3)),
-        "normalise each place by itself, not the image": partial(lpips_layer, dim=(1, 2, 3)),
-        "the weights of the channels are missing":
-            lambda x, y, omega: lpips_layer(x, y, torch.ones_like(omega)),
-        "the weights stand outside of the square": lambda x, y, omega: lpips_layer(x, y, omega**2),
-        "sum over the channels: no mean": lambda x, y, omega: lpips_layer(x, y, omega) / x.shape[1],
-        "the mean over the places, not the sum":
-            lambda x, y, omega: lpips_layer(x, y, omega) * x[0, 0].numel(),
-        "square the differences: without it they cancel": partial(lpips_layer, power=1),
-        "one number for each image: do not average over the batch":
-            lambda x, y, omega: lpips_layer(x, y, omega).mean(),
-    }, inputs=lambda: [(*torch.randn(2, 3, 5, 4, 2), torch.rand(5) + 0.2),
-                       (*torch.randn(2, 1, 2, 3, 3), torch.rand(2) + 0.2)],
-       probe=gradients_by({"gradient at features_x": 0}, name="")),
+    Exercise("5.4", "the pull, read off the figure", (3.85, 0.49, 1.87), {
+        "sizes are asked for: leave out the minus": (-3.85, -0.49, -1.87),
+        "read the two last where the generator's samples are, at x = 2": (3.85, 3.85, 3.99),
+        "x = 0 is the middle of the way; the samples are around x = 2": (3.85, 1.92, 2.0),
+        "that is the share of its full size; the axis has units of x": (1.0, 0.13, 0.47),
+        "at level 1 hardly any pull arrives at x = 2; set the slider to 2 and to 8":
+            (3.45, 0.0035, 0.0035),
+    }, tolerance=0.1),
     Exercise("5.5", "the floor under regression", l2_floor, {
         "the mean belongs to one noise: a generator may answer each noise differently":
             lambda y: ((y - y.mean(dim=(0, 1))) ** 2).mean(),
@@ -109,4 +94,18 @@ EXERCISES = [
             lambda y: ((y - y.mean(dim=0, keepdim=True)) ** 2).mean(),
     }, inputs=lambda: [(torch.randn(n, answers, dim) + torch.arange(n)[:, None, None],)
                        for n, answers, dim in ((4, 3, 2), (1, 5, 3))]),
+    Exercise("5.6", "what two anchors learn from scattered answers", (1.0, 3.0, 2.0), {
+        "the mean square prefers the mean of the answers, not the most frequent one":
+            (2.0, 4.0, 2.0),
+        "three of four answers are 2: the mean counts them": (0.0, 4.0, 2.0),
+        "the absolute difference is smallest at the median, not at the mean": (1.0, 3.0, 1.0),
+        "no generator of z alone reaches 0: what is left is the variance of the answers":
+            (1.0, 0.0, 2.0),
+    }, tolerance=0.05),
+    Exercise("5.7", "recall with 0, 1 and 4 strays", (0.5, 1.0, 0.5), {
+        "one stray has its third neighbour in the far mode: its reach covers all around it":
+            (0.5, 0.5, 0.5),
+        "four strays in one place are each other's neighbours: their reach is 0": (0.5, 1.0, 1.0),
+        "the mode that is there is half of the target": (0.0, 1.0, 0.5),
+    }, tolerance=0.05),
 ]  # fmt: skip

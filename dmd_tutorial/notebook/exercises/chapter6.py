@@ -102,15 +102,13 @@ EXERCISES = [
                        for z in (torch.randn(6, 2).double(), torch.randn(1, 3, 2, 2))
                        for sigma_max in (5.0, 80.0)],
        probe=gradients_by({"gradient that reaches the network": 0}, name="")),
-    Exercise("6.2", "one step of the average",
-             lambda average, new, decay: decay * average + (1 - decay) * new, {
-        "the wrong way round: a decay near 1 keeps almost all of the *average*":
-            lambda average, new, decay: (1 - decay) * average + decay * new,
-        "the new weights must count 1 - decay, or the average grows without bound":
-            lambda average, new, decay: decay * average + new,
-        "this is the new value alone: nothing is averaged": lambda average, new, decay: new,
-    }, inputs=lambda: [(*torch.randn(2, *shape), decay)
-                       for decay, shape in ((0.9, (2,)), (0.5, (1, 3, 2)))], in_place=True),
+    Exercise("6.2", "three averages after a hundred steps", (0.8674, 1.0, 43.37), {
+        "with the factors exchanged the average is the newest weights": (0.8674, 0.8674, 43.37),
+        "the old ones fade, too: sum the powers of 0.98": (0.8674, 1.0, 100.0),
+        "that is what is left of the start": (0.1326, 0.0, 43.37),
+        "that is where they come to rest: after 100 steps some of the start is left":
+            (1.0, 1.0, 50.0),
+    }, tolerance=0.01),
     Exercise("6.3", "one iteration from its parts", iteration, {
         "the sign is wrong: this climbs the KL divergence instead of descending it":
             partial(slip, sign=-1.0),
@@ -170,4 +168,11 @@ EXERCISES = [
             (2, 2, 2),
         "what must move is the critic, not the generator": (2, 0, 2),
     }),
+    Exercise("6.6", "what DMD and more regression gain, read off the figure", (1.64, 1.02), {
+        "upside down: divide the distance at the fork by the distance at the end": (0.61, 0.98),
+        "begin at the fork, not at the first point of the regression": (3.45, 2.15),
+        "the curves have changed places: the one that falls at once is DMD's": (1.02, 1.64),
+        "divide, do not subtract: on a logarithmic axis equal ways are equal factors":
+            (0.023, 0.001),
+    }, tolerance=0.08),
 ]  # fmt: skip

@@ -14,11 +14,6 @@ Levels = tuple[float, float, float]
 _posterior_std = partial(ddim_noise, eta=1.0)
 
 
-def score_of_energy_model(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    x = x.detach().requires_grad_()
-    return torch.autograd.grad(f(x).sum(), x)[0]
-
-
 def posterior(x: Tensor, clean: Tensor, sigma: float, sigma_next: float) -> tuple[Tensor, float]:
     kept = (sigma_next / sigma) ** 2
     return kept * x + (1 - kept) * clean, _posterior_std(sigma, sigma_next)
@@ -39,17 +34,12 @@ def dpm_step(x: Tensor, new: Tensor, old: Tensor, s: Levels, ratio: Callable = _
 
 
 EXERCISES = [
-    Exercise("7.1", "score of an energy model", score_of_energy_model, {
-        "log exp(f) is f itself: its gradient is that of f, not of log f":
-            lambda f, x: score_of_energy_model(lambda y: f(y).log(), x),
-        "that is the gradient of exp(f), the density before its logarithm":
-            lambda f, x: score_of_energy_model(lambda y: f(y).exp(), x),
-        "the sign is the other way round: here f is high where the density is high":
-            lambda *a: -score_of_energy_model(*a),
-    }, inputs=lambda: [
-        (lambda x: 3 + (x**2).sum(1) ** 0.5 - 0.4 * (x**2).sum(1) + x[:, 0], torch.randn(6, 2)),
-        (lambda x: -200 + x[:, 0] ** 3 * x[:, 1], torch.randn(1, 2)),  # exp(f) is 0 in float32
-    ]),
+    Exercise("7.1", "spreads after three steps", (1.0, 1.0, 1.323), {
+        "with no new noise the old one shrinks by sigma_next / sigma": (2.0, 1.0, 1.323),
+        "with eta = 1 the old noise makes room: both together have level 1": (1.0, 1.323, 1.323),
+        "nothing made room for the new noise: its variance comes on top": (1.0, 1.0, 1.0),
+        "variances add, not standard deviations": (1.0, 1.0, 1.866),
+    }, tolerance=0.02),
     Exercise("7.2", "posterior of the less noisy sample", posterior, {
         "x counts by the ratio of the variances, (sigma_next / sigma)**2, not of the standard "
         "deviations": lambda x, y, s, t: (t / s * x + (1 - t / s) * y, _posterior_std(s, t)),

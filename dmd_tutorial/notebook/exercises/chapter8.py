@@ -90,4 +90,11 @@ EXERCISES = [
                         2 + torch.randn(len(t), 2), torch.randn(len(t), 2), t)
                        for t in (torch.linspace(0, 1, 8), torch.tensor([0.3]))],
        probe=gradients_by({"gradient that reaches the network": 0})),
+    Exercise("8.5", "where one noise ends", (0.0, 1.0, 1.0), {
+        "at t = 1 the velocity is the noise minus the mean of the data": (1.0, 1.0, 1.0),
+        "small steps follow the path, and it ends at a data point": (0.0, 0.0, 1.0),
+        "the new pairs join a noise with the end of its own path: their lines do not cross":
+            (0.0, 1.0, 0.0),
+        "to rest at the noise itself is no step": (0.5, 1.0, 1.0),
+    }, tolerance=0.02),
 ]  # fmt: skip

@@ -1,15 +1,9 @@
 """Exercises of chapter 9, consistency models."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from dmd_tutorial.notebook.exercises import Exercise, Network, gradients_by
-
-
-def training_pair(x: Tensor, noise: Tensor, s: Tensor, s_next: Tensor) -> tuple[Tensor, Tensor]:
-    return x + s[:, None] * noise, x + s_next[:, None] * noise
 
 
 def factors(sigma: Tensor, sigma_data: float, sigma_min: float) -> tuple[Tensor, Tensor]:
@@ -23,18 +17,12 @@ def spread(levels: Tensor, std: float) -> Tensor:
 
 
 EXERCISES = [
-    Exercise("9.1", "pair of consistency training", training_pair, {
-        "both points have the level sigma: the lower one is x + sigma_next * noise":
-            lambda x, noise, s, t: training_pair(x, noise, s, s),
-        "both points need the same noise: with fresh noise they are not near one path":
-            lambda x, n, s, t: (x + s[:, None] * n, x + t[:, None] * torch.randn_like(n)),
-        "the lower point starts from the clean x, not from the noisy one":
-            lambda x, n, s, t: (x + s[:, None] * n, x + s[:, None] * n + t[:, None] * n),
-        "the order is the other way round: the higher level comes first":
-            lambda x, noise, s, t: training_pair(x, noise, t, s),
-    }, inputs=lambda: [(*torch.randn(2, len(s), dim), torch.tensor(s), torch.tensor(s_next))
-                       for dim, s, s_next in ((2, [0.5, 1.0, 2.0], [0.3, 0.8, 1.5]),
-                                              (4, [0.01], [0.002]))]),
+    Exercise("9.1", "the price of the grid, read off the figure", (26, 0.41, 2), {
+        "that is what is missing: the axis shows what is left": (26, 0.59, 2),
+        "this is the curve with fresh noise": (26, 0.0, 2),
+        "18 levels leave 0.86: the stars are not at 0.9": (18, 0.41, 2),
+        "what is missing goes down like 1 / N, not like 1 / N**2": (26, 0.41, 4),
+    }, tolerance=0.12),
     Exercise("9.2", "factors with a boundary condition", factors, {
         "these are EDM's factors: at sigma_min they leave a part of the network; put sigma - "
         "sigma_min where they have sigma": lambda s, d, low: factors(s, d, 0.0),
@@ -79,16 +67,10 @@ EXERCISES = [
                        for shape, ratio, sigma in (((4, 2), 0.7, torch.tensor([0.5, 1, 3, 8])),
                                                    ((1, 3, 2), 0.1, torch.tensor([0.02])))],
        probe=gradients_by({"gradient that reaches the network": 0})),
-    Exercise("9.5", "noise for the next evaluation",
-             lambda x, noise, tau, low: x + math.sqrt(tau**2 - low**2) * noise, {
-        "variances add, and the sample has sigma_min already: the new noise has the variance "
-        "tau^2 - sigma_min^2": lambda x, noise, tau, low: x + tau * noise,
-        "variances add, not standard deviations": lambda x, n, tau, low: x + (tau - low) * n,
-        "that is a variance; noise is multiplied by a standard deviation":
-            lambda x, noise, tau, low: x + (tau**2 - low**2) * noise,
-        "the new noise is added to the sample; without it the step starts anywhere":
-            lambda x, noise, tau, low: math.sqrt(tau**2 - low**2) * noise,
-    }, inputs=lambda: [(*torch.randn(2, *shape), *levels)
-                       for shape in ((5, 2), (1, 3, 2))
-                       for levels in ((0.8, 0.5), (0.01, 0.002), (0.3, 0.3), (2.0, 0.0))]),
+    Exercise("9.5", "levels that three formulas reach", (0.8, 1.0, 0.632), {
+        "variances add, and the sample has sigma_min already": (0.8, 0.8, 0.632),
+        "tau - sigma_min is too little: variances add, not standard deviations": (0.8, 1.0, 0.8),
+        "that is the standard deviation of the new noise alone": (0.529, 0.8, 0.2),
+        "these are variances; a level is a standard deviation": (0.64, 1.0, 0.4),
+    }, tolerance=0.01),
 ]  # fmt: skip
