@@ -22,6 +22,7 @@ PLANS = {title: (int(whole), text) for title, whole, text in TIMED.findall(PAGES
 PROJECTS = re.split(r"^## \d+\. ", PAGES["projects"], flags=re.MULTILINE)[1:]
 EVERY_PROJECT = pytest.mark.parametrize("text", PROJECTS, ids=lambda text: text.split("\n")[0])
 EVERY_PAGE = pytest.mark.parametrize("name", PAGES)
+TASKS = {task.number: task for chapter in CHAPTERS.values() for task in chapter.tasks}
 KINDS = {"derive", "implement", "break on purpose", "predict before you run", "read a plot"}
 
 
@@ -90,10 +91,52 @@ def test_a_plan_adds_up_and_leaves_time_for_its_exercises(title):
     whole, text = PLANS[title]
     rows = re.findall(r"^\| (\d+) \| (.+?) \|", text, flags=re.MULTILINE)
     assert sum(int(minutes) for minutes, _ in rows) == whole
-    tasks = {task.number: task for chapter in CHAPTERS.values() for task in chapter.tasks}
     for minutes, what in rows:
-        named = re.findall(r"\d+\.\d+", what) if what.startswith("exercise") else []
-        assert sum(tasks[number].minutes for number in named) <= int(minutes), what
+        match = re.match(r"exercises? [\d. and]+", what)
+        named = re.findall(r"\d+\.\d+", match[0]) if match else []
+        needed = sum(TASKS[number].minutes for number in named) + 5  # to compare answers
+        assert not named or needed <= int(minutes), what
+
+
+COURSES = ["Six sessions of 90 minutes", "Two weeks inside a course on diffusion", "One day"]
+
+
+@pytest.mark.parametrize("course", COURSES)
+def test_a_course_has_exercises_of_every_kind(course):
+    (text,) = re.findall(rf"^## {course}\n.+?(?=^## )", PAGES["course-plans"], re.M | re.S)
+    said = re.findall(r"^<!-- make home (.+) -->|^\| \d+ \| (exercises? .+?) \|", text, re.M)
+    numbers = re.findall(r"\d+\.\d+", " ".join(map(" ".join, said)))
+    assert {TASKS[number].kind for number in numbers} == KINDS
+
+
+def test_a_problem_set_takes_an_hour_to_an_hour_and_a_half():
+    sets = re.findall(
+        r"^Problem set \d.+?due.+?At home, (\d+) min", PAGES["course-plans"], re.M | re.S
+    )
+    assert len(sets) == 2
+    assert all(60 <= int(minutes) <= 90 for minutes in sets)
+
+
+def headings(name):
+    """The anchors of a chapter, in their order."""
+    text = book_source.markdown(book_source.read_notebook(teaching.FOLDER.parent / name))
+    return [teaching.anchor(heading) for heading in re.findall(r"^##+ (.+)$", text, re.M)]
+
+
+@pytest.mark.parametrize("title", PLANS)
+def test_what_is_predicted_was_not_read_and_has_its_answer_in_the_notes(title):
+    text = PLANS[title][1]
+    asked = re.findall(
+        r"\| [^|]*(?:predict |vote:|exercise \d\.\d, each)[^|]*\| .*?\.\./([^)#]+)#([^)]+)\)", text
+    )
+    stop = re.search(r"\*\*read to\*\* \[.+?\]\(\.\./([^)#]+)#([^)]+)\)", text)
+    assert stop or title == "The day" or not asked
+    for name, anchor in asked:
+        if stop and stop[1] == name:
+            order = headings(name)
+            assert order.index(stop[2]) <= order.index(anchor)
+        fold = notes(int(name.partition("-")[0])).partition("predictions</summary>")[2]
+        assert f"{name}#{anchor}" in fold.partition("</details>")[0], anchor
 
 
 # What builds on what
@@ -237,6 +280,10 @@ def test_a_project_has_all_its_parts_and_commands_that_can_be_run(text):
     named = set(re.findall(r"<!-- make budget (\S+) -->", text))
     assert named <= set(PRESETS)
     assert not named or presets & named
+    measured = {word for words in commands(text) if words[0] == "evaluate" for word in words}
+    for each, words in zip(made, commands(text), strict=True):
+        if words[0] == "distill":  # every row that is trained is measured
+            assert f"{each.out}/student.safetensors" in measured
     for each in made:
         start = getattr(each, "start", None)
         if start:  # a row of its own: from another row's regression, and not over its files
