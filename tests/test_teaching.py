@@ -120,7 +120,7 @@ def test_a_problem_set_takes_an_hour_to_an_hour_and_a_half():
 def headings(name):
     """The anchors of a chapter, in their order."""
     text = book_source.markdown(book_source.read_notebook(teaching.FOLDER.parent / name))
-    return [teaching.anchor(heading) for heading in re.findall(r"^##+ (.+)$", text, re.M)]
+    return [book_source.anchor(heading) for heading in re.findall(r"^##+ (.+)$", text, re.M)]
 
 
 @pytest.mark.parametrize("title", PLANS)
@@ -232,7 +232,7 @@ def section_of(path, title):
         source = book_source.source(cell)
         if cell["cell_type"] == "code":
             if re.match(rf"# @title (?:Figure|Table|Slider): {re.escape(title)}\n", source):
-                return {teaching.anchor(heading) for heading in headings.values()}
+                return {book_source.anchor(heading) for heading in headings.values()}
             continue
         for marks, heading in re.findall(r"^(##+) (.+)$", source, flags=re.MULTILINE):
             headings = {level: h for level, h in headings.items() if level < len(marks)}
