@@ -151,7 +151,6 @@ def test_affine_denoiser_is_the_best_linear_guess():
     fitted = torch.linalg.lstsq(inputs, x.double()).solution
     queries = torch.tensor([[0.0, 0.0], [2.0, -1.0], [-1.0, 3.0]])
     guess = torch.cat([queries, torch.ones(3, 1)], dim=1).double() @ fitted
-    assert torch.allclose(chapter4.affine_denoiser(queries, 0.6, A, b), guess.float(), atol=0.01)
     generator = chapter()["KnownGenerator"](b[None], 1.0)
     generator.A.data[:] = A
     found = generator.denoiser(queries, torch.full((3,), 0.6))

@@ -54,7 +54,7 @@ def test_solutions_stand_at_the_end_and_nowhere_else(book):
         assert f"# @title Solution {number}" not in chapter
         assert f"# @title Solution {number}" in appendix
     assert "Hint 1" in chapter  # hints stay, opened, with their exercise
-    assert "The covariance of" in chapter
+    assert "Which of the two curves is ahead" in chapter
 
 
 @needs_site
