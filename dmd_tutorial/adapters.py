@@ -46,8 +46,7 @@ def discrete(alphas_cumprod: Float[Tensor, " steps"]) -> Terms:
         low, high = logs[after - 1], logs[after]
         return after - 1 + ((level - low) / (high - low)).clamp(0, 1)
 
-    sigma_range = levels[0].item(), levels[-1].item()
-    return Terms(lambda sigma: (1 + sigma**2).rsqrt(), time, sigma_range)
+    return preserving((levels[0].item(), levels[-1].item()))._replace(time=time)
 
 
 def continuous(
@@ -77,6 +76,11 @@ def flow(scale: float = 1.0, sigma_range: tuple[float, float] = (SIGMA_MIN, SIGM
     # time 1 is of no finite level: the range ends before, for level 80 at t = 0.988
     alpha, time = lambda sigma: 1 / (1 + sigma), lambda sigma: scale * sigma / (1 + sigma)
     return Terms(alpha, time, sigma_range)
+
+
+def preserving(sigma_range: tuple[float, float] = (SIGMA_MIN, SIGMA_MAX)) -> Terms:
+    """Variance-preserving at any level; the network is told ``ln(sigma) / 4``, as EDM's."""
+    return Terms(lambda sigma: (1 + sigma**2).rsqrt(), lambda sigma: sigma.log() / 4, sigma_range)
 
 
 def exploding(sigma_range: tuple[float, float] = (SIGMA_MIN, SIGMA_MAX)) -> Terms:

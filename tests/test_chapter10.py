@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from dmd_tutorial import data
+from dmd_tutorial.adapters import Adapted, preserving
 from dmd_tutorial.mixtures import GaussianMixture
 from dmd_tutorial.networks import MLP
 from dmd_tutorial.noise import SIGMA_MAX, sampling_levels
 from dmd_tutorial.samplers import euler, sample
 from dmd_tutorial.survey import adversarial, progressive
-from dmd_tutorial.survey.progressive import Prediction, Weighting
+from dmd_tutorial.survey.progressive import Weighting
 
 DOUBLE = torch.float64
 RING = data.ring()
@@ -77,13 +78,13 @@ def test_an_error_of_the_noise_is_eighty_times_larger_for_the_sample():
             return super().forward(x, c_noise) + 0.01  # it is 0 at first
 
     moved = {}
-    for prediction in Prediction:
+    for prediction in ("x0", "noise", "v"):
         networks = (MLP(hidden=8), Off(hidden=8))
-        right, off = (progressive.ReadAs(network, prediction)(x, sigma) for network in networks)
+        right, off = (Adapted(each, preserving(), prediction)(x, sigma) for each in networks)
         moved[prediction] = (off - right).abs().mean().item()
-    assert moved[Prediction.EPS] == pytest.approx(0.8, rel=1e-3)
-    assert moved[Prediction.X] == pytest.approx(0.01, rel=1e-3)
-    assert moved[Prediction.V] == pytest.approx(0.01, rel=1e-3)
+    assert moved["noise"] == pytest.approx(0.8, rel=1e-3)
+    assert moved["x0"] == pytest.approx(0.01, rel=1e-3)
+    assert moved["v"] == pytest.approx(0.01, rel=1e-3)
 
 
 @pytest.mark.parametrize(("sigma", "goal"), [(0.3, "mode"), (40.0, "mean")])

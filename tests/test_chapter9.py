@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dmd_tutorial import samplers
+from dmd_tutorial.adapters import Guided
 from dmd_tutorial.denoisers import EDMDenoiser, score_from_denoised
 from dmd_tutorial.mixtures import GaussianMixture
 from dmd_tutorial.networks.mlp import MLP
@@ -281,7 +282,7 @@ def test_guidance_is_a_sharpened_score():
     log_density = (1 + w) * LINE.log_prob(x, sigma, label) - w * LINE.log_prob(x, sigma)
     (score,) = torch.autograd.grad(log_density.sum(), x)
     x = x.detach()
-    ours = score_from_denoised(x, cm.guided_denoised(LINE, x, sigma, label, w), sigma)
+    ours = score_from_denoised(x, Guided(LINE, 1 + w[:, None])(x, sigma, label), sigma)
     torch.testing.assert_close(ours, score, rtol=1e-8, atol=1e-8)
 
 

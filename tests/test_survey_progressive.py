@@ -9,13 +9,14 @@ from torch import nn
 from benchmarks.survey.progressive import METHODS
 from benchmarks.survey.task import Budget, Task
 from dmd_tutorial import data
+from dmd_tutorial.adapters import Adapted, preserving
 from dmd_tutorial.denoisers import EDMDenoiser, noise_from_denoised, v_from_denoised
 from dmd_tutorial.mixtures import GaussianMixture
 from dmd_tutorial.networks.mlp import MLP
 from dmd_tutorial.noise import cosine_schedule, sampling_levels, to_variance_exploding
 from dmd_tutorial.samplers import euler, sample
 from dmd_tutorial.survey import progressive as room
-from dmd_tutorial.survey.progressive import Prediction, Weighting
+from dmd_tutorial.survey.progressive import Weighting
 from dmd_tutorial.training import FitRun, FitSettings
 
 DOUBLE = torch.float64
@@ -31,9 +32,9 @@ def noisy(sigma: torch.Tensor, seed: int = 0) -> torch.Tensor:
 
 # what a network of each kind answers, from (noisy, denoised, sigma)
 ANSWER = {
-    Prediction.X: lambda x, denoised, sigma: denoised,
-    Prediction.EPS: noise_from_denoised,
-    Prediction.V: v_from_denoised,
+    "x0": lambda x, denoised, sigma: denoised,
+    "noise": noise_from_denoised,
+    "v": v_from_denoised,
 }
 
 
@@ -119,7 +120,7 @@ def test_the_target_is_a_weighted_mean_of_the_teachers_two_answers(start):
 @pytest.mark.equation("10.4")
 @pytest.mark.parametrize(
     ("prediction", "weighting"),
-    [(Prediction.EPS, Weighting.SNR), (Prediction.V, Weighting.SNR_PLUS_ONE)],
+    [("noise", Weighting.SNR), ("v", Weighting.SNR_PLUS_ONE)],
 )
 def test_errors_of_eps_and_v_are_weighted_errors_of_x(prediction, weighting):
     """Squared errors of eps and v are those of x times SNR and times SNR + 1."""
@@ -139,7 +140,7 @@ def test_truncated_snr_is_the_larger_of_the_errors_of_x_and_eps():
     one, other = (noisy(torch.ones(6, dtype=DOUBLE), seed) for seed in (1, 2))
     errors = [
         (ANSWER[kind](x, one, sigma) - ANSWER[kind](x, other, sigma)).norm(dim=1)
-        for kind in (Prediction.X, Prediction.EPS)
+        for kind in ("x0", "noise")
     ]
     larger = torch.maximum(*errors) ** 2
     weighted = room.weight(Weighting.TRUNCATED, sigma) * errors[0] ** 2
@@ -163,7 +164,7 @@ def test_edms_network_predicts_minus_v():
     sigma = torch.tensor([0.05, 0.7, 5.0, 80.0], dtype=DOUBLE)
     x = noisy(sigma)
     by_edm = EDMDenoiser(Fixed(), sigma_data=1.0)(x, sigma)
-    by_v = room.ReadAs(Minus(), Prediction.V)(x, sigma)
+    by_v = Adapted(Minus(), preserving(), "v")(x, sigma)
     torch.testing.assert_close(by_edm, by_v)
     alpha = (1 + sigma**2).rsqrt()[:, None]
     answered = Minus()(alpha * x, sigma.log() / 4)
@@ -172,7 +173,7 @@ def test_edms_network_predicts_minus_v():
     torch.testing.assert_close(room.weight(Weighting.SNR_PLUS_ONE, sigma), weight)
 
 
-@pytest.mark.parametrize("prediction", list(Prediction))
+@pytest.mark.parametrize("prediction", list(ANSWER))
 def test_a_network_is_read_as_what_it_predicts(prediction):
     class Constant(nn.Module):
         def forward(self, x, c_noise, label=None):
@@ -180,7 +181,7 @@ def test_a_network_is_read_as_what_it_predicts(prediction):
 
     sigma = torch.tensor([0.05, 0.7, 80.0], dtype=DOUBLE)
     x = noisy(sigma)
-    denoised = room.ReadAs(Constant(), prediction)(x, sigma)
+    denoised = Adapted(Constant(), preserving(), prediction)(x, sigma)
     answer = ANSWER[prediction](x, denoised, sigma)
     torch.testing.assert_close(answer, torch.full_like(x, 0.3), rtol=1e-6, atol=1e-6)
 

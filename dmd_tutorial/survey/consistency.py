@@ -42,14 +42,6 @@ def solve(
     return x
 
 
-def guided_denoised(
-    denoiser: Denoiser, x: Samples, sigma: PerSample, label: Condition, guidance: PerSample
-) -> Samples:
-    """``(1 + w) D(x, label) - w D(x)``, w the guidance, 0 for none (Luo et al. 2023, LCM, 4.2)."""
-    w = expand(guidance, x)
-    return (1 + w) * denoiser(x, sigma, label) - w * denoiser(x, sigma, None)
-
-
 def neighbour_levels(
     batch: int, grid: Float[Tensor, " bins"], rng: Generator | None = None, *, skip: int = 1,
     probability: Float[Tensor, " bins-1"] | None = None,

@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from dmd_tutorial.adapters import denoised_from
 from dmd_tutorial.checks import Condition, PerSample, Samples, check_sigma, expand
 from dmd_tutorial.denoisers import Denoiser
 from dmd_tutorial.noise import add_noise, noise_like, source
@@ -53,14 +52,6 @@ def target(x: Samples, x_next: Samples, sigma: PerSample, sigma_next: PerSample)
     return (x_next - ratio * x) / (1 - ratio)
 
 
-class Prediction(StrEnum):
-    """What a network may predict; each can be computed from each other."""
-
-    X = "x0"  # the clean sample
-    EPS = "noise"
-    V = "v"  # alpha noise - s clean, in the variance-preserving form
-
-
 class Weighting(StrEnum):
     """How an error of the denoised estimate counts at each level; SNR is 1 / sigma^2."""
 
@@ -75,22 +66,6 @@ def weight(weighting: Weighting, sigma: PerSample) -> PerSample:
     return {
         Weighting.SNR: snr, Weighting.TRUNCATED: snr.clamp_min(1), Weighting.SNR_PLUS_ONE: snr + 1,
     }[weighting]  # fmt: skip
-
-
-class ReadAs(nn.Module):
-    """A denoiser: ``network(x / sqrt(1 + sigma^2), ln(sigma) / 4, label)`` read as x, eps or v."""
-
-    sigma_data = 1.0  # the width of data for which the network's input has unit variance
-
-    def __init__(self, network: nn.Module, prediction: Prediction) -> None:
-        super().__init__()
-        self.network, self.prediction = network, prediction
-
-    def forward(self, x: Samples, sigma: PerSample, label: Condition | None = None) -> Samples:
-        check_sigma(x, sigma)
-        alpha = expand((1 + sigma**2).rsqrt(), x)
-        raw = self.network(alpha * x, sigma.log() / 4, label)
-        return denoised_from(self.prediction, raw, x, sigma)
 
 
 def progressive_loss(
