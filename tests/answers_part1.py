@@ -134,7 +134,7 @@ WRONG = [
     ("1.1", "for points", partial(score_1_1, axes=(1,)), "differ"),
     ("1.1", "clamped", lambda x, D, s: score_1_1(x, D, s.clamp_min(0.01)), "differ"),
     ("1.1", "kept from 0", lambda x, D, s: score_1_1(x, D, (s**2 + 1e-6).sqrt()), "differ"),
-    ("1.2", "naive", naive_mixture, "input 2 of 2: 1 of 1 numbers are infinite"),
+    ("1.2", "naive", naive_mixture, "0/0 is not a number"),
     ("1.2", "three components", lambda x, m, s, w: truth("1.2")(x, m, s, w) * len(m) / 3,
         "input 2"),
     ("1.2", "squeezed", lambda *a: truth("1.2")(*a).squeeze(), "input 2"),
@@ -155,10 +155,11 @@ WRONG = [
         "gradient that reaches the network"),
     ("1.5", "one number", 0.5, "is asked for"),
     ("1.5", "per cent", [50, 90], "result 1: yours is 50"),
+    ("1.6", "the next point", [1.2, 9], "result 1"),
     ("1.6", "nothing changes", [1, 1], "in units of the variance"),
     ("1.6", "twice the standard deviation", [1.5, 13.5], "four times too large"),
     ("1.7", "in standard deviations", (14.42, 38.6), "not how many standard deviations"),
-    ("1.7", "rounded", (1, 4), "result 1"),
+    ("1.7", "rounded", (1.5, 4), "result 1"),
     ("2.1", "order", lambda s, d: (truth("2.1")(s, d)[0], *truth("2.1")(s, d)[:0:-1]), "result 2"),
     ("2.1", "no limit at 0", lambda s, d: (
         truth("2.1")(s, d)[0], (s**-2 + d**-2).rsqrt(), s.log().exp() / (s * (s**2 + d**2).sqrt())
@@ -370,8 +371,8 @@ RIGHT = [
     ("1.4", loss_1_4),
     ("1.4", in_place_1_4),
     ("1.4", lambda *a: truth("1.4")(a[0], *(each.double() for each in a[1:]))),
-    ("1.5", [0.5, 0.9]), ("1.5", torch.tensor([0.49, 0.88])),
-    ("1.6", [1, 9]), ("1.6", np.array([1.05, 9.5])),
+    ("1.5", [0.45, 0.95]), ("1.5", torch.tensor([0.55, 0.82])),
+    ("1.6", [0.9, 8]), ("1.6", np.array([1.1, 10])),
     ("1.7", (1.44, 3.86)), ("1.7", [0.1 * math.sqrt(2 * e) for e in (103.97, 745.13)]),
     ("2.1", lambda s, d: (1 / (1 + (s / d) ** 2), s / (1 + (s / d) ** 2).sqrt(), torch.hypot(
         s, torch.tensor(d)) ** -1)),

@@ -239,7 +239,7 @@ def difference(found: Any, expected: Any, tolerance: float | tuple[float, ...]) 
     """Say where an outcome is not what was expected, never what was; None if it is.
 
     The tolerance is relative. It is the absolute one, too, where results reach 1; where all are
-    smaller that shrinks with them, down to a thousandth. A tuple has an absolute one for each place.
+    smaller that shrinks with them, down to a thousandth. A tuple has an absolute one a place.
     """
     if isinstance(found, Raised):
         same = isinstance(expected, Raised) and found.args[0] == expected.args[0]
