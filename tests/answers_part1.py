@@ -160,7 +160,8 @@ WRONG = [
     ("1.6", "twice the standard deviation", [1.5, 13.5], "four times too large"),
     ("1.7", "in standard deviations", (14.42, 38.6), "not how many standard deviations"),
     ("1.7", "rounded", (1.5, 4), "result 1"),
-    ("2.1", "order", lambda s, d: (truth("2.1")(s, d)[0], *truth("2.1")(s, d)[:0:-1]), "result 2"),
+    ("2.1", "order", lambda s, d: (truth("2.1")(s, d)[0], *truth("2.1")(s, d)[:0:-1]),
+        "the order is c_skip, c_out, c_in"),
     ("2.1", "no limit at 0", lambda s, d: (
         truth("2.1")(s, d)[0], (s**-2 + d**-2).rsqrt(), s.log().exp() / (s * (s**2 + d**2).sqrt())
     ), "infinite or not a number"),
@@ -175,12 +176,15 @@ WRONG = [
     ("2.3", "guard 0.002", partial(heun, stop=lambda s: s <= 0.002), "numbers differ"),
     ("2.3", "kept from 0", lambda D, x, s, t: heun(D, x, s, max(t, 1e-3)), "numbers differ"),
     ("2.3", "in place", lambda D, x, s, t: x.copy_(heun(D, x.clone(), s, t)), "argument 2"),
-    ("2.4", "kept from 0", lambda x, s, t, d: truth("2.4")(x, s, max(t, 0.1), d), "too high"),
-    ("2.4", "division by 0", lambda x, s, t, d:
-        x * t / s * math.sqrt((1 + d**2 / t**2) / (1 + d**2 / s**2)), "ZeroDivisionError"),
-    ("2.4", "Euler's many steps", lambda x, s, t, d: x * math.prod(
+    ("2.4", "kept from 0", lambda x, s, t, *a: truth("2.4")(x, s, max(t, 0.1), *a), "differ"),
+    ("2.4", "division by 0", lambda x, s, t, m, d:
+        m + (x - m) * t / s * ((1 + (d / t) ** 2) / (1 + (d / s) ** 2)).sqrt(), "not a number"),
+    ("2.4", "Euler's many steps", lambda x, s, t, m, d: m + (x - m) * math.prod(
         1 + (t - s) / 99 * u / (d**2 + u**2) for u in np.linspace(s, t, 100)[:-1]), "numbers"),
-    ("2.2", "all wrong", ("error",) * 6, "result 1: 'error' is not the answer"),
+    ("2.4", "mean scaled, not x", lambda x, s, t, m, d: x + (truth("2.4")(m, s, t, 0 * m, d)),
+        "differ"),
+    ("2.2", "all wrong", ("error",) * 6, "eight factors meet eight pixels"),
+    ("2.2", "first of two slips", ("column", "row", "right", "row", "row", "row"), "result 4"),
     ("2.2", "no error", ["columns", "rows", "right", "columns", "rows", "right"], "do not fit"),
     ("2.5", "steps", (13, 8, 64), "this counts its steps"),
     ("2.5", "both of order 1", (27, 8, 8), "Heun's order is not Euler's"),
@@ -381,11 +385,12 @@ RIGHT = [
     ("2.3", heun),
     ("2.3", in_place_heun),
     ("2.3", torch.no_grad()(heun)),
-    ("2.4", lambda x, s, t, d: x * (d * d + t * t) ** 0.5 / (d * d + s * s) ** 0.5),
-    ("2.4", lambda x, s, t, d: x.float() * math.hypot(d, t) / math.hypot(d, s)),
+    ("2.4", lambda x, s, t, m, d: m + (x - m) * (d * d + t * t) ** 0.5 / (d * d + s * s) ** 0.5),
+    ("2.4", lambda x, s, t, m, d: torch.lerp(m, x, (d / s).hypot(
+        torch.tensor(t / s)) / (d / s).hypot(torch.ones(())))),
     ("2.2", ["columns", "rows", "right", "error", "error", "right"]),
-    ("2.2", ("Columns", "Rows", "Right", "Error", "Error", " right")),
-    ("2.5", (25, 8, 70)), ("2.5", torch.tensor([30, 8.1, 64])),
+    ("2.2", ("Column", "Row", "Right", "Error", "errors", " right")),
+    ("2.5", (20, 6, 100)), ("2.5", torch.tensor([34, 11.0, 45])), ("2.5", [27, 8, 64]),
     ("2.6", [0.8, 1]), ("2.6", np.array([0.795, 0.967])),
     ("3.1", lambda m, s, w: (w @ m, (w @ (s**2 + m**2) - (w @ m) ** 2) ** 0.5)),
     ("3.1", lambda m, s, w: (float(w @ m), math.sqrt(w @ (s**2 + (m - w @ m) ** 2)))),
