@@ -202,7 +202,8 @@ WRONG = [
     ("3.3", "hard-wired batch", lambda z, *a: tuple(
         d * len(z) / 50 for d in truth("3.3")(z, *a)), "input 2 of 2"),
     ("3.3", "closed form", lambda z, m, s, mr, sr: (
-        torch.tensor((m - mr) / sr**2), torch.tensor(s / sr**2 - 1 / s)), "result 1"),
+        torch.tensor((m - mr) / sr**2), torch.tensor(s / sr**2 - 1 / s)), "exact derivative"),
+    ("3.3", "second sign", lambda *a: (truth("3.3")(*a)[0], -truth("3.3")(*a)[1]), "result 2"),
     ("3.3", "one result", lambda *a: truth("3.3")(*a)[0], "is asked for, not"),
     ("3.4", "clamped", partial(eq_8, error=lambda e: e.abs().mean((1, 2, 3), keepdim=True)
         .clamp_min(0.01)), "too low"),
@@ -220,8 +221,9 @@ WRONG = [
     ("3.8", "no logarithm", (2, 2, 2), "the mean of the logarithm"),
     ("3.6", "never collapses", (0.5, 0.5, -1), "nothing rewards variety"),
     ("3.6", "runs away", (0.5, 0.0, 5.0), "result 3: yours is 5"),
-    ("3.7", "all right", (1, 1, 1, 1), "result 1: yours is 1"),
+    ("3.7", "all right", (1, 1, 1, 1), "without a stop-gradient nothing arrives"),
     ("3.7", "batch", (0, -1, 2, 2), "result 4: yours is 2"),
+    ("3.8", "two slips", (2, 2, 4), "the mean of the logarithm"),
     ("4.2", "no critic", lambda c, *a: truth("4.2")(lambda x, s: c(x, s).detach(), *a),
         NO_GRADIENT),
     ("4.2", "float level", lambda c, g, z, s, n: truth("4.2")(
@@ -407,7 +409,7 @@ RIGHT = [
     ("3.5", lambda x, g: ((x - x.detach() + g) ** 2).sum() / (2 * x.numel())),
     ("3.5", lambda x, g: torch.linalg.vector_norm(x - (x - g).data) ** 2 / x.numel() / 2),
     ("3.8", (2, 0.7, 2)), ("3.8", [2.0, math.log(2), math.sqrt(4 + 0.4**2)]),
-    ("3.6", (0.5, 0, -1)), ("3.6", torch.tensor([0.505, 1e-9, -1.0])),
+    ("3.6", (0.5, 0, -1)), ("3.6", torch.tensor([0.505, 1e-9, -1.0])), ("3.6", [0.5, 0.05, -1]),
     ("3.7", [0, -1, 2, 6]), ("3.7", torch.tensor([0.0, -1.0, 2.0, 6.0])),
     ("4.2", critic_loss),
     ("4.2", lambda c, g, z, s, n: (
@@ -423,7 +425,7 @@ RIGHT = [
     ("4.5", lambda e, k, r: np.abs(np.linalg.eigvals([[1 - r, -e], [k, 1 - k]])).max()),
     ("4.5", lambda e, k, r: torch.linalg.eigvals(
         torch.tensor([[1 - r, -e], [k, 1 - k]])).abs().max()),
-    ("4.1", (20, 60, 0.8)), ("4.1", torch.tensor([22.0, 58.0, 0.75])),
+    ("4.1", (17, 50, 0.65)), ("4.1", (27, 67, 0.88)), ("4.1", torch.tensor([22.0, 58.0, 0.75])),
     ("4.6", (8.5, 0.4)), ("4.6", [(0.16 / 0.32) / (0.01 / 0.17), (0.04 / 0.2) / (0.16 / 0.32)]),
     ("4.7", (1, 2.05)), ("4.7", [1.0, 4 / (2 - 0.05)]),
     ("5.1", lambda d, s: max(0.0, (d / 2 - s) * (d / 2 + s)) ** 0.5),
