@@ -62,9 +62,11 @@ def enough(eta, kappa_1, start=1, stop=lambda closed, wanted: closed >= wanted, 
     return last
 
 
-def pull(x, m1, m2, std, sigma):
+def pull(x, m1, m2, std, sigma, w):
     v = std**2 + sigma**2
-    p1, p2 = (torch.exp(-((x - m) ** 2).sum(1) / (2 * v)) for m in (m1, m2))
+    p1, p2 = (
+        share * torch.exp(-((x - m) ** 2).sum(1) / (2 * v)) for m, share in ((m1, 1 - w), (m2, w))
+    )
     return (p2 / (p1 + p2))[:, None] * (m2 - m1) / v
 
 
@@ -258,9 +260,9 @@ WRONG = [
     ("5.1", "root of 0 refused", lambda d, s: 0.0 if d <= 3 * s else math.sqrt(d**2 / 4 - s**2),
         "not right"),
     ("5.2", "naive", pull, "infinite or not a number"),
-    ("5.2", "hard-wired axes", lambda x, m1, m2, s, t: truth("5.2")(x[:, :2], m1[:2], m2[:2], s, t),
+    ("5.2", "hard-wired axes", lambda x, m1, m2, *a: truth("5.2")(x[:, :2], m1[:2], m2[:2], *a),
         "the shape is (1, 2), it should be (1, 3)"),
-    ("5.2", "mode half", lambda x, m1, m2, s, t: ((m2 - m1) / (s**2 + t**2) / 2).expand_as(x),
+    ("5.2", "mode half", lambda x, m1, m2, s, t, w: ((m2 - m1) / (s**2 + t**2) / 2).expand_as(x),
         "differ"),
     ("5.3", "no matching", lambda x, g, r, y, lam: lam * F.mse_loss(r, y), "term is missing"),
     ("5.3", "x held, too", lambda x, g, *a: truth("5.3")(x.detach(), g, *a) + 0 * x.sum(),
@@ -271,6 +273,8 @@ WRONG = [
         + (x * g).sum() / 12 - (x * g).detach().sum() / 12 + lam * F.mse_loss(r, y), "input 2"),
     ("5.5", "hard-wired", lambda y: ((y - y.mean(1, keepdim=True)) ** 2).sum() / 24, "input 2"),
     ("5.5", "in place", lambda y: y.sub_(y.mean(1, keepdim=True)).square().mean(), "argument 1"),
+    ("5.3", "derivatives only", lambda x, g, r, y, lam: (x * g).mean() + lam * F.mse_loss(r, y),
+        "not the squared form"),
     ("5.4", "with their sign", (-3.85, -0.49, -1.87), "leave out the minus"),
     ("5.6", "the most frequent", (2, 4, 2), "prefers the mean"),
     ("5.7", "its share", (0.5, 0.5, 0.5), "its third neighbour in the far mode"),
@@ -346,18 +350,21 @@ def spectral(eta, kappa, rho):
     return max(abs(middle + root), abs(middle - root)) / 2
 
 
-def autograd_pull(x, m1, m2, std, sigma):
+def autograd_pull(x, m1, m2, std, sigma, w):
     v = std**2 + sigma**2
     x = x.clone().requires_grad_()
-    logs = torch.stack([-((x - m) ** 2).sum(1) / (2 * v) for m in (m1, m2)])
+    logs = torch.stack([
+        math.log(share) - ((x - m) ** 2).sum(1) / (2 * v) for m, share in ((m1, 1 - w), (m2, w))
+    ])  # fmt: skip
     (real,) = torch.autograd.grad(logs.logsumexp(0).sum(), x)
     return real - (m1 - x.detach()) / v
 
 
-def softmax_pull(x, m1, m2, std, sigma):
+def softmax_pull(x, m1, m2, std, sigma, w):
     v = std**2 + sigma**2
     means = torch.stack([m1, m2])
-    share = (-(torch.cdist(x, means) ** 2) / (2 * v)).softmax(1)
+    weights = torch.tensor([1 - w, w], dtype=x.dtype)
+    share = (weights.log() - torch.cdist(x, means) ** 2 / (2 * v)).softmax(1)
     return share @ means / v - m1 / v
 
 
@@ -433,14 +440,16 @@ RIGHT = [
     ("5.1", lambda d, s: torch.tensor(d**2 / 4 - s**2).clamp_min(0).sqrt()),
     ("5.2", softmax_pull),
     ("5.2", autograd_pull),
-    ("5.2", lambda x, m1, m2, s, t: torch.outer(torch.sigmoid(
-        (2 * x - m1 - m2) @ (m2 - m1) / 2 / (s * s + t * t)), m2 - m1) / (s * s + t * t)),
+    ("5.2", lambda x, m1, m2, s, t, w: torch.outer(torch.sigmoid(
+        (2 * x - m1 - m2) @ (m2 - m1) / 2 / (s * s + t * t) - math.log(1 / w - 1)),
+        m2 - m1) / (s * s + t * t)),
     ("5.3", both),
     ("5.3", lambda x, g, r, y, lam: F.mse_loss(x, (x - g).detach()) / 2 + lam * F.mse_loss(r, y)),
     ("5.5", lambda y: y.var(1, correction=0).mean()),
     ("5.5", lambda y: float(np.mean(y.numpy().var(1)))),
     ("5.5", lambda y: (y**2).mean() - (y.mean(1) ** 2).mean()),
-    ("5.4", (3.8, 0.5, 1.9)), ("5.4", [4 * s * s / (s * s + 0.16) / (1 + math.exp(p / (
+    ("5.4", (3.6, 0.35, 2.1)), ("5.4", [4, 0.65, 1.7]),
+    ("5.4", [4 * s * s / (s * s + 0.16) / (1 + math.exp(p / (
         s * s + 0.16))) for s, p in ((2, -28), (2, 8), (8, 8))]),
     ("5.6", (1, 3, 2)), ("5.6", [0.75 * 2 - 0.25 * 2, 4 - 1, np.median([2, 2, 2, -2])]),
     ("5.7", [0.5, 1, 0.5]), ("5.7", torch.tensor([0.49, 0.99, 0.49])),
