@@ -302,11 +302,15 @@ WRONG = [
     ("6.4", "one step", lambda k: 11, "input 2 of 3"),
     ("6.4", "pairs left out of the cost", lambda k: 4 * k + 4, "the anchor is missing"),
     ("6.5", "copy at rest", [1, 1, 0], "the critic still is the teacher"),
-    ("6.5", "at once", [1, 1, 1], "result 1: yours is 1"),
+    ("6.5", "never, and one later", [2, 3, None], "result 2"),
+    ("6.5", "never", [2, 2, None], "write 0, not None"),
+    ("6.5", "never comes", (2, 2, float("inf")), "write 0, not infinity"),
+    ("6.5", "at once", [1, 1, 1], "the critic still is the teacher"),
     ("6.5", "the generator must move", [2, 0, 2], "not the generator"),
     ("6.5", "two numbers", [2, 2], "is asked for"),
     ("6.5", "words", "second, second, never", "is asked for"),
     ("6.2", "no fading", (0.867, 1, 100), "the old ones fade"),
+    ("6.2", "rising decay", (1, 1, 43.37), "the decay is 0.98 in every step"),
     ("6.6", "from the first point", (3.45, 2.15), "begin at the fork"),
 ]  # fmt: skip
 
@@ -464,5 +468,5 @@ RIGHT = [
     ("6.4", lambda k: 3 + 3 + 2 + 3 + 4 * (k - 1)),
     ("6.5", [2, 2, 0]), ("6.5", (2.0, 2, 0)), ("6.5", torch.tensor([2, 2, 0])),
     ("6.2", (0.867, 1, 43.4)), ("6.2", np.array([1 - 0.98**100, 1, (1 - 0.98**100) / 0.02])),
-    ("6.6", (1.6, 1)), ("6.6", [0.0598 / 0.0364, 0.0598 / 0.0585]),
+    ("6.6", (1.6, 1)), ("6.6", [1.45, 1.1]), ("6.6", [0.0598 / 0.0364, 0.0598 / 0.0585]),
 ]  # fmt: skip
