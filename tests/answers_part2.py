@@ -14,8 +14,8 @@ from torch.nn import functional as F
 # Wrong answers
 
 
-def posterior(x, clean, s, t, std=lambda s, t: t * math.sqrt(s**2 - t**2) / s):
-    return (t**2 * x + (s**2 - t**2) * clean) / s**2, std(s, t)
+def posterior(x, s, t, d, std=lambda s, t, d: math.sqrt((s**2 - t**2) * (d**2 + t**2))):
+    return (d**2 + t**2) * x / (d**2 + s**2), std(s, t, d) / math.hypot(d, s)
 
 
 def ddim(x, D, s, t, eta, fresh, low=0.0):
@@ -23,9 +23,16 @@ def ddim(x, D, s, t, eta, fresh, low=0.0):
     return D + max(low, t**2 - new**2) ** 0.5 * (x - D) / s + new * fresh
 
 
-def dpm(x, new, old, s, log=math.log):
-    h, h1 = log(s[1]) - log(s[2]), log(s[0]) - log(s[1])
-    return new + s[2] / s[1] * (x - new) + (1 - s[2] / s[1]) * h * (new - old) / h1 / 2
+def line(x, new, old, s, least=0.0):
+    h, h1 = math.log(s[1]) - math.log(s[2]), max(least, math.log(s[0]) - math.log(s[1]))
+    return new + math.exp(-h) * (x - new) + (h - 1 + math.exp(-h)) * (new - old) / h1
+
+
+def by_quadrature(x, new, old, s, parts=2000):
+    h, h1 = math.log(s[1] / s[2]), math.log(s[0] / s[1])
+    u = (torch.arange(parts) + 0.5).double() * h / parts
+    weight, rise = (u - h).exp() * h / parts, u / h1
+    return s[2] / s[1] * x + weight.sum() * new + (weight * rise).sum() * (new - old)
 
 
 def price(mean, std, log=torch.log):
@@ -93,22 +100,18 @@ NOT_FINITE = "infinite or not a number"
 WRONG = [
     # (exercise, what is wrong, answer, a part of the sentence)
     ("7.2", "a factor written in", partial(posterior,
-        std=lambda s, t: (s**2 - t**2) ** 0.5 * 0.6 / 1.7),
-        "result 2"),
-    ("7.2", "kept from 0", partial(posterior,
-        std=lambda s, t: max(0.01, truth("7.2")(0, 0, s, t)[1])),
-        "result 2"),
+        std=lambda s, t, d: (s**2 - t**2) ** 0.5), "result 2"),
+    ("7.2", "mean of the clean sample", lambda x, s, t, d:
+        (x * d**2 / (d**2 + s**2), truth("7.2")(x, s, t, d)[1]), "result 1"),
     ("7.3", "kept from 0", partial(ddim, low=1e-4), "differ"),
     ("7.3", "division by 0", lambda x, D, s, t, eta, fresh: D + t * math.sqrt(
-        1 - (eta * truth("7.2")(x, D, s, t)[1] / t) ** 2) * (x - D) / s
-        + eta * truth("7.2")(x, D, s, t)[1] * fresh, "ZeroDivisionError"),
+        1 - (eta * truth("7.2")(x, s, t, 0.0)[1] / t) ** 2) * (x - D) / s
+        + eta * truth("7.2")(x, s, t, 0.0)[1] * fresh, "ZeroDivisionError"),
     ("7.4", "never over 1", lambda x, s, f, g, c: truth("7.4")(x, s, f, g, min(c, 1.0)), "differ"),
     ("7.4", "size of f", lambda x, s, f, g, c: truth("7.4")(x, s, -abs(f), g, c), "differ"),
-    ("7.5", "extrapolates little", lambda x, new, old, s: truth("7.5")(
-        x, new, old, s, ratio=lambda s: min(1.0, math.log(s[1] / s[2]) / math.log(s[0] / s[1]))),
-        "differ"),
+    ("7.5", "a step not too short", partial(line, least=0.5), "differ"),
     ("7.1", "spreads add", (1, 1, 1 + 0.866), "variances add"),
-    ("7.1", "at first", (2, 2, 2), "result 1"),
+    ("7.1", "at first", (2, 2, 2), "the old one shrinks"),
     ("8.1", "clamped", partial(price, log=lambda s: s.clamp(0.1, 10).log()), "input 2"),
     ("8.1", "hard-wired latent", lambda m, s: truth("8.1")(m, s) / m.shape[1] * 3, "input 2"),
     ("8.1", "mean held", lambda m, s: price(m.detach(), s), "gradient at mean"),
@@ -220,9 +223,9 @@ WRONG = [
 # Right answers
 
 
-def by_precisions(x, clean, s, t):
-    kept, told = 1 / (s**2 - t**2), 1 / t**2
-    return (kept * x + told * clean) / (kept + told), (kept + told) ** -0.5
+def by_precisions(x, s, t, d):
+    kept, told = 1 / (s**2 - t**2), 1 / (d**2 + t**2)
+    return kept * x / (kept + told), (kept + told) ** -0.5
 
 
 def target_of_copy(f, x, s, y, t):
@@ -244,20 +247,19 @@ def along_the_line(D, x_t, t):
 
 RIGHT = [
     ("7.2", by_precisions),
-    ("7.2", lambda x, clean, s, t: (torch.lerp(clean, x, t**2 / s**2), torch.tensor(
-        t * math.sqrt(1 - t**2 / s**2)))),
-    ("7.2", lambda x, clean, s, t: [(x + (1 - (t / s) ** 2) * (clean - x)).numpy(), np.sqrt(
-        t**2 * (s**2 - t**2) / s**2)]),
+    ("7.2", posterior),
+    # (7.5): the mean of the known-sample case, and the doubt about the sample on top
+    ("7.2", lambda x, s, t, d: [
+        ((t / s) ** 2 * x + (1 - (t / s) ** 2) * d**2 / (d**2 + s**2) * x).numpy(),
+        np.sqrt(t**2 * (s**2 - t**2) / s**2 + (1 - (t / s) ** 2) ** 2 / (d**-2 + s**-2))]),
     ("7.3", ddim),
     ("7.3", lambda x, D, s, t, eta, n: D + t * math.sqrt(1 - eta**2 * (1 - t**2 / s**2))
         * (x - D) / s + t * eta * math.sqrt(1 - t**2 / s**2) * n),
     ("7.3", torch.no_grad()(lambda x, D, s, t, eta, n: ddim(x.double(), D.double(), s, t, eta, n))),
     ("7.4", lambda x, s, f, g, c: f * x - g**2 * s / 2 - (c * g) ** 2 * s / 2),
     ("7.4", lambda x, s, f, g, c: torch.lerp(f * x - g * g * s / 2, f * x - g * g * s, c**2)),
-    ("7.5", dpm),
-    ("7.5", partial(dpm, log=math.log2)),
-    ("7.5", lambda x, new, old, s: s[2] / s[1] * x + (1 - s[2] / s[1]) * torch.lerp(
-        old, new, 1 + 0.5 * math.log(s[1] / s[2]) / math.log(s[0] / s[1]))),
+    ("7.5", line),
+    ("7.5", by_quadrature),
     ("7.1", (1, 1, 1.32)), ("7.1", [1.0, 1, math.sqrt(1 + 3 / 4)]),
     ("8.1", price),
     ("8.1", lambda m, s: kl_divergence(Normal(m, s), Normal(0.0, 1.0)).sum(1)),
