@@ -39,13 +39,13 @@ def price(mean, std, log=torch.log):
     return ((mean.square() + std.square() - 1) / 2 - log(std)).sum(dim=-1)
 
 
-def velocity(D, x_t, t, level=lambda t: t / (1 - t), over=lambda t: t[:, None]):
-    return (x_t - D(x_t / (1 - t)[:, None], level(t))) / over(t)
+def velocity(N, x_t, t, level=lambda t: t / (1 - t), over=lambda t: 1 - t[:, None]):
+    return (N(x_t / (1 - t)[:, None], level(t)) - x_t) / over(t)
 
 
 def flow_loss(v, x, z, t, told=lambda t: t, axes=(1,)):
     u = t.reshape(-1, *axes)
-    return F.mse_loss(v(torch.lerp(x, z, u), told(t)), z - x)
+    return F.mse_loss(v(torch.lerp(z, x, u), told(t)), x - z)
 
 
 def with_boundary(s, d, low, above=lambda s, low: s - low):
@@ -127,8 +127,10 @@ WRONG = [
         ONE_LEVEL_EACH),
     ("8.3", "column of levels", partial(velocity, level=lambda t: (t / (1 - t))[:, None]),
         ONE_LEVEL_EACH),
-    ("8.3", "kept from 0", partial(velocity, over=lambda t: t[:, None] + 1e-5), "differ"),
+    ("8.3", "kept from 0", partial(velocity, over=lambda t: 1 - t[:, None] + 1e-5), "differ"),
     ("8.3", "clamped", lambda D, x, t: velocity(D, x, t.clamp(0.01, 0.99)), "differ"),
+    ("8.3", "for a denoiser", lambda D, x, t: (x - D(x / (1 - t)[:, None], t / (1 - t)))
+        / t[:, None], "answers is the noise"),
     ("8.4", "network held", lambda v, *a: truth("8.4")(lambda *b: v(*b).detach(), *a), NO_GRADIENT),
     ("8.4", "float time", partial(flow_loss, told=lambda t: t.mean().item()), ONE_LEVEL_EACH),
     ("8.4", "column of times", partial(flow_loss, told=lambda t: t[:, None]), ONE_LEVEL_EACH),
@@ -138,6 +140,7 @@ WRONG = [
     ("8.4", "half of the gradient", lambda *a: (flow_loss(*a) + flow_loss(*a).detach()) / 2,
         "gradient that reaches"),
     ("8.5", "straight at once", (1, 1, 1), "minus the mean of the data"),
+    ("8.5", "as far as a hundred", (0, 1, 1), "still possible"),
     ("9.2", "clamped", partial(with_boundary, above=lambda s, low: (s - low).clamp_min(0.01)),
         "result"),
     ("9.3", "hard-wired grid", lambda levels, std: truth("9.3")(levels[:5], std), "not right"),
@@ -238,11 +241,10 @@ def under_no_grad(D, z, levels, noise):
     return torch.add(x, noise, alpha=levels[1])
 
 
-def along_the_line(D, x_t, t):
+def along_the_line(N, x_t, t):  # (8.15), with the denoised estimate behind the noise
     u = t[:, None]
-    x = x_t / (1 - u)
-    sigma = u / (1 - u)
-    return -x + (x - D(x, sigma[:, 0])) / sigma / (1 - u)
+    x, sigma = x_t / (1 - u), u / (1 - u)
+    return (x_t - (x - sigma * N(x, sigma[:, 0]))) / u
 
 
 RIGHT = [
@@ -273,10 +275,10 @@ RIGHT = [
     ("8.3", along_the_line),
     ("8.3", torch.no_grad()(partial(velocity, level=lambda t: 1 / (1 / t - 1)))),
     ("8.4", flow_loss),
-    ("8.4", lambda v, x, z, t: torch.mean((v(x + t.unsqueeze(1) * (z - x), t) + x - z) ** 2)),
-    ("8.4", lambda v, x, z, t: (v(z * t.view(-1, 1) + x * (1 - t.view(-1, 1)), t)
-                                - (z - x)).pow(2).sum(1).mean() / 2),
-    ("8.5", [0, 1, 1]), ("8.5", torch.tensor([0.0, 1.0, 1.0])),
+    ("8.4", lambda v, x, z, t: torch.mean((v(z + t.unsqueeze(1) * (x - z), t) + z - x) ** 2)),
+    ("8.4", lambda v, x, z, t: (v(x * t.view(-1, 1) + z * (1 - t.view(-1, 1)), t)
+                                - (x - z)).pow(2).sum(1).mean() / 2),
+    ("8.5", [0, 0.5, 1]), ("8.5", torch.tensor([0.0, 0.4, 1.0])),
     ("9.2", with_boundary),
     ("9.2", lambda s, d, low:
         (1 / (1 + ((s - low) / d) ** 2), (s - low) / (1 + (s / d) ** 2).sqrt())),
