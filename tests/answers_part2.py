@@ -14,8 +14,8 @@ from torch.nn import functional as F
 # Wrong answers
 
 
-def posterior(x, clean, s, t, std=lambda s, t: t * math.sqrt(s**2 - t**2) / s):
-    return (t**2 * x + (s**2 - t**2) * clean) / s**2, std(s, t)
+def posterior(x, s, t, d, std=lambda s, t, d: math.sqrt((s**2 - t**2) * (d**2 + t**2))):
+    return (d**2 + t**2) * x / (d**2 + s**2), std(s, t, d) / math.hypot(d, s)
 
 
 def ddim(x, D, s, t, eta, fresh, low=0.0):
@@ -23,22 +23,29 @@ def ddim(x, D, s, t, eta, fresh, low=0.0):
     return D + max(low, t**2 - new**2) ** 0.5 * (x - D) / s + new * fresh
 
 
-def dpm(x, new, old, s, log=math.log):
-    h, h1 = log(s[1]) - log(s[2]), log(s[0]) - log(s[1])
-    return new + s[2] / s[1] * (x - new) + (1 - s[2] / s[1]) * h * (new - old) / h1 / 2
+def line(x, new, old, s, least=0.0):
+    h, h1 = math.log(s[1]) - math.log(s[2]), max(least, math.log(s[0]) - math.log(s[1]))
+    return new + math.exp(-h) * (x - new) + (h - 1 + math.exp(-h)) * (new - old) / h1
+
+
+def by_quadrature(x, new, old, s, parts=2000):
+    h, h1 = math.log(s[1] / s[2]), math.log(s[0] / s[1])
+    u = (torch.arange(parts) + 0.5).double() * h / parts
+    weight, rise = (u - h).exp() * h / parts, u / h1
+    return s[2] / s[1] * x + weight.sum() * new + (weight * rise).sum() * (new - old)
 
 
 def price(mean, std, log=torch.log):
     return ((mean.square() + std.square() - 1) / 2 - log(std)).sum(dim=-1)
 
 
-def velocity(D, x_t, t, level=lambda t: t / (1 - t), over=lambda t: t[:, None]):
-    return (x_t - D(x_t / (1 - t)[:, None], level(t))) / over(t)
+def velocity(N, x_t, t, level=lambda t: t / (1 - t), over=lambda t: 1 - t[:, None]):
+    return (N(x_t / (1 - t)[:, None], level(t)) - x_t) / over(t)
 
 
 def flow_loss(v, x, z, t, told=lambda t: t, axes=(1,)):
     u = t.reshape(-1, *axes)
-    return F.mse_loss(v(torch.lerp(x, z, u), told(t)), z - x)
+    return F.mse_loss(v(torch.lerp(z, x, u), told(t)), x - z)
 
 
 def with_boundary(s, d, low, above=lambda s, low: s - low):
@@ -93,22 +100,18 @@ NOT_FINITE = "infinite or not a number"
 WRONG = [
     # (exercise, what is wrong, answer, a part of the sentence)
     ("7.2", "a factor written in", partial(posterior,
-        std=lambda s, t: (s**2 - t**2) ** 0.5 * 0.6 / 1.7),
-        "result 2"),
-    ("7.2", "kept from 0", partial(posterior,
-        std=lambda s, t: max(0.01, truth("7.2")(0, 0, s, t)[1])),
-        "result 2"),
+        std=lambda s, t, d: (s**2 - t**2) ** 0.5), "result 2"),
+    ("7.2", "mean of the clean sample", lambda x, s, t, d:
+        (x * d**2 / (d**2 + s**2), truth("7.2")(x, s, t, d)[1]), "result 1"),
     ("7.3", "kept from 0", partial(ddim, low=1e-4), "differ"),
     ("7.3", "division by 0", lambda x, D, s, t, eta, fresh: D + t * math.sqrt(
-        1 - (eta * truth("7.2")(x, D, s, t)[1] / t) ** 2) * (x - D) / s
-        + eta * truth("7.2")(x, D, s, t)[1] * fresh, "ZeroDivisionError"),
+        1 - (eta * truth("7.2")(x, s, t, 0.0)[1] / t) ** 2) * (x - D) / s
+        + eta * truth("7.2")(x, s, t, 0.0)[1] * fresh, "ZeroDivisionError"),
     ("7.4", "never over 1", lambda x, s, f, g, c: truth("7.4")(x, s, f, g, min(c, 1.0)), "differ"),
     ("7.4", "size of f", lambda x, s, f, g, c: truth("7.4")(x, s, -abs(f), g, c), "differ"),
-    ("7.5", "extrapolates little", lambda x, new, old, s: truth("7.5")(
-        x, new, old, s, ratio=lambda s: min(1.0, math.log(s[1] / s[2]) / math.log(s[0] / s[1]))),
-        "differ"),
+    ("7.5", "a step not too short", partial(line, least=0.5), "differ"),
     ("7.1", "spreads add", (1, 1, 1 + 0.866), "variances add"),
-    ("7.1", "at first", (2, 2, 2), "result 1"),
+    ("7.1", "at first", (2, 2, 2), "the old one shrinks"),
     ("8.1", "clamped", partial(price, log=lambda s: s.clamp(0.1, 10).log()), "input 2"),
     ("8.1", "hard-wired latent", lambda m, s: truth("8.1")(m, s) / m.shape[1] * 3, "input 2"),
     ("8.1", "mean held", lambda m, s: price(m.detach(), s), "gradient at mean"),
@@ -124,8 +127,10 @@ WRONG = [
         ONE_LEVEL_EACH),
     ("8.3", "column of levels", partial(velocity, level=lambda t: (t / (1 - t))[:, None]),
         ONE_LEVEL_EACH),
-    ("8.3", "kept from 0", partial(velocity, over=lambda t: t[:, None] + 1e-5), "differ"),
+    ("8.3", "kept from 0", partial(velocity, over=lambda t: 1 - t[:, None] + 1e-5), "differ"),
     ("8.3", "clamped", lambda D, x, t: velocity(D, x, t.clamp(0.01, 0.99)), "differ"),
+    ("8.3", "for a denoiser", lambda D, x, t: (x - D(x / (1 - t)[:, None], t / (1 - t)))
+        / t[:, None], "answers is the noise"),
     ("8.4", "network held", lambda v, *a: truth("8.4")(lambda *b: v(*b).detach(), *a), NO_GRADIENT),
     ("8.4", "float time", partial(flow_loss, told=lambda t: t.mean().item()), ONE_LEVEL_EACH),
     ("8.4", "column of times", partial(flow_loss, told=lambda t: t[:, None]), ONE_LEVEL_EACH),
@@ -135,6 +140,7 @@ WRONG = [
     ("8.4", "half of the gradient", lambda *a: (flow_loss(*a) + flow_loss(*a).detach()) / 2,
         "gradient that reaches"),
     ("8.5", "straight at once", (1, 1, 1), "minus the mean of the data"),
+    ("8.5", "as far as a hundred", (0, 1, 1), "still possible"),
     ("9.2", "clamped", partial(with_boundary, above=lambda s, low: (s - low).clamp_min(0.01)),
         "result"),
     ("9.3", "hard-wired grid", lambda levels, std: truth("9.3")(levels[:5], std), "not right"),
@@ -220,9 +226,9 @@ WRONG = [
 # Right answers
 
 
-def by_precisions(x, clean, s, t):
-    kept, told = 1 / (s**2 - t**2), 1 / t**2
-    return (kept * x + told * clean) / (kept + told), (kept + told) ** -0.5
+def by_precisions(x, s, t, d):
+    kept, told = 1 / (s**2 - t**2), 1 / (d**2 + t**2)
+    return kept * x / (kept + told), (kept + told) ** -0.5
 
 
 def target_of_copy(f, x, s, y, t):
@@ -235,29 +241,27 @@ def under_no_grad(D, z, levels, noise):
     return torch.add(x, noise, alpha=levels[1])
 
 
-def along_the_line(D, x_t, t):
+def along_the_line(N, x_t, t):  # (8.15), with the denoised estimate behind the noise
     u = t[:, None]
-    x = x_t / (1 - u)
-    sigma = u / (1 - u)
-    return -x + (x - D(x, sigma[:, 0])) / sigma / (1 - u)
+    x, sigma = x_t / (1 - u), u / (1 - u)
+    return (x_t - (x - sigma * N(x, sigma[:, 0]))) / u
 
 
 RIGHT = [
     ("7.2", by_precisions),
-    ("7.2", lambda x, clean, s, t: (torch.lerp(clean, x, t**2 / s**2), torch.tensor(
-        t * math.sqrt(1 - t**2 / s**2)))),
-    ("7.2", lambda x, clean, s, t: [(x + (1 - (t / s) ** 2) * (clean - x)).numpy(), np.sqrt(
-        t**2 * (s**2 - t**2) / s**2)]),
+    ("7.2", posterior),
+    # (7.5): the mean of the known-sample case, and the doubt about the sample on top
+    ("7.2", lambda x, s, t, d: [
+        ((t / s) ** 2 * x + (1 - (t / s) ** 2) * d**2 / (d**2 + s**2) * x).numpy(),
+        np.sqrt(t**2 * (s**2 - t**2) / s**2 + (1 - (t / s) ** 2) ** 2 / (d**-2 + s**-2))]),
     ("7.3", ddim),
     ("7.3", lambda x, D, s, t, eta, n: D + t * math.sqrt(1 - eta**2 * (1 - t**2 / s**2))
         * (x - D) / s + t * eta * math.sqrt(1 - t**2 / s**2) * n),
     ("7.3", torch.no_grad()(lambda x, D, s, t, eta, n: ddim(x.double(), D.double(), s, t, eta, n))),
     ("7.4", lambda x, s, f, g, c: f * x - g**2 * s / 2 - (c * g) ** 2 * s / 2),
     ("7.4", lambda x, s, f, g, c: torch.lerp(f * x - g * g * s / 2, f * x - g * g * s, c**2)),
-    ("7.5", dpm),
-    ("7.5", partial(dpm, log=math.log2)),
-    ("7.5", lambda x, new, old, s: s[2] / s[1] * x + (1 - s[2] / s[1]) * torch.lerp(
-        old, new, 1 + 0.5 * math.log(s[1] / s[2]) / math.log(s[0] / s[1]))),
+    ("7.5", line),
+    ("7.5", by_quadrature),
     ("7.1", (1, 1, 1.32)), ("7.1", [1.0, 1, math.sqrt(1 + 3 / 4)]),
     ("8.1", price),
     ("8.1", lambda m, s: kl_divergence(Normal(m, s), Normal(0.0, 1.0)).sum(1)),
@@ -271,10 +275,10 @@ RIGHT = [
     ("8.3", along_the_line),
     ("8.3", torch.no_grad()(partial(velocity, level=lambda t: 1 / (1 / t - 1)))),
     ("8.4", flow_loss),
-    ("8.4", lambda v, x, z, t: torch.mean((v(x + t.unsqueeze(1) * (z - x), t) + x - z) ** 2)),
-    ("8.4", lambda v, x, z, t: (v(z * t.view(-1, 1) + x * (1 - t.view(-1, 1)), t)
-                                - (z - x)).pow(2).sum(1).mean() / 2),
-    ("8.5", [0, 1, 1]), ("8.5", torch.tensor([0.0, 1.0, 1.0])),
+    ("8.4", lambda v, x, z, t: torch.mean((v(z + t.unsqueeze(1) * (x - z), t) + z - x) ** 2)),
+    ("8.4", lambda v, x, z, t: (v(x * t.view(-1, 1) + z * (1 - t.view(-1, 1)), t)
+                                - (x - z)).pow(2).sum(1).mean() / 2),
+    ("8.5", [0, 0.5, 1]), ("8.5", torch.tensor([0.0, 0.4, 1.0])),
     ("9.2", with_boundary),
     ("9.2", lambda s, d, low:
         (1 / (1 + ((s - low) / d) ** 2), (s - low) / (1 + (s / d) ** 2).sqrt())),

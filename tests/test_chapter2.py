@@ -490,9 +490,10 @@ def test_euler_shrinks_gaussian_data(steps, variance):
 def test_the_exact_path_of_a_gaussian_solves_the_ode():
     x = np.linspace(-3, 3, 7)
     (path,) = [exercise.truth for exercise in chapter2.EXERCISES if exercise.number == "2.4"]
-    end = path(torch.as_tensor(x), 5.0, 0.4, 1.5)
+    of_data = torch.tensor([[0.3], [1.5]], dtype=torch.float64)
+    end = path(torch.as_tensor(x), 5.0, 0.4, *of_data)
     solution = solve_ivp(
-        lambda s, y: s * y / (1.5**2 + s**2), (5.0, 0.4), x, rtol=1e-10, atol=1e-12
+        lambda s, y: s * (y - 0.3) / (1.5**2 + s**2), (5.0, 0.4), x, rtol=1e-10, atol=1e-12
     )
     np.testing.assert_allclose(end, solution.y[:, -1], atol=1e-8)
 

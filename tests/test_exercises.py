@@ -154,7 +154,7 @@ def test_a_mistake_that_raises_is_known_by_its_error():
         (lambda x: x.var(-1) - x[:, 0], "yours is 1.3333 at [0], too low; 1 of 2 numbers differ"),
         (lambda x: 0 * x.var(-1), "yours is 0 everywhere"),
         (lambda x: x.var(-1) / 0, "2 of 2 numbers are infinite or not a number"),
-        (lambda x: (x, x), "a tensor of shape (2,) is asked for, not a tuple of 2"),
+        (lambda x: (x, x), "a tensor of shape (2,) is asked for, not a list of 2"),
         (lambda x: "high", "a tensor of shape (2,) is asked for, not 'high'"),
         (lambda x: list(x.var(-1)), "a tensor of shape (2,) is asked for, not a list of 2"),
         (lambda x: x.var(-1) + 0j, "(2,) is asked for, not a tensor of the type torch.complex64"),
@@ -264,9 +264,38 @@ def test_values_are_checked_like_functions(answer, passed, message):
     assert message in result.message
 
 
-def test_words_are_compared_without_their_case():
+THREE = Exercise(
+    "0.9",
+    "three numbers",
+    truth=(0.5, 20.0, 1.0),
+    mistakes={"that is what is missing": (0.7, 20.0, 1.0), "per cent": (0.5, 0.2, 1.0)},
+    tolerance=(0.05, 4.0, 0.0),
+)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ([0.55, 16, 1], "agrees with the reference"),
+        (np.array([0.45, 24, 1]), "agrees with the reference"),
+        ((0.56, 20, 1), "result 1: yours is 0.56"),
+        ((0.5, 20, 1.01), "result 3: yours is 1.01"),
+        ((0.7, 20, 1), "that is what is missing"),
+        ((0.7, 100, 9), "that is what is missing"),  # of several slips the first is named
+        (torch.tensor([0.5, 0.2, 9]), "per cent"),
+        ((0.1, 0.2, 1), "result 1: yours is 0.1"),
+        ((0.7, 20), "a list of 3 is asked for, not a list of 2"),
+        (torch.tensor(0.7), "a list of 3 is asked for, not a tensor of shape ()"),
+    ],
+)
+def test_each_of_several_values_has_its_own_tolerance_and_sentence(answer, message):
+    assert message in THREE.check(answer).message
+
+
+def test_words_are_compared_without_their_case_in_singular_or_plural():
     choice = Exercise("0.3", "direction", truth="reverse", mistakes={"that covers": "forward"})
     assert choice.check(" Reverse ").passed is True
+    assert choice.check("reverses").passed is True
     assert choice.check("FORWARD").message.endswith("that covers")
     assert choice.check("both").message.endswith("'both' is not the answer")
     assert choice.check(1).message.endswith("a word is asked for, not a number")

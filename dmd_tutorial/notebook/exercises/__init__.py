@@ -109,7 +109,9 @@ class Exercise:
     mistakes: Mapping[str, Any]  # {sentence that helps the learner who gave it: wrong answer}
     # the tuples of arguments that functions are compared on; each answer may change its own
     inputs: Callable[[], Sequence[tuple]] = lambda: [()]
-    tolerance: float = 1e-4  # largest relative difference that counts as none; see `difference`
+    # largest relative difference that counts as none, see `difference`; of several values: the
+    # largest difference at each place, such as what an eye reads off a figure
+    tolerance: float | tuple[float, ...] = 1e-4
     # what is compared, if more than what is returned: gradients, a module after the call; by name
     probe: Callable[..., Any] = lambda answer, *arguments: answer(*arguments)
     in_place: bool = False  # the answer may change its first argument, and return nothing
@@ -132,10 +134,15 @@ class Exercise:
         if callable(self.truth) != callable(answer) and not _is_open(answer):
             asked = "a function" if callable(self.truth) else "a value"
             return f"{asked} is asked for, not {_describe(answer)}"
-        found = self.outcome(answer)
-        if trouble := difference(found, self.outcome(self.truth), self.tolerance):
+        found, right = self.outcome(answer), self.outcome(self.truth)
+        trouble = difference(found, right, self.tolerance)
+        # all is as in a mistake, or else the first wrong one of several values is
+        stops = {0: None, _first_wrong(found, right, self.tolerance): None} if trouble else {}
+        for stop in stops:
             for sentence, mistake in self.mistakes.items():
-                if difference(found, self.outcome(mistake), self.tolerance) is None:
+                a, b = found, self.outcome(mistake)
+                a, b = (a[:stop], b[:stop]) if stop else (a, b)
+                if difference(a, b, self.tolerance) is None:
                     return sentence
         return trouble
 
@@ -228,11 +235,11 @@ def chapters() -> dict[str, list[Exercise]]:
     return {n: importlib.import_module(f"{__name__}.chapter{n}").EXERCISES for n in numbers}
 
 
-def difference(found: Any, expected: Any, tolerance: float) -> str | None:
+def difference(found: Any, expected: Any, tolerance: float | tuple[float, ...]) -> str | None:
     """Say where an outcome is not what was expected, never what was; None if it is.
 
     The tolerance is relative. It is the absolute one, too, where results reach 1; where all are
-    smaller that shrinks with them, down to a thousandth.
+    smaller that shrinks with them, down to a thousandth. A tuple has an absolute one a place.
     """
     if isinstance(found, Raised):
         same = isinstance(expected, Raised) and found.args[0] == expected.args[0]
@@ -249,13 +256,14 @@ def difference(found: Any, expected: Any, tolerance: float) -> str | None:
     if isinstance(expected, Mapping):
         if not isinstance(found, Mapping) or set(found) != set(expected):
             return other
-        for name, part in expected.items():
-            if trouble := difference(found[name], part, tolerance):
+        for i, (name, part) in enumerate(expected.items()):
+            limit = tolerance[i : i + 1] if isinstance(tolerance, tuple) else tolerance
+            if trouble := difference(found[name], part, limit):
                 return f"{name}: {trouble}" if name else trouble
         return None
     if isinstance(expected, str) and isinstance(found, str):
-        same = found.strip().lower() == expected.strip().lower()
-        return None if same else f"{_describe(found)} is not the answer"
+        plain, wanted = (word.strip().lower().rstrip("s") for word in (found, expected))
+        return None if plain == wanted else f"{_describe(found)} is not the answer"
     if not _is_real(expected):
         return None if type(found) is type(expected) and found == expected else other
     if not _is_real(found):
@@ -267,16 +275,30 @@ def difference(found: Any, expected: Any, tolerance: float) -> str | None:
     return _numeric_difference(_numbers(found), _numbers(expected), tolerance)
 
 
+def _first_wrong(found: Any, expected: Any, tolerance: float | tuple[float, ...]) -> int:
+    """Which of several values is the first wrong one, counted from 1; 0 if that cannot be said."""
+    if not isinstance(expected, tuple) or not isinstance(found, list | tuple | Tensor | np.ndarray):
+        return 0
+    length = len(found) if isinstance(found, list | tuple) or found.ndim else 0
+    places = range(1, 1 + length) if length == len(expected) else ()
+    return next((i for i in places if difference(found[:i], expected[:i], tolerance)), 0)
+
+
 def _by_place(values: Any) -> Any:
     """Several results by name; what is no list is left."""
     several = isinstance(values, list | tuple)
     return {f"result {i}": each for i, each in enumerate(values, 1)} if several else values
 
 
-def _numeric_difference(found: Tensor, expected: Tensor, tolerance: float) -> str | None:
+def _numeric_difference(
+    found: Tensor, expected: Tensor, tolerance: float | tuple[float, ...]
+) -> str | None:
     size = expected[expected.isfinite()].abs().flatten().tolist()
-    # never below a thousandth: there only rounding would be compared
-    limits: Any = {"rtol": tolerance, "atol": tolerance * min(1.0, max(size, default=1.0) + 1e-3)}
+    limits: Any
+    if isinstance(tolerance, tuple):  # the limit itself is within, whatever its rounding
+        limits = {"rtol": 0.0, "atol": tolerance[0] * (1 + 1e-6)}
+    else:  # never below a thousandth: there only rounding would be compared
+        limits = {"rtol": tolerance, "atol": tolerance * min(1.0, max(size, default=1.0) + 1e-3)}
     close = torch.isclose(found, expected, **limits, equal_nan=True)
     if close.all():
         return None
@@ -326,7 +348,7 @@ def _describe(value: Any) -> str:
     if isinstance(value, Mapping):
         return f"a dict with {sorted(map(str, value))}"
     if isinstance(value, list | tuple):
-        return f"a {type(value).__name__} of {len(value)}"
+        return f"a list of {len(value)}"  # or a tuple: nobody has to care which
     if isinstance(value, str):
         return repr(value[:40])
     return "a number" if _is_real(value) else f"a {type(value).__name__}"

@@ -1,6 +1,5 @@
 """Exercises of chapter 2: the teacher and its many steps."""
 
-import math
 from collections.abc import Callable
 from functools import partial
 
@@ -29,6 +28,10 @@ def heun_step(
     return x + step * (a * first + b * second)
 
 
+def gaussian_path(x, start, end, mean, std, power=1) -> Tensor:
+    return mean + (x - mean) * ((std**2 + end**2) / (std**2 + start**2)) ** (power / 2)
+
+
 def _slope(denoiser: Denoiser, x: Tensor, sigma: float, over: float | None = None) -> Tensor:
     return (x - denoiser(x, torch.full((len(x),), sigma, dtype=x.dtype))) / (over or sigma)
 
@@ -41,6 +44,10 @@ EXERCISES = [
             partial(factors, c_skip=lambda s, sd: sd / (s + sd)),
         "c_out is a standard deviation: a square root is missing in its denominator":
             partial(factors, c_out=lambda s, sd: s * sd / (s**2 + sd**2)),
+        "c_skip has no root": partial(factors, c_skip=lambda s, sd: sd / (s**2 + sd**2).sqrt()),
+        "c_in divides by the standard deviation of the noisy input":
+            partial(factors, c_in=lambda s, sd: (s**2 + sd**2).sqrt()),
+        "the order is c_skip, c_out, c_in": lambda s, sd: [factors(s, sd)[i] for i in (0, 2, 1)],
         "c_out and c_in are standard deviations: the square roots are missing": partial(
             factors, c_out=lambda s, d: s * d / (s**2 + d**2), c_in=lambda s, d: 1 / (s**2 + d**2)),
         "c_out is squared: what you return is the variance of the target before scaling":
@@ -62,6 +69,8 @@ EXERCISES = [
             ("error", "error", "right", "error", "error", "right"),
         "torch lines shapes up from the right, and the images are the first axis":
             ("right", "right", "right", "error", "error", "right"),
+        "each image is one entry of the first axis, and the other axes have length 1":
+            ("columns", "rows", "error", "error", "error", "right"),
         "five factors meet eight pixels: these shapes do not fit":
             ("columns", "rows", "right", "columns", "rows", "right"),
         "an axis of length 1 fits any other: a batch of one hides the slip":
@@ -83,28 +92,34 @@ EXERCISES = [
     }, inputs=lambda: [(Network(lambda p, x, s: p * x.tanh() / (1 + s**2)), x, *levels)
                        for x in (2 * torch.randn(5, 2).double(), torch.randn(1, 2, 3))
                        for levels in ((2.0, 1.0), (0.4, 0.0), (0.02, 0.002), (0.3, 0.9))]),
-    Exercise("2.4", "path of a Gaussian",
-             lambda x, start, end, std: x * math.sqrt((std**2 + end**2) / (std**2 + start**2)), {
-        "the variances have this ratio; x scales like a standard deviation, its root":
-            lambda x, start, end, std: x * (std**2 + end**2) / (std**2 + start**2),
+    Exercise("2.4", "path of a Gaussian", gaussian_path, {
+        "the variances have this ratio; a distance scales like a standard deviation, its root":
+            partial(gaussian_path, power=2),
         "upside down: towards less noise the points move together":
-            lambda x, start, end, std: x * math.sqrt((std**2 + start**2) / (std**2 + end**2)),
-        "this is the path of a single data point at 0; the data have a spread of their own":
-            lambda x, start, end, std: x * end / start,
+            partial(gaussian_path, power=-1),
+        "it is the distance from the mean that shrinks: take the mean off, and add it at the end":
+            lambda x, s, t, mean, std: gaussian_path(x, s, t, 0 * mean, std),
+        "take the mean off before you scale, too": lambda x, s, t, mean, std:
+            gaussian_path(x + mean, s, t, mean, std),
+        "this is the path to a single data point; the data have a spread of their own":
+            lambda x, s, t, mean, std: gaussian_path(x, s, t, mean, 0 * std),
+        "each axis has its own standard deviation, and its own path":
+            lambda x, s, t, mean, std: gaussian_path(x, s, t, mean, std.square().mean().sqrt()),
         "variances add, standard deviations do not: std**2 + sigma**2 under the root":
-            lambda x, start, end, std: x * (std + end) / (std + start),
+            lambda x, s, t, mean, std: mean + (x - mean) * (std + t) / (std + s),
         "this is the denoised point at sigma_start, one Euler step to 0; follow the path":
-            lambda x, start, end, std: x * std**2 / (std**2 + start**2),
-    }, inputs=lambda: [(torch.randn(shape).double(), *levels)
-                       for shape in ((6,), (1, 2, 3))
-                       for levels in ((5.0, 0.4, 1.5), (0.1, 2.0, 0.5), (3.0, 0.0, 0.7))]),
-    Exercise("2.5", "crossing and falls read off the figure", (27, 8, 64), {
+            lambda x, s, t, mean, std: gaussian_path(x, s, 0, mean, std, power=2),
+    }, inputs=lambda: [(torch.randn(shape).double(), *levels, *of_data)
+                       for shape in ((6, 2), (1, 3))
+                       for levels in ((5.0, 0.4), (0.1, 2.0), (3.0, 0.0))
+                       for of_data in [0.3 + torch.rand(2, shape[1]).double()]]),
+    Exercise("2.5", "crossing and falls read off the figure", (27, 8.5, 72.5), {
         "the axis counts evaluations, and Heun's step takes two: this counts its steps":
-            (13, 8, 64),
-        "an error of order p falls by 8**p, and Heun's order is not Euler's": (27, 8, 8),
-        "an error of order p falls by 8**p, and Euler's order is not Heun's": (27, 64, 64),
-        "the curves have changed places: the steeper one is Heun's": (27, 64, 8),
-    }, tolerance=0.2),
+            (13, 8.5, 72.5),
+        "an error of order p falls by 8**p, and Heun's order is not Euler's": (27, 8.5, 8),
+        "an error of order p falls by 8**p, and Euler's order is not Heun's": (27, 64, 72.5),
+        "the curves have changed places: the steeper one is Heun's": (27, 72.5, 8),
+    }, tolerance=(7, 2.5, 27.5)),  # the orders say 8 and 64, the figure 8 and 74
     Exercise("2.6", "where one noise ends", (0.8, 1.0), {
         "from 80 the denoiser answers the mean of the data, with their weights": (0.0, 1.0),
         "from 80 every answer is nearly the same: one step reaches no mode": (1.0, 1.0),

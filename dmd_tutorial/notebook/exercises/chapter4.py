@@ -50,7 +50,7 @@ EXERCISES = [
         "m goes on while the belief is above 0: it turns where the belief comes to 0":
             (22, 22, 0.764),
         "the belief is late: where m is 0, it still says where m was": (22, 58, 0.0),
-    }, tolerance=0.1),
+    }, tolerance=(6, 10, 0.12)),  # panels of 200 iterations, and a flat turn
     Exercise("4.2", "the critic's loss", critic_loss, {
         "a gradient reaches the generator: it would learn to make samples that are easy to "
         "denoise; detach the samples": partial(critic_loss, detach=None),

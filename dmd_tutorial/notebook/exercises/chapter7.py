@@ -14,9 +14,9 @@ Levels = tuple[float, float, float]
 _posterior_std = partial(ddim_noise, eta=1.0)
 
 
-def posterior(x: Tensor, clean: Tensor, sigma: float, sigma_next: float) -> tuple[Tensor, float]:
-    kept = (sigma_next / sigma) ** 2
-    return kept * x + (1 - kept) * clean, _posterior_std(sigma, sigma_next)
+def posterior(x: Tensor, sigma: float, sigma_next: float, std: float) -> tuple[Tensor, float]:
+    kept = (std**2 + sigma_next**2) / (std**2 + sigma**2)
+    return kept * x, math.sqrt(kept * (sigma**2 - sigma_next**2))
 
 
 def ddim_step(x: Tensor, D: Tensor, sigma: float, low: float, eta: float, fresh: Tensor) -> Tensor:
@@ -24,13 +24,13 @@ def ddim_step(x: Tensor, D: Tensor, sigma: float, low: float, eta: float, fresh:
     return D + math.sqrt(low**2 - new**2) * (x - D) / sigma + new * fresh
 
 
-def _ratio(s: Levels) -> float:
-    return math.log(s[1] / s[2]) / math.log(s[0] / s[1])
-
-
-def dpm_step(x: Tensor, new: Tensor, old: Tensor, s: Levels, ratio: Callable = _ratio) -> Tensor:
-    kept = s[2] / s[1]
-    return kept * x + (1 - kept) * (new + ratio(s) / 2 * (new - old))
+def line_step(
+    x: Tensor, new: Tensor, old: Tensor, levels: Levels,
+    before: Callable = lambda s: math.log(s[0] / s[1]), rises: Callable = lambda h, i_0: h - i_0,
+) -> Tensor:  # fmt: skip
+    kept = levels[2] / levels[1]
+    slope = (new - old) / before(levels)
+    return kept * x + (1 - kept) * new + rises(-math.log(kept), 1 - kept) * slope
 
 
 EXERCISES = [
@@ -39,24 +39,31 @@ EXERCISES = [
         "with eta = 1 the old noise makes room: both together have level 1": (1.0, 1.323, 1.323),
         "nothing made room for the new noise: its variance comes on top": (1.0, 1.0, 1.0),
         "variances add, not standard deviations": (1.0, 1.0, 1.866),
+        "that is the new noise alone: some of the old is kept beside it": (1.0, 0.866, 1.323),
+        "that is the variance: the standard deviation is its root": (1.0, 1.0, 1.75),
     }, tolerance=0.02),
     Exercise("7.2", "posterior of the less noisy sample", posterior, {
-        "x counts by the ratio of the variances, (sigma_next / sigma)**2, not of the standard "
-        "deviations": lambda x, y, s, t: (t / s * x + (1 - t / s) * y, _posterior_std(s, t)),
+        "x counts by a ratio of variances; its root is the step of the ODE, which draws nothing":
+            lambda x, *a: (posterior(1, *a)[0] ** 0.5 * x, posterior(x, *a)[1]),
         "the standard deviation is asked for: that is the variance":
             lambda *a: (posterior(*a)[0], posterior(*a)[1] ** 2),
-        "that is the noise between the two levels; knowing the clean sample narrows it by another "
-        "factor sigma_next / sigma":
-            lambda x, y, s, t: (posterior(x, y, s, t)[0], math.sqrt(s**2 - t**2)),
-        "x and the clean sample have changed places: for sigma_next near sigma the mean is x":
-            lambda x, y, *levels: posterior(y, x, *levels),
-    }, inputs=lambda: [(*torch.randn(2, 4, 2), 1.7, 0.6), (*torch.randn(2, 1, 3), 0.02, 0.002)]),
+        "that is the noise between the two levels; the spread of what is below narrows it":
+            lambda x, s, t, d: (posterior(x, s, t, d)[0], math.sqrt(s**2 - t**2)),
+        "that is tau of (7.3), for a clean sample that is known; here it is not":
+            lambda x, s, t, d: (posterior(x, s, t, d)[0], _posterior_std(s, t)),
+        "the data have a spread: without noise their variance is std**2, not 0":
+            lambda x, s, t, d: posterior(x, s, t, 0.0),
+    }, inputs=lambda: [(torch.randn(4, 2), 1.7, 0.6, 0.8), (torch.randn(1, 3), 0.02, 0.002, 0.01)]),
     Exercise("7.3", "a step of DDIM", ddim_step, {
         "eta multiplies the standard deviation of DDPM's step, the root of its variance":
             lambda x, D, s, t, eta, new: ddim_step(x, D, s, t, eta * _posterior_std(s, t), new),
         "the noise that is kept must make room for the new: sqrt(sigma_next**2 - new**2), so that "
         "both together have the level sigma_next":
             lambda x, D, s, t, eta, new: D + t * (x - D) / s + eta * _posterior_std(s, t) * new,
+        "the old noise is (x - denoised) / sigma": lambda x, D, s, t, eta, new:
+            ddim_step(D + s * (x - D), D, s, t, eta, new),
+        "the step begins at the denoised point, not at x":
+            lambda x, D, s, t, eta, new: x - D + ddim_step(x, D, s, t, eta, new),
         "the new noise is missing": lambda x, D, s, t, eta, new: ddim_step(x, D, s, t, 0.0, new),
         "eta scales the standard deviation itself, not the variance":
             lambda x, D, s, t, eta, new: ddim_step(x, D, s, t, math.sqrt(eta), new),
@@ -79,19 +86,19 @@ EXERCISES = [
     }, inputs=lambda: [(*torch.randn(2, *shape), f, g, chance)
                        for shape, f, g in (((4, 2), -0.7, 1.6), ((1, 3, 2), 0.3, 0.02))
                        for chance in (0.0, 0.5, 1.0, 2.0)]),
-    Exercise("7.5", "a step of DPM-Solver++(2M)", dpm_step, {
+    Exercise("7.5", "a step along a line", line_step, {
         "distances are measured in the logarithm of the level, not in the level":
-            partial(dpm_step, ratio=lambda s: (s[1] - s[2]) / (s[0] - s[1])),
+            partial(line_step, before=lambda s: s[0] - s[1]),
         "the two steps are not equally long: the slope is a difference over h1":
-            partial(dpm_step, ratio=lambda s: 1.0),
-        "the ratio is upside down: a long step must extrapolate far":
-            partial(dpm_step, ratio=lambda s: 1 / _ratio(s)),
-        "extrapolate to the middle of the step, not to its end":
-            partial(dpm_step, ratio=lambda s: 2 * _ratio(s)),
+            partial(line_step, before=lambda s: math.log(s[1] / s[2])),
+        "that is (7.19), which takes the line's value in the middle: integrate the line":
+            partial(line_step, rises=lambda h, i_0: i_0 * h / 2),
+        "that is the line's value at the end of the step: integrate it over the step":
+            partial(line_step, rises=lambda h, i_0: i_0 * h),
         "the line goes on in its direction: add newest - older, do not subtract it":
-            partial(dpm_step, ratio=lambda s: -_ratio(s)),
+            partial(line_step, before=lambda s: math.log(s[1] / s[0])),
         "that is Euler's step: the older estimate is not used":
-            partial(dpm_step, ratio=lambda s: 0.0),
+            partial(line_step, rises=lambda h, i_0: 0.0),
     }, inputs=lambda: [(*torch.randn(3, *shape), levels)
                        for shape, levels in (((4, 2), (3.0, 1.5, 0.4)), ((4, 2), (80.0, 5.0, 3.0)),
                                              ((1, 3, 2), (0.03, 0.02, 0.002)))]),
