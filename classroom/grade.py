@@ -15,6 +15,7 @@ came out of an answer. Here it is compared with what comes out of the right one.
 import argparse
 import csv
 import html
+import itertools
 import json
 import os
 import queue
@@ -268,7 +269,8 @@ class Grader:
         """Return the notebooks of each student and, by chapter, why others cannot be read."""
         copies: dict[str, list[Submission]] = {}
         notes: dict[str, dict[str | None, str]] = {}
-        for student, paths in submissions.collected(folder, self.book.titles.values()).items():
+        students, _ = submissions.collected(folder, self.book.titles.values())
+        for student, paths in students.items():
             copies[student], notes[student] = [], {}
             for path in paths:
                 try:
@@ -323,7 +325,7 @@ def in_order(entry: tuple[tuple[str, str], Any]) -> tuple:
 
 def plain(sentence: str) -> str:
     """Return a sentence on one line, of bearable length, without control characters."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in sentence).split())
+    text = submissions.on_one_line(sentence)
     return text if len(text) <= SENTENCE else f"{text[:SENTENCE]} ..."
 
 
@@ -332,7 +334,7 @@ def plain(sentence: str) -> str:
 
 def for_a_table(text: str) -> str:
     """Return a cell that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
 
 
 def write(grades: Sequence[Grade], folder: Path) -> None:
@@ -342,17 +344,31 @@ def write(grades: Sequence[Grade], folder: Path) -> None:
         writer = csv.writer(file)
         writer.writerow(Grade._fields)
         writer.writerows([for_a_table(cell) for cell in grade] for grade in grades)
-    for student in dict.fromkeys(grade.student for grade in grades):
+    for student, page in pages(grade.student for grade in grades).items():
         mine = [grade for grade in grades if grade.student == student]
-        (folder / "feedback" / f"{student}.md").write_text(
-            feedback(student, mine), "utf8", errors="replace"
-        )
+        (folder / "feedback" / page).write_text(feedback(student, mine), "utf8", errors="replace")
+
+
+def pages(students: Iterable[str]) -> dict[str, str]:
+    """Return the name of each student's file: none too long, no two alike on any disk."""
+    found: dict[str, str] = {}
+    for student in dict.fromkeys(students):
+        stem = student.encode(errors="replace")[:240].decode(errors="ignore")
+        names = itertools.chain([f"{stem}.md"], (f"{stem}~{i}.md" for i in itertools.count(2)))
+        taken = {name.casefold() for name in found.values()}
+        found[student] = next(name for name in names if name.casefold() not in taken)
+    return found
 
 
 def feedback(student: str, grades: Sequence[Grade]) -> str:
     """Return the page of one student."""
     right = sum(grade.state == "right" for grade in grades)
-    lines = [f"# {student}", "", f"{right} of {len(grades)} exercises are right.", ""]
+    lines = [
+        f"# {html.escape(student, quote=False)}",
+        "",
+        f"{right} of {len(grades)} exercises are right.",
+        "",
+    ]
     for grade in grades:
         said = html.escape(grade.sentence, quote=False)
         if grade.state == "flagged":
@@ -424,7 +440,10 @@ def main() -> int:
         if arguments.chapters:
             paths = hand_out.chosen(arguments.chapters)
             chapters = [path.name.partition("-")[0] for path in paths]
-        grades = grader(arguments).grades(arguments.submissions, chapters)
+        asked = grader(arguments)
+        for path in submissions.collected(arguments.submissions, asked.book.titles.values())[1]:
+            print(f"ignored: {plain(str(path))} is no notebook", file=sys.stderr)
+        grades = asked.grades(arguments.submissions, chapters)
         if not grades:
             raise ValueError(f"{arguments.submissions} has no notebook of the book")
         write(grades, arguments.output)

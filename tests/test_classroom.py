@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import book_source
 import cells
@@ -199,6 +200,7 @@ def test_nbgrader_gets_an_answer_and_a_locked_check_for_each_exercise(path):
 RIGHT = solved(CHAPTERS[2])
 STUBS = alone(CHAPTERS[2])
 NAME = "3-kl-gradient-exercises.ipynb"
+TITLES = [path.stem for path in CHAPTERS]
 IMPORT = "from dmd_tutorial.notebook.exercises.chapter3 import EXERCISES"
 ALL = tuple(number for number in EXERCISES if number.startswith("3."))
 LIMITS = Limits(seconds=2.0, memory=1.0, wall=3000.0)
@@ -360,7 +362,9 @@ def graded(tmp_path_factory):
     (folder / "not-json").mkdir()
     (folder / "not-json" / NAME).write_text("{ 'cells': ")
     (folder / "no-notebook").mkdir()
-    (folder / "no-notebook" / "answers.pdf").write_text("%PDF")
+    (folder / "no-notebook" / "answers.txt").write_text("%PDF")
+    (folder / "a-pdf").mkdir()
+    (folder / "a-pdf" / f"{NAME}.pdf").write_text("%PDF")
     (folder / "nothing").mkdir()
     shutil.copy(CHAPTERS[2], folder / "flat_3-kl-gradient.ipynb")  # the book's own, untouched
     hand_in(folder, "two-copies", WRONG)
@@ -395,7 +399,8 @@ def test_a_trick_gets_its_states(graded, student):
     ("student", "states"),
     [
         ("not-json", {"unreadable"}),
-        ("no-notebook", {"unreadable"}),
+        ("no-notebook", {"missing"}),
+        ("a-pdf", {"unreadable"}),
         ("nothing", {"missing"}),
         ("flat", {"open"}),
         ("two-copies", {"right"}),
@@ -415,7 +420,7 @@ def test_what_is_no_notebook_or_twice_there(graded, student, states):
         ("wrong", "3.2", "3.2, "),
         ("half", "3.3", "3.3 is not attempted yet"),
         ("not-json", "3.1", f"{NAME} is not JSON: save it again from Jupyter"),
-        ("no-notebook", "3.1", "answers.pdf is no notebook"),
+        ("a-pdf", "3.1", f"{NAME}.pdf is no notebook"),
         ("nothing", "3.1", "no notebook of this chapter"),
         ("deleted", "3.4", "`pixel_gradient` is defined nowhere and there is no check"),
         ("renamed-half", "3.1", "`forward_fit` is defined nowhere"),
@@ -620,15 +625,82 @@ def test_an_instructor_may_put_another_check_in_the_place_of_the_books():
         ("ada_3-kl-gradient-exercises.ipynb", "ada"),
         ("ada-lovelace 3-kl-gradient (1).ipynb", "ada-lovelace"),
         ("ada.ipynb", "ada"),
-        ("ada.zip", "ada"),
+        ("ada_3-kl-gradient.pdf", "ada"),
+        ("Jose\u0301 d'A. B_c 3-kl-gradient.ipynb", "Jos\u00e9 d'A. B_c"),
+        ("\tada\n=/3-kl-gradient.ipynb", "ada ="),
+        # Moodle's, both ways, of two releases; Canvas's
+        ("Ada de_L. Byron_12345_assignsubmission_file_/3-kl-gradient.ipynb", "Ada de_L. Byron"),
+        ("Ada Byron_12345_assignsubmission_file/3-kl-gradient.ipynb", "Ada Byron"),
+        ("Ada Byron_12345_assignsubmission_file_3-kl-gradient.ipynb", "Ada Byron"),
+        ("Ada Byron_12345_assignsubmission_file_my work.ipynb", "Ada Byron"),
+        ("byronada_12345_67890_3-kl-gradient-exercises-1.ipynb", "byronada"),
+        ("byronada_LATE_12345_67890_homework.ipynb", "byronada"),
     ],
 )
 def test_files_belong_to_students(tmp_path, name, student):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     for each in (name, ".DS_Store"):
         (tmp_path / each).write_text("")
-    titles = submissions.book({}).titles.values()
-    assert submissions.collected(tmp_path, titles) == {student: [tmp_path / name]}
+    assert submissions.collected(tmp_path, TITLES) == ({student: [tmp_path / name]}, [])
+
+
+def test_a_file_that_is_no_submission_is_named_and_no_student(tmp_path):
+    stray = ["readme.txt", "ada.zip", ".bob/3-kl-gradient.ipynb", "ada/numbers.txt", "ada/.x/y"]
+    work = [tmp_path / "ada/3-kl-gradient.ipynb", tmp_path / "ada/4-fake-critic.pdf"]
+    for name in [*stray, *work]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    found, ignored = submissions.collected(tmp_path, TITLES)
+    assert found == {"ada": work}
+    said = [".bob", "ada/.x", "ada/numbers.txt", "ada.zip", "readme.txt"]
+    assert sorted(ignored) == sorted(tmp_path / name for name in said)
+
+
+def test_no_name_of_a_student_ends_the_run_and_each_gets_a_page(tmp_path):
+    names = [
+        "n" * 253,
+        "n" * 252 + "m",
+        "é" * 120,
+        "...",
+        "Ada",
+        "ada",
+        "ada~2",
+        "\udcff",
+        "\t",
+        "-",
+    ]
+    for name in names:
+        (tmp_path / "in" / name).mkdir(parents=True)
+    found, ignored = submissions.collected(tmp_path / "in", TITLES)
+    assert ignored == [tmp_path / "in" / "..."]
+    grades = [grade.Grade(name, "3", "3.1", "missing", "") for name in found]
+    grade.write(grades, tmp_path)
+    pages = [path.read_text("utf8") for path in (tmp_path / "feedback").iterdir()]
+    assert (
+        len(found) == len(pages) == len({page.split("\n")[0] for page in pages}) == len(names) - 1
+    )
+    assert len({path.name.lower() for path in (tmp_path / "feedback").iterdir()}) == len(pages)
+    assert (tmp_path / "feedback" / "Ada.md").exists()
+
+
+@pytest.mark.parametrize("text", ["=1", "+1", "-1", "@a", "\t=1", "\r=1", "\n@a", "ada"])
+def test_no_name_is_a_formula(text):
+    assert grade.for_a_table(text)[0] in "'a"
+
+
+def test_a_mark_at_the_beginning_of_a_notebook_is_no_fault(tmp_path):
+    (tmp_path / "x.ipynb").write_text(json.dumps(STUBS), "utf-8-sig")
+    assert submissions.read(tmp_path / "x.ipynb")["about"]["chapter"] == 3
+
+
+def test_a_file_that_nobody_may_read_is_unreadable(tmp_path, monkeypatch):
+    def forbidden(self):
+        raise PermissionError
+
+    (tmp_path / "x.ipynb").write_text("")
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    with pytest.raises(submissions.Unreadable, match=r"x\.ipynb cannot be read"):
+        submissions.read(tmp_path / "x.ipynb")
 
 
 @pytest.mark.parametrize(
