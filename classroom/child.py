@@ -9,6 +9,7 @@ import ast
 import json
 import linecache
 import os
+import resource
 import select
 import shutil
 import signal
@@ -102,11 +103,17 @@ def outcome(exercise: Exercise, job: dict[str, Any]) -> list[Any]:
     except framework._Open:
         return ["open"]
     except framework._Endless:
-        return ["endless"]
+        return ["endless" + held_much(resource.getrusage(resource.RUSAGE_SELF), job)]
     except MemoryError:
         return ["memory"]
     except BaseException as error:
         return ["uncomparable", f"{type(error).__name__}: {error}"]
+
+
+def held_much(usage: Any, job: dict[str, Any]) -> str:
+    """Return what to add to a word for what took too long, if it took much memory as well."""
+    used = usage.ru_maxrss - job["before"]
+    return " with much memory" if used > job["memory"] / 2 * 2**20 else ""
 
 
 def in_a_process(exercise: Exercise, job: dict[str, Any], pipe: int) -> None:
@@ -122,13 +129,14 @@ def in_a_process(exercise: Exercise, job: dict[str, Any], pipe: int) -> None:
     try:
         data = outcomes.dump(outcome(exercise, job))
     except BaseException as error:  # it refers to itself, is too large, ...
-        data = outcomes.dump(["uncomparable", type(error).__name__])
+        data = outcomes.dump(["uncomparable", f"{type(error).__name__}: {error}"])
     while data:
         data = data[os.write(3, data) :]
 
 
 def run(exercise: Exercise, job: dict[str, Any]) -> tuple[str, bytes]:
     """Run an answer in a process of its own: how that ended, and what it wrote."""
+    job = job | {"before": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
     reading, writing = os.pipe()
     process = os.fork()
     if process == 0:
@@ -150,9 +158,9 @@ def run(exercise: Exercise, job: dict[str, Any]) -> tuple[str, bytes]:
     _, status, usage = os.wait4(process, 0)
     sandbox.kill_all_others()
     if left <= 0:
-        return "wall", b""
+        return "wall" + held_much(usage, job), b""
     if not data and usage.ru_utime + usage.ru_stime >= job["seconds"]:
-        return "seconds", b""
+        return "seconds" + held_much(usage, job), b""
     return ("done" if data else f"ended {os.waitstatus_to_exitcode(status)}"), data
 
 

@@ -43,7 +43,8 @@ from dmd_tutorial.notebook.exercises import Exercise, Raised
 STATES = ("flagged", "right", "wrong", "stopped", "open", "unreadable", "missing")
 SENTENCE = 400  # characters
 MARKS = {"right": "✓", "wrong": "✗"}
-NO_MEMORY = ("MemoryError", "can't allocate memory", "not enough memory")
+COMPUTING = "seconds of computing"
+NO_MEMORY = ("MemoryError", "can't allocate memory", "not enough memory", "bad_alloc")
 
 
 class Grade(NamedTuple):
@@ -76,35 +77,39 @@ def reference(exercise: Exercise) -> Exercise:
 
 def judged(exercise: Exercise, compared: Exercise, status: str, data: bytes, limits: Limits) -> Any:
     """Return the state and the sentence for what the child process said."""
-    if status == "wall":
-        return "stopped", f"it did not come to an end within {limits.wall:g} seconds"
-    if status == "seconds":
-        return "stopped", f"it took more than {limits.seconds:g} seconds of computing"
     try:
-        if status != "done":
-            raise ValueError(status)
-        kind, *rest = outcomes.load(data)
+        kind, *rest = outcomes.load(data) if status == "done" else [status]
         if kind == "outcome":
             is_function, found = rest
             return compare(exercise, compared, bool(is_function), found, limits)
-        said = rest[0] if rest else ""
+        said = str(rest[0]) if rest else ""
+        kind, _, much = kind.partition(" with ")
+        much = f", and more than {limits.memory / 2:g} GB of memory by then" if much else ""
+        if kind == "memory" or lacks_memory(said):
+            return "stopped", f"it asked for more than {limits.memory:g} GB of memory"
+        return {
+            "open": ("open", f"{exercise.number} is not attempted yet"),
+            "raised": ("wrong", f"{exercise.number}, {exercise.name}: {said}"),
+            "endless": ("stopped", f"it took more than {limits.seconds / 2:g} {COMPUTING}{much}"),
+            "seconds": ("stopped", f"it took more than {limits.seconds:g} {COMPUTING}{much}"),
+            "wall": ("stopped", f"it did not end within {limits.wall:g} seconds{much}"),
+            "uncomparable": ("wrong", f"{exercise.number}: your answer cannot be compared: {said}"),
+        }[kind]
     except Exception:  # whatever the process has written
         return "stopped", f"its process ended before an answer came out ({status})"
-    return {
-        "open": ("open", f"{exercise.number} is not attempted yet"),
-        "raised": ("wrong", f"{exercise.number}, {exercise.name}: {said}"),
-        "memory": ("stopped", f"it asked for more than {limits.memory:g} GB of memory"),
-        "endless": ("stopped", f"it took more than {limits.seconds / 2:g} seconds of computing"),
-    }.get(kind, ("wrong", f"{exercise.number}: your answer cannot be compared: {said}"))
+
+
+def lacks_memory(sentence: str) -> bool:
+    """Return whether an error's sentence is one of Python, PyTorch or C++ that ask for memory."""
+    return any(text in sentence for text in NO_MEMORY)
 
 
 def compare(
     exercise: Exercise, compared: Exercise, is_function: bool, found: Any, limits: Limits
 ) -> tuple[str, str]:
     """Return the state and the sentence for an outcome."""
-    for each in raised(found):
-        if any(text in each for text in NO_MEMORY):
-            return "stopped", f"it asked for more than {limits.memory:g} GB of memory"
+    if any(map(lacks_memory, raised(found))):
+        return "stopped", f"it asked for more than {limits.memory:g} GB of memory"
     if callable(exercise.truth) != is_function:  # a sentence that knows the kind alone
         result = exercise.check((lambda: None) if is_function else found)
     else:

@@ -24,6 +24,7 @@ import cells
 
 LARGEST = 50 * 2**20  # bytes of a notebook
 LONGEST = 200_000  # characters of a notebook's code
+DEEPEST = 100  # pieces of code within one another, which recursion has to get to the end of
 BROKEN = (SyntaxError, ValueError, RecursionError, MemoryError)  # by what is no Python, or too deep
 NOISE = {"__MACOSX", ".DS_Store", ".ipynb_checkpoints"}  # of which nobody need hear
 MOODLE = re.compile(r"_\d+_assignsubmission_.*$", flags=re.DOTALL)  # NAME_ID_..., folders and files
@@ -197,6 +198,9 @@ class Submission:
         """Add the statements of a cell, or what is wrong with it."""
         try:
             tree = ast.parse(source)
+            if is_deep(tree):
+                self.broken[i] = "its cell is nested too deeply"
+                return
             found = [
                 Statement(i, place, node, *names_of(node)) for place, node in enumerate(tree.body)
             ]
@@ -312,6 +316,14 @@ class Answer:
     cells: list[list[Any]]  # place, source, and which of its statements
     trouble: tuple[str, str] | None
     looks: str | None  # what a person should look at
+
+
+def is_deep(tree: ast.AST) -> bool:
+    """Return whether pieces of code lie more than `DEEPEST` times within one another."""
+    level = [tree]
+    for _ in range(DEEPEST):
+        level = [inner for node in level for inner in ast.iter_child_nodes(node)]
+    return bool(level)
 
 
 def called(node: ast.Call) -> str | None:

@@ -5,10 +5,13 @@ The submissions are made here. Each says what the grader must answer for it, exe
 
 import ast
 import csv
+import io
 import json
+import math
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +19,9 @@ from pathlib import Path
 import book_source
 import cells
 import nbformat
+import numpy as np
 import pytest
+import torch
 
 from benchmarks.grading import filled, solved
 from classroom import (
@@ -299,6 +304,19 @@ TRICKS: dict[str, Trick] = {
                 "", {"3.1": "wrong", "3.2": "right"}),
     "endless-answer": (TWO | {"3.1": body("a = []\na.append(a)\nreturn a")}, "",
                        {"3.1": "wrong", "3.2": "right"}),
+    "expanded": (TWO | {"3.1": body("return torch.zeros(1).expand(2**40)")}, "",
+                 {"3.1": "wrong", "3.2": "right"}),
+    "wide": (TWO | {"3.1": body("return torch.zeros(2**24, dtype=torch.int8)")}, "",
+             {"3.1": "wrong", "3.2": "right"}),
+    "bomb-outside": (TWO | {"3.2": 'x = torch.ones(2**40)\ncheck("3.2", x)'}, "",
+                     {"3.2": "stopped", "3.1": "right"}),
+    "slow-bomb": (TWO | {"3.1": body("a = [torch.ones(2**27 + 2**26)]\nwhile True:\n    pass")},
+                  "", {"3.1": "stopped", "3.2": "right"}),
+    "slow-bomb-outside": (TWO | {"3.2": "import torch\nx = [torch.ones(2**27 + 2**26)]\n"
+                          'y = [0 for _ in iter(int, 1)]\ncheck("3.2", (x, y))'},
+                          "", {"3.2": "stopped"}),
+    "unkind": (TWO | {"3.1": body("import os\nos.write(3, b'[[1], 2]')\nos._exit(0)")}, "",
+               {"3.1": "stopped", "3.2": "right"}),
     "=1+1": (WRONG, "", {"3.1": "wrong"}),
 }  # fmt: skip
 
@@ -429,6 +447,10 @@ def test_what_is_no_notebook_or_twice_there(graded, student, states):
         ("stubborn", "3.1", "seconds of computing"),
         ("bomb", "3.1", "it asked for more than 1 GB of memory"),
         ("list-bomb", "3.1", "it asked for more than 1 GB of memory"),
+        ("bomb-outside", "3.2", "it asked for more than 1 GB of memory"),
+        ("slow-bomb", "3.1", "1 seconds of computing, and more than 0.5 GB of memory by then"),
+        ("slow-bomb-outside", "3.2", "computing, and more than 0.5 GB of memory by then"),
+        ("expanded", "3.1", "more than 65536 numbers"),
         ("exit", "3.1", "your code raised SystemExit:  at your line `sys.exit()`"),
         ("os-exit", "3.1", "its process ended before an answer came out"),
         ("inspect", "3.1", "look at `import inspect`; as it stands: right"),
@@ -501,7 +523,7 @@ def test_a_sleeper_is_stopped():
     job = {"cells": sleeper, "answer": "x", **vars(replace(LIMITS, wall=0.5))}
     status, data = child.run(EXERCISES["3.2"], job)
     verdict = grade.judged(EXERCISES["3.2"], EXERCISES["3.2"], status, data, LIMITS)
-    assert verdict == ("stopped", "it did not come to an end within 3000 seconds")
+    assert verdict == ("stopped", "it did not end within 3000 seconds")
 
 
 # Comparing
@@ -540,11 +562,65 @@ def test_what_the_grader_says_is_what_the_notebook_says(number, answer):
         assert sentence == inside.message
 
 
-@pytest.mark.parametrize("data", [b"", b"PK" * 9, outcomes.dump("high"), outcomes.dump([1, [2]])])
+UNSAID = ["high", [1, [2]], [[1], 2], ["outcome"], ["outcome", 1, 2, 3], {"a": 1}, None]
+
+
+@pytest.mark.parametrize("data", [b"", b"PK" * 9, b"[" * 10**5, *map(outcomes.dump, UNSAID)])
 def test_what_no_answer_wrote_stops_nothing(data):
     compared = grade.reference(EXERCISES["3.2"])
     state, _ = grade.judged(EXERCISES["3.2"], compared, "done", data, LIMITS)
     assert state in ("stopped", "wrong")
+
+
+def test_an_outcome_comes_back_as_it_was():
+    numbers = torch.arange(6.0).reshape(2, 3)
+    kinds = [torch.bool, torch.uint8, torch.int64, torch.bfloat16, torch.float64, torch.complex64]
+    plain = [None, True, 10**30, -0.5, math.inf, "\udcff", 1 + 2j]
+    tensors = [numbers.to(kind) for kind in kinds] + [torch.zeros(0, 3), torch.tensor(2.0)]
+    tensors += [numbers.T, torch.zeros(1).expand(5), torch.nn.Parameter(numbers)]
+    value = {"a": plain, ("b", 2): tuple(tensors), "c": [], "d": {}}
+    found = outcomes.load(outcomes.dump(value))
+    assert found["a"] == plain
+    assert found["c"] == []
+    assert found["d"] == {}
+    for before, after in zip(tensors, found["b", 2], strict=True):
+        assert (after.dtype, after.shape) == (before.dtype, before.shape)
+        assert torch.equal(after, before)
+    assert math.isnan(outcomes.load(outcomes.dump(math.nan)))
+    assert outcomes.load(outcomes.dump(np.array([[1, 2]]))).tolist() == [[1, 2]]
+    assert type(outcomes.load(outcomes.dump(object()))).__name__ == "object"
+
+
+@pytest.mark.parametrize(
+    "much",
+    [
+        torch.zeros(1).expand(2**40),
+        torch.zeros(2**20, dtype=torch.int8),
+        torch.sparse_coo_tensor(size=(2**40,), check_invariants=True),
+        np.broadcast_to(np.zeros(1), 2**40),
+        [[0] * 2**20],
+    ],
+    ids=["expanded", "bytes", "sparse", "broadcast", "list"],
+)
+def test_no_outcome_is_larger_than_any_answer_is(much):
+    with pytest.raises(ValueError, match="more than 65536 numbers"):
+        outcomes.dump(much)
+
+
+def test_a_file_that_unpacks_to_much_more_is_not_unpacked():
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as bomb:
+        torch.save(["outcome", torch.zeros(2**20)], inner := io.BytesIO())
+        with zipfile.ZipFile(inner) as plain:
+            for name in plain.namelist():
+                bomb.writestr(name, plain.read(name))
+    with pytest.raises(ValueError, match=r"utf-8|JSON|Expecting"):
+        outcomes.load(file.getvalue())
+    forged = json.dumps(["tensor", "torch.float32", [2**40, 0, 2**40], ""])
+    assert outcomes.load(forged.encode()).numel() == 0
+    for shape in ([2**40], [-2], ["a"], 3):
+        with pytest.raises((ValueError, RuntimeError, TypeError)):
+            outcomes.load(json.dumps(["tensor", "torch.float32", shape, "AAAAAA=="]).encode())
 
 
 # Private exercises
@@ -719,6 +795,15 @@ def test_no_code_upsets_the_reader(tmp_path, text):
     hand_in(tmp_path, "deep", RIGHT, text)
     read = submissions.Submission(tmp_path / "deep" / NAME, submissions.book({}))
     assert read.answer("3.1").trouble is None
+
+
+@pytest.mark.parametrize("deep", ["f(" * 150 + "1" + ")" * 150, "1" + "+1" * 900, "x" + ".a" * 900])
+def test_no_answer_is_too_deep_to_be_read(tmp_path, deep):
+    for text in (f'check("3.1", {deep})', f"forward_fit = eval({deep}).exercises"):
+        hand_in(tmp_path, "deep", RIGHT | {"3.1": text})
+        read = submissions.Submission(tmp_path / "deep" / NAME, submissions.book({}))
+        assert read.answer("3.1").trouble == ("unreadable", "its cell is nested too deeply")
+        assert read.answer("3.2").looks is None
 
 
 @pytest.mark.parametrize(
