@@ -112,8 +112,8 @@ def outcome(exercise: Exercise, job: dict[str, Any]) -> list[Any]:
 
 def held_much(usage: Any, job: dict[str, Any]) -> str:
     """Return what to add to a word for what took too long, if it took much memory as well."""
-    used = usage.ru_maxrss - job["before"]
-    return " with much memory" if used > job["memory"] / 2 * 2**20 else ""
+    more = usage.ru_maxrss * 2**10 - job["before"]
+    return " with much memory" if more > job["memory"] / 2 * 2**30 else ""
 
 
 def in_a_process(exercise: Exercise, job: dict[str, Any], pipe: int) -> None:
@@ -136,7 +136,7 @@ def in_a_process(exercise: Exercise, job: dict[str, Any], pipe: int) -> None:
 
 def run(exercise: Exercise, job: dict[str, Any]) -> tuple[str, bytes]:
     """Run an answer in a process of its own: how that ended, and what it wrote."""
-    job = job | {"before": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}
+    job = job | {"before": sandbox.used()[1]}
     reading, writing = os.pipe()
     process = os.fork()
     if process == 0:

@@ -310,11 +310,16 @@ TRICKS: dict[str, Trick] = {
              {"3.1": "wrong", "3.2": "right"}),
     "bomb-outside": (TWO | {"3.2": 'x = torch.ones(2**40)\ncheck("3.2", x)'}, "",
                      {"3.2": "stopped", "3.1": "right"}),
-    "slow-bomb": (TWO | {"3.1": body("a = [torch.ones(2**27 + 2**26)]\nwhile True:\n    pass")},
-                  "", {"3.1": "stopped", "3.2": "right"}),
-    "slow-bomb-outside": (TWO | {"3.2": "import torch\nx = [torch.ones(2**27 + 2**26)]\n"
-                          'y = [0 for _ in iter(int, 1)]\ncheck("3.2", (x, y))'},
-                          "", {"3.2": "stopped"}),
+    "locked-folder": (TWO | {"3.1": body("import os\nos.path.exists('x') or os.mkdir('x', 0)")}, "",
+                      {"3.1": "right", "3.2": "right"}),
+    "limiter": (TWO | {"3.1": body(
+        "import os, resource\nresource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))"
+    )}, "", {"3.1": "wrong", "3.2": "right"}),
+    "interrupter": (TWO | {"3.1": body(
+        "import os, signal\nsignal.pidfd_send_signal(os.pidfd_open(os.getppid()), 2)"
+    )}, "", {"3.1": "wrong", "3.2": "right"}),
+    "own-limits": (TWO | {"3.1": body("import resource\nresource.getrlimit(resource.RLIMIT_AS)")},
+                   "", {"3.1": "right"}),
     "unkind": (TWO | {"3.1": body("import os\nos.write(3, b'[[1], 2]')\nos._exit(0)")}, "",
                {"3.1": "stopped", "3.2": "right"}),
     "=1+1": (WRONG, "", {"3.1": "wrong"}),
@@ -387,6 +392,9 @@ def graded(tmp_path_factory):
     shutil.copy(CHAPTERS[2], folder / "flat_3-kl-gradient.ipynb")  # the book's own, untouched
     hand_in(folder, "two-copies", WRONG)
     shutil.copy(folder / "right" / NAME, folder / "two-copies" / f"again-{NAME}")
+    hand_in(folder, "many-copies")
+    for i in range(grade.COPIES):
+        shutil.copy(folder / "right" / NAME, folder / "many-copies" / f"{i}-{NAME}")
     (folder / "link").mkdir()
     (folder / "link" / NAME).symlink_to(folder / "right" / NAME)
     for path in CHAPTERS:
@@ -422,6 +430,7 @@ def test_a_trick_gets_its_states(graded, student):
         ("nothing", {"missing"}),
         ("flat", {"open"}),
         ("two-copies", {"right"}),
+        ("many-copies", {"flagged"}),
         ("link", {"unreadable"}),
     ],
 )
@@ -440,6 +449,7 @@ def test_what_is_no_notebook_or_twice_there(graded, student, states):
         ("not-json", "3.1", f"{NAME} is not JSON: save it again from Jupyter"),
         ("a-pdf", "3.1", f"{NAME}.pdf is no notebook"),
         ("nothing", "3.1", "no notebook of this chapter"),
+        ("many-copies", "3.1", "4 copies answer it, and more than 3 are not run"),
         ("deleted", "3.4", "`pixel_gradient` is defined nowhere and there is no check"),
         ("renamed-half", "3.1", "`forward_fit` is defined nowhere"),
         ("syntax", "3.4", "line 1 of its cell is no Python"),
@@ -448,8 +458,6 @@ def test_what_is_no_notebook_or_twice_there(graded, student, states):
         ("bomb", "3.1", "it asked for more than 1 GB of memory"),
         ("list-bomb", "3.1", "it asked for more than 1 GB of memory"),
         ("bomb-outside", "3.2", "it asked for more than 1 GB of memory"),
-        ("slow-bomb", "3.1", "1 seconds of computing, and more than 0.5 GB of memory by then"),
-        ("slow-bomb-outside", "3.2", "computing, and more than 0.5 GB of memory by then"),
         ("expanded", "3.1", "more than 65536 numbers"),
         ("exit", "3.1", "your code raised SystemExit:  at your line `sys.exit()`"),
         ("os-exit", "3.1", "its process ended before an answer came out"),
@@ -459,6 +467,8 @@ def test_what_is_no_notebook_or_twice_there(graded, student, states):
             "3.1",
             "look at `import dmd_tutorial.notebook.exercises as e`; as it",
         ),
+        ("limiter", "3.1", "your code raised PermissionError"),
+        ("interrupter", "3.1", "your code raised PermissionError"),
         ("killer", "3.1", "your code raised PermissionError"),
         ("fork", "3.1", "your code raised PermissionError"),
         ("network", "3.1", "your code raised"),
@@ -524,6 +534,20 @@ def test_a_sleeper_is_stopped():
     status, data = child.run(EXERCISES["3.2"], job)
     verdict = grade.judged(EXERCISES["3.2"], EXERCISES["3.2"], status, data, LIMITS)
     assert verdict == ("stopped", "it did not end within 3000 seconds")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inside", [True, False])
+def test_what_took_time_and_memory_says_both(inside):
+    much = "import torch\nheld = torch.ones(2**25)\n"  # 128 of 200 MB
+    late = "def x(*given):\n    while True:\n        pass" if inside else "x = sum(iter(int, 1))"
+    limits = Limits(seconds=2.0, memory=0.2, wall=3000.0)
+    job = {"cells": [[1, much + late, [0, 1, 2]]], "answer": "x", **vars(limits)}
+    state, said = grade.judged(
+        EXERCISES["3.1"], EXERCISES["3.1"], *child.run(EXERCISES["3.1"], job), limits
+    )
+    assert state == "stopped"
+    assert said.endswith("seconds of computing, and more than 0.1 GB of memory by then")
 
 
 # Comparing
