@@ -67,9 +67,9 @@ def missing() -> str | None:
     return f"bubblewrap does not work here ({done.stderr.strip()})" if done.returncode else None
 
 
-def used() -> list[int]:
-    """Return the bytes that this process has reserved, and those that it holds (Linux)."""
-    pages = Path("/proc/self/statm")
+def used(process: int | str = "self") -> list[int]:
+    """Return the bytes that a process has reserved, and those that it holds (Linux)."""
+    pages = Path(f"/proc/{process}/statm")
     counts = pages.read_text().split()[:2] if pages.exists() else ["0", "0"]
     return [int(count) * resource.getpagesize() for count in counts]
 
