@@ -31,6 +31,7 @@ HINTS = re.compile(r"\n*<details><summary>Hint \d</summary>.*?</details>", flags
 # sentences of a task that speak of what a hand-out does not have
 FINDINGS = re.compile(r"\n*<details><summary>(?!Hint).*?</details>", flags=re.DOTALL)
 USED = re.compile(r"`[^`\n]*?\b(\w+)\.\w+\(")
+CALLED = re.compile(r"`(\w+)\(")
 SOLUTION = re.compile(
     r" ?\(The solution says\.\)| Only then open the (?:cells below|solution)[^.]*\."
 )
@@ -47,6 +48,7 @@ def check(number, answer):
         return f"{{number}}: handed in"
     return check_of_the_book(number, answer)
 """
+NOT_SHOWN = "# the package's code is not shown here: exercises ask for it"
 GRADED = 'result = check("{0}", {1})\nassert result.passed, result\nresult'
 
 
@@ -93,9 +95,21 @@ def without_solutions(book_cells: list[Cell]) -> list[Cell]:
         if cell["cell_type"] == "markdown" and HEADING.search(book_source.source(cell)):
             answered = False
         if not answered and "solution" not in book_source.tags(cell):
-            kept.append(cell)
+            kept.append(without_shown(cell))
         answered = answered or bool(answer_of(cell))
     return kept
+
+
+def without_shown(cell: Cell) -> Cell:
+    """Return a cell without the lines that show code of the package, which exercises ask for."""
+    text = book_source.source(cell)
+    if cell["cell_type"] != "code" or "show_code(" not in text:
+        return cell
+    lines = text.splitlines()
+    for node in reversed(ast.parse(cells.python(text)).body):
+        if isinstance(node, ast.Expr) and ast.unparse(node).startswith("show_code("):
+            lines[node.lineno - 1 : node.end_lineno] = [NOT_SHOWN]
+    return cell | {"source": "\n".join(lines)}
 
 
 def exercises_alone(kept: list[Cell], title: str) -> Iterator[Cell]:
@@ -120,9 +134,19 @@ def used_in_tasks(kept: list[Cell]) -> set[int]:
     """Return the places of the cells that make what the exercises tell students to call."""
     notebook = {"cells": kept}
     tasks = book_source.markdown(notebook).partition("## Exercises")[2]
-    names = set(USED.findall(tasks))
-    makers = [cell.place for cell in cells.cells(notebook) if cell.binds & names]
+    names, functions = set(USED.findall(tasks)), set(CALLED.findall(tasks))
+    makers = [
+        cell.place
+        for cell in cells.cells(notebook)
+        if cell.binds & names or functions & defined(kept[cell.place])
+    ]
     return {place for maker in makers for place in cells.needed(notebook, maker)}
+
+
+def defined(cell: Cell) -> set[str]:
+    """Return the functions that a code cell defines."""
+    body = ast.parse(cells.python(book_source.source(cell))).body
+    return {node.name for node in body if isinstance(node, ast.FunctionDef)}
 
 
 def with_tasks(kept: list[Cell], chapter: str, options: Options) -> list[Cell]:

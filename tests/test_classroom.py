@@ -4,10 +4,12 @@ The submissions are made here. Each says what the grader must answer for it, exe
 """
 
 import ast
+import builtins
 import csv
 import io
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -79,6 +81,37 @@ def test_a_hand_out_has_the_stubs_and_no_solution(path, only):
     for phrase in (*told, "open the solution"):
         assert phrase not in text.partition("## Exercises")[2], phrase
     assert made["metadata"]["dmd_tutorial"]["chapter"] == book_source.number(path)
+
+
+def statements(text):
+    """The statements of a cell, without those that answers and chapters have in common."""
+    nodes = [n for n in ast.walk(ast.parse(cells.python(text))) if isinstance(n, ast.stmt)]
+    return {line for line in map(ast.unparse, nodes) if len(line) > 40 and "def " not in line}
+
+
+@EVERY_CHAPTER
+def test_no_cell_of_a_hand_out_has_or_prints_code_that_an_exercise_asks_for(path):
+    chapter = book_source.read_notebook(path)
+    asked = set().union(*(statements(source(c)) for c in chapter["cells"] if "solution" in tags(c)))
+    before = set().union(*map(statements, code(chapter)))
+    made = code(alone(path, exercises_only=False))
+    assert asked <= before
+    assert not set().union(*map(statements, made)) & asked
+    called = {ast.unparse(n.func) for text in made for n in ast.walk(ast.parse(cells.python(text)))
+              if isinstance(n, ast.Call)}  # fmt: skip
+    assert not called & {"show_code", "inspect.getsource", "help"}
+
+
+@EVERY_CHAPTER
+def test_the_exercises_alone_define_each_function_that_they_speak_of(path):
+    made = alone(path)
+    names = set().union(*map(cells.bound, map(cells.python, code(made))))
+    tasks = book_source.markdown(made)
+    spoken = re.findall(r"`([a-z_]+)\([^`]*\)`", tasks)
+    stubs = [ast.parse(source(c)) for c in made["cells"] if hand_out.answer_of(c)]
+    given = {node.arg for tree in stubs for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    known = given | {*dir(builtins), *dir(torch), *dir(torch.Tensor), *dir(torch.optim.SGD)}
+    assert not [name for name in spoken if name not in names | known]
 
 
 @EVERY_CHAPTER
