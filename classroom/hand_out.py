@@ -209,7 +209,8 @@ def for_nbgrader(cell: Cell) -> list[Cell]:
     body = statement.body if isinstance(statement, ast.FunctionDef) else [statement]
     first = body[1 if len(body) > 1 and isinstance(body[0], ast.Expr) else 0]
     lines, indent = text.splitlines(), " " * first.col_offset
-    lines.insert(first.lineno - 1, f"{indent}### BEGIN SOLUTION")
+    told = [f"# {line}" for line in lines[first.lineno - 1 :]] if first is statement else []
+    lines[first.lineno - 1 : first.lineno - 1] = [*told, f"{indent}### BEGIN SOLUTION"]
     lines.append(f"{indent}### END SOLUTION")
     answer = cell | {"source": "\n".join(lines)}
     return [answer, cell | {"source": GRADED.format(*found[0])}]

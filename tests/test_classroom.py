@@ -231,6 +231,8 @@ def test_nbgrader_gets_an_answer_and_a_locked_check_for_each_exercise(path):
             assert framework.check(number, names[name]).passed is None
             with pytest.raises(AssertionError):
                 exec(source(check), names)
+        else:  # what is to be given a value, and in which form, is still to be read
+            assert all(f"# {line}" in head for line in rest.strip().splitlines()[:-1])
 
 
 # What students hand in
