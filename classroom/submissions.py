@@ -188,8 +188,10 @@ class Submission:
         for i, source in self.sources.items():
             self.parse(i, source)
         self.binding: dict[str, list[Statement]] = {}
+        imported = {n for each in self.statements if is_import(each.node) for n in each.binds}
         for each in self.statements:
-            for name in each.binds:
+            # torch.nn.init.zeros_(w) does not change torch
+            for name in each.binds if is_import(each.node) else each.binds - imported:
                 self.binding.setdefault(name, []).append(each)
         self.checks = self.checks_found()
         self.chapter = self.chapter_of(content["about"])
@@ -331,24 +333,28 @@ def called(node: ast.Call) -> str | None:
     return getattr(node.func, "id", getattr(node.func, "attr", None))
 
 
+def is_import(node: ast.stmt) -> bool:
+    """Return whether a statement imports."""
+    return isinstance(node, ast.Import | ast.ImportFrom)
+
+
 def is_ellipsis(node: ast.expr) -> bool:
     """Return whether an expression is three dots."""
     return isinstance(node, ast.Constant) and node.value is Ellipsis
 
 
 def names_of(node: ast.stmt) -> tuple[set[str], set[str]]:
-    """Return the names to which a statement gives a value, or a part of one, and those it reads."""
-    if isinstance(node, ast.Expr | ast.Pass | ast.Assert | ast.Return):
+    """Return the names that a statement gives a value, or changes, and those it reads."""
+    if isinstance(node, ast.Pass | ast.Assert | ast.Return):
         return set(), set()
     if isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
         return {"*"}, set()
     text = ast.unparse(node)
     binds = cells.bound(text)
     if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        for each in (node, *cells.running(node)):
-            if isinstance(each, ast.Assign):
-                binds |= {name for target in each.targets for name in cells.inside(target)}
-    return binds, set(cells.referenced(symtable.symtable(text, "cell", "exec")))
+        binds |= set(cells.changed(ast.Module([node], []), {}))  # `a.append(1)`, a loop that fills
+    reads = cells.referenced(symtable.symtable(text, "cell", "exec")) if binds else ()
+    return binds, set(reads)
 
 
 # What a person should look at

@@ -285,6 +285,8 @@ TRICKS: dict[str, Trick] = {
                {"3.1": "right"}),
     "table": (TWO | {"3.1": "a = {}\nfor i in (0, 1):\n    a[i] = i\n" + body("a[1] + 1")}, "",
               {"3.1": "right"}),
+    "filled": (TWO | {"3.1": "a = []\nfor i in (0, 1):\n    a.append(i)\na.append(2)\nprint(a[9])\n"
+                      + body("a[2] + 1")}, "", {"3.1": "right"}),
     "loop": (TWO | {"3.1": f"{without_check(RIGHT['3.1'])}\nfor f in [forward_fit]:\n"
                            '    check("3.1", f)'}, "", {"3.1": "right"}),
     "below": ({"3.5": f"def stop_gradient_loss(x, gradient):\n    return ...\n{RIGHT['3.1']}"}, "",
