@@ -356,16 +356,18 @@ def for_a_table(text: str) -> str:
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
 
 
-def write(grades: Sequence[Grade], folder: Path) -> None:
-    """Write the table, and a page for each student."""
+def write(grades: Sequence[Grade], folder: Path) -> list[Path]:
+    """Write the table, and a page for each student; return the pages of an earlier run."""
     (folder / "feedback").mkdir(parents=True, exist_ok=True)
     with (folder / "grades.csv").open("w", newline="", encoding="utf8", errors="replace") as file:
         writer = csv.writer(file)
         writer.writerow(Grade._fields)
         writer.writerows([for_a_table(cell) for cell in grade] for grade in grades)
-    for student, page in pages(grade.student for grade in grades).items():
+    written = pages(grade.student for grade in grades)
+    for student, page in written.items():
         mine = [grade for grade in grades if grade.student == student]
         (folder / "feedback" / page).write_text(feedback(student, mine), "utf8", errors="replace")
+    return [path for path in folder.glob("feedback/*.md") if path.name not in written.values()]
 
 
 def pages(students: Iterable[str]) -> dict[str, str]:
@@ -465,7 +467,8 @@ def main() -> int:
         grades = asked.grades(arguments.submissions, chapters)
         if not grades:
             raise ValueError(f"{arguments.submissions} has no notebook of the book")
-        write(grades, arguments.output)
+        for path in write(grades, arguments.output):
+            print(f"of an earlier run: {plain(str(path))}", file=sys.stderr)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

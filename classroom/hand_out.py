@@ -9,6 +9,8 @@ Links lead to the site, and the files that a chapter reads are carried along.
 import argparse
 import ast
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -261,26 +263,38 @@ def files(paths: Iterable[Path], options: Options) -> dict[Path, bytes]:
     return made
 
 
-def write(made: dict[Path, bytes], folder: Path, force: bool) -> None:
-    """Write all files, or none.
+def is_of_the_repository(folder: Path) -> bool:
+    """Return whether a folder, or that in the repository in which it lies, has tracked files."""
+    if not folder.resolve().is_relative_to(ROOT):
+        return False
+    top = folder.resolve().relative_to(ROOT).parts[:1] or (".",)
+    tracked = ""
+    if shutil.which("git"):
+        asked = ["git", "-C", str(ROOT), "ls-files", "--", *top]
+        tracked = subprocess.run(asked, capture_output=True, text=True).stdout
+    return bool(tracked) or top[0] in (".", "book")
+
+
+def write(made: dict[Path, bytes], folder: Path, force: bool) -> list[Path]:
+    """Write all files that are not there already, or none; return their names.
 
     Raises:
         ValueError: one of them is there already, with another content.
     """
-    if folder.resolve().is_relative_to(book_source.BOOK):
-        raise ValueError(f"{folder} belongs to the book: choose a folder outside of book/")
+    if is_of_the_repository(folder):
+        raise ValueError(f"{folder} belongs to the repository: choose another folder, or a new one")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: -o takes a folder")
-    there = [
-        str(folder / name)
-        for name, content in made.items()
-        if (folder / name).exists() and (folder / name).read_bytes() != content
-    ]
-    if there and not force:
-        raise ValueError(f"already there, and different: {', '.join(there)}; --force overwrites")
-    for name, content in made.items():
+    there = {name for name in made if (folder / name).exists()}
+    other = sorted(name for name in there if (folder / name).read_bytes() != made[name])
+    if other and not force:
+        said = ", ".join(str(folder / name) for name in other)
+        raise ValueError(f"already there, and different: {said}; --force overwrites")
+    new = [name for name in made if name not in there or name in other]
+    for name in new:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
+        (folder / name).write_bytes(made[name])
+    return new
 
 
 def chosen(names: list[str]) -> list[Path]:
@@ -341,12 +355,17 @@ def main() -> int:
     parser.add_argument("--force", action="store_true", help="overwrite what is there")
     arguments = parser.parse_args()
     try:
-        made = files(chosen(arguments.chapters), options_of(arguments))
-        write(made, arguments.output, arguments.force)
+        options, paths = options_of(arguments), chosen(arguments.chapters)
+        numbers = {number.partition(".")[0] for number in options.handed_in}
+        if numbers and not numbers & {str(book_source.number(path)) for path in paths}:
+            raise ValueError(f"{arguments.exercises} is for chapters {sorted(numbers)}, not these")
+        made = files(paths, options)
+        new = write(made, arguments.output, arguments.force)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    print("\n".join(f"wrote {arguments.output / name}" for name in made))
+    said = ("unchanged:", "wrote")
+    print("\n".join(f"{said[name in new]} {arguments.output / name}" for name in made))
     return 0
 
 

@@ -185,6 +185,7 @@ class Submission:
         self.trees: dict[int, ast.Module] = {}
         self.broken: dict[int, str] = {}
         self.statements: list[Statement] = []
+        self.functions: dict[str, ast.FunctionDef] = {}
         for i, source in self.sources.items():
             self.parse(i, source)
         self.binding: dict[str, list[Statement]] = {}
@@ -203,8 +204,11 @@ class Submission:
             if is_deep(tree):
                 self.broken[i] = "its cell is nested too deeply"
                 return
+            defined = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
+            self.functions |= defined
             found = [
-                Statement(i, place, node, *names_of(node)) for place, node in enumerate(tree.body)
+                Statement(i, place, node, *names_of(node, self.functions))
+                for place, node in enumerate(tree.body)
             ]
         except BROKEN as error:
             line = f"line {error.lineno} of " if isinstance(error, SyntaxError) else ""
@@ -343,7 +347,7 @@ def is_ellipsis(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value is Ellipsis
 
 
-def names_of(node: ast.stmt) -> tuple[set[str], set[str]]:
+def names_of(node: ast.stmt, functions: dict[str, ast.FunctionDef]) -> tuple[set[str], set[str]]:
     """Return the names that a statement gives a value, or changes, and those it reads."""
     if isinstance(node, ast.Pass | ast.Assert | ast.Return):
         return set(), set()
@@ -352,7 +356,7 @@ def names_of(node: ast.stmt) -> tuple[set[str], set[str]]:
     text = ast.unparse(node)
     binds = cells.bound(text)
     if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        binds |= set(cells.changed(ast.Module([node], []), {}))  # `a.append(1)`, a loop that fills
+        binds |= set(cells.changed(ast.Module([node], []), functions))  # `a.append(1)`
     reads = cells.referenced(symtable.symtable(text, "cell", "exec")) if binds else ()
     return binds, set(reads)
 

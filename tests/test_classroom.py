@@ -170,7 +170,7 @@ def test_the_exercises_alone_run_from_top_to_bottom_with_right_answers(path, tmp
 def test_nothing_is_overwritten_unless_asked(tmp_path):
     files = hand_out.files(CHAPTERS[1:3], ALONE)
     hand_out.write(files, tmp_path, force=False)
-    hand_out.write(files, tmp_path, force=False)  # the same again harms nobody
+    assert hand_out.write(files, tmp_path, force=False) == []  # the same again is let be
     changed = tmp_path / "3-kl-gradient-exercises.ipynb"
     changed.write_text("mine")
     (tmp_path / "2-teacher-exercises.ipynb").unlink()
@@ -180,8 +180,13 @@ def test_nothing_is_overwritten_unless_asked(tmp_path):
     assert not (tmp_path / "2-teacher-exercises.ipynb").exists(), "all files, or none"
     hand_out.write(files, tmp_path, force=True)
     assert json.loads(changed.read_text())
-    with pytest.raises(ValueError, match="belongs to the book"):
-        hand_out.write(files, book_source.BOOK, force=True)
+
+
+@pytest.mark.parametrize("folder", [".", "book", "book/new", "classroom", "tests/new", ".github"])
+def test_no_folder_of_the_repository_becomes_a_hand_out(folder):
+    with pytest.raises(ValueError, match="belongs to the repository"):
+        hand_out.write({}, book_source.ROOT / folder, force=True)
+    assert hand_out.write({}, book_source.ROOT / "week-2", force=False) == []
 
 
 def test_chapters_are_chosen_by_number_range_and_file():
@@ -201,6 +206,10 @@ def test_mistakes_at_the_command_line_are_sentences(tmp_path):
         (
             [sys.executable, "-m", "classroom.hand_out", "3", "-o", "x", "--colab", "y"],
             "--colab ta",
+        ),
+        (
+            [sys.executable, "-m", "classroom.hand_out", "4", "-o", "x", "--exercises", PRIVATE],
+            "private_example.py is for chapters ['3'], not these",
         ),
     ):
         done = subprocess.run(words, capture_output=True, text=True, cwd=book_source.ROOT)
@@ -285,8 +294,9 @@ TRICKS: dict[str, Trick] = {
                {"3.1": "right"}),
     "table": (TWO | {"3.1": "a = {}\nfor i in (0, 1):\n    a[i] = i\n" + body("a[1] + 1")}, "",
               {"3.1": "right"}),
-    "filled": (TWO | {"3.1": "a = []\nfor i in (0, 1):\n    a.append(i)\na.append(2)\nprint(a[9])\n"
-                      + body("a[2] + 1")}, "", {"3.1": "right"}),
+    "filled": (TWO | {"3.1": "a = []\nfor i in (0, 1):\n    a.append(i)\n"
+                      "def more(b):\n    b.append(2)\nmore(a)\nprint(a[9])\n" + body("a[2] + 1")},
+               "", {"3.1": "right"}),
     "loop": (TWO | {"3.1": f"{without_check(RIGHT['3.1'])}\nfor f in [forward_fit]:\n"
                            '    check("3.1", f)'}, "", {"3.1": "right"}),
     "below": ({"3.5": f"def stop_gradient_loss(x, gradient):\n    return ...\n{RIGHT['3.1']}"}, "",
@@ -556,6 +566,12 @@ def test_the_table_and_the_pages(graded, tmp_path):
     assert f"2 of {len(EXERCISES | OWN)} exercises are right" in page
     assert "- … **3.3** open: 3.3 is not attempted yet" in page
     assert "import inspect" not in (tmp_path / "feedback" / "inspect.md").read_text("utf8")
+
+
+def test_pages_of_an_earlier_run_are_named(tmp_path):
+    ada, bob = (grade.Grade(name, "3", "3.1", "right", "") for name in ("ada", "bob"))
+    assert grade.write([ada, bob], tmp_path) == []
+    assert grade.write([ada], tmp_path) == [tmp_path / "feedback" / "bob.md"]
 
 
 @pytest.mark.slow
