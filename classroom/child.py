@@ -9,6 +9,7 @@ import ast
 import json
 import linecache
 import os
+import resource
 import select
 import shutil
 import signal
@@ -85,6 +86,7 @@ def answer_of(job: dict[str, Any]) -> Any:
 
 def outcome(exercise: Exercise, job: dict[str, Any]) -> list[Any]:
     """Return how it went and, if an answer came out, whether it is a function, and its outcome."""
+    before = sandbox.used()[1]
     try:
         answer = answer_of(job)
     except NotImplementedError:
@@ -102,11 +104,17 @@ def outcome(exercise: Exercise, job: dict[str, Any]) -> list[Any]:
     except framework._Open:
         return ["open"]
     except framework._Endless:
-        return ["endless"]
+        return ["endless" + held_much(resource.getrusage(resource.RUSAGE_SELF), before, job)]
     except MemoryError:
         return ["memory"]
     except BaseException as error:
         return ["uncomparable", f"{type(error).__name__}: {error}"]
+
+
+def held_much(usage: Any, before: int, job: dict[str, Any]) -> str:
+    """Return what to add to a word for what took too long, if it took much memory as well."""
+    more = usage.ru_maxrss * 2**10 - before
+    return " with much memory" if more > job["memory"] / 2 * 2**30 else ""
 
 
 def in_a_process(exercise: Exercise, job: dict[str, Any], pipe: int) -> None:
@@ -122,7 +130,7 @@ def in_a_process(exercise: Exercise, job: dict[str, Any], pipe: int) -> None:
     try:
         data = outcomes.dump(outcome(exercise, job))
     except BaseException as error:  # it refers to itself, is too large, ...
-        data = outcomes.dump(["uncomparable", type(error).__name__])
+        data = outcomes.dump(["uncomparable", f"{type(error).__name__}: {error}"])
     while data:
         data = data[os.write(3, data) :]
 
@@ -136,6 +144,7 @@ def run(exercise: Exercise, job: dict[str, Any]) -> tuple[str, bytes]:
             in_a_process(exercise, job, writing)
         finally:
             os._exit(0)
+    before = sandbox.used(process)[1]
     os.close(writing)
     data, end = b"", time.monotonic() + job["wall"]
     while (left := end - time.monotonic()) > 0 and len(data) <= outcomes.LARGEST:
@@ -150,9 +159,9 @@ def run(exercise: Exercise, job: dict[str, Any]) -> tuple[str, bytes]:
     _, status, usage = os.wait4(process, 0)
     sandbox.kill_all_others()
     if left <= 0:
-        return "wall", b""
+        return "wall" + held_much(usage, before, job), b""
     if not data and usage.ru_utime + usage.ru_stime >= job["seconds"]:
-        return "seconds", b""
+        return "seconds" + held_much(usage, before, job), b""
     return ("done" if data else f"ended {os.waitstatus_to_exitcode(status)}"), data
 
 

@@ -15,6 +15,7 @@ came out of an answer. Here it is compared with what comes out of the right one.
 import argparse
 import csv
 import html
+import itertools
 import json
 import os
 import queue
@@ -39,10 +40,12 @@ from dmd_tutorial.notebook import exercises as framework
 from dmd_tutorial.notebook.exercises import Exercise, Raised
 
 # the best of several copies counts
+COPIES = 3  # more would be guesses, and time
 STATES = ("flagged", "right", "wrong", "stopped", "open", "unreadable", "missing")
 SENTENCE = 400  # characters
 MARKS = {"right": "✓", "wrong": "✗"}
-NO_MEMORY = ("MemoryError", "can't allocate memory", "not enough memory")
+COMPUTING = "seconds of computing"
+NO_MEMORY = ("MemoryError", "can't allocate memory", "not enough memory", "bad_alloc")
 
 
 class Grade(NamedTuple):
@@ -75,35 +78,39 @@ def reference(exercise: Exercise) -> Exercise:
 
 def judged(exercise: Exercise, compared: Exercise, status: str, data: bytes, limits: Limits) -> Any:
     """Return the state and the sentence for what the child process said."""
-    if status == "wall":
-        return "stopped", f"it did not come to an end within {limits.wall:g} seconds"
-    if status == "seconds":
-        return "stopped", f"it took more than {limits.seconds:g} seconds of computing"
     try:
-        if status != "done":
-            raise ValueError(status)
-        kind, *rest = outcomes.load(data)
+        kind, *rest = outcomes.load(data) if status == "done" else [status]
         if kind == "outcome":
             is_function, found = rest
             return compare(exercise, compared, bool(is_function), found, limits)
-        said = rest[0] if rest else ""
+        said = str(rest[0]) if rest else ""
+        kind, _, much = kind.partition(" with ")
+        much = f", and more than {limits.memory / 2:g} GB of memory by then" if much else ""
+        if kind == "memory" or lacks_memory(said):
+            return "stopped", f"it asked for more than {limits.memory:g} GB of memory"
+        return {
+            "open": ("open", f"{exercise.number} is not attempted yet"),
+            "raised": ("wrong", f"{exercise.number}, {exercise.name}: {said}"),
+            "endless": ("stopped", f"it took more than {limits.seconds / 2:g} {COMPUTING}{much}"),
+            "seconds": ("stopped", f"it took more than {limits.seconds:g} {COMPUTING}{much}"),
+            "wall": ("stopped", f"it did not end within {limits.wall:g} seconds{much}"),
+            "uncomparable": ("wrong", f"{exercise.number}: your answer cannot be compared: {said}"),
+        }[kind]
     except Exception:  # whatever the process has written
         return "stopped", f"its process ended before an answer came out ({status})"
-    return {
-        "open": ("open", f"{exercise.number} is not attempted yet"),
-        "raised": ("wrong", f"{exercise.number}, {exercise.name}: {said}"),
-        "memory": ("stopped", f"it asked for more than {limits.memory:g} GB of memory"),
-        "endless": ("stopped", f"it took more than {limits.seconds / 2:g} seconds of computing"),
-    }.get(kind, ("wrong", f"{exercise.number}: your answer cannot be compared: {said}"))
+
+
+def lacks_memory(sentence: str) -> bool:
+    """Return whether an error's sentence is one of Python, PyTorch or C++ that ask for memory."""
+    return any(text in sentence for text in NO_MEMORY)
 
 
 def compare(
     exercise: Exercise, compared: Exercise, is_function: bool, found: Any, limits: Limits
 ) -> tuple[str, str]:
     """Return the state and the sentence for an outcome."""
-    for each in raised(found):
-        if any(text in each for text in NO_MEMORY):
-            return "stopped", f"it asked for more than {limits.memory:g} GB of memory"
+    if any(map(lacks_memory, raised(found))):
+        return "stopped", f"it asked for more than {limits.memory:g} GB of memory"
     if callable(exercise.truth) != is_function:  # a sentence that knows the kind alone
         result = exercise.check((lambda: None) if is_function else found)
     else:
@@ -131,6 +138,17 @@ class Server:
 
     def ask(self, job: dict[str, Any]) -> tuple[str, bytes]:
         """Return how an answer's process ended, and what it wrote."""
+        with suppress(OSError, ValueError):
+            return self.told(job)
+        # an answer before this one may have got at the server: a new one is asked, once
+        self.stop()
+        with suppress(OSError, ValueError):
+            return self.told(job)
+        self.stop()
+        return "the server ended", b""
+
+    def told(self, job: dict[str, Any]) -> tuple[str, bytes]:
+        """Return what the server says; it is started if it does not run."""
         if not self.process:
             self.process = self.started()
             self.wait()
@@ -145,9 +163,6 @@ class Server:
             process.stdin.flush()
             status, size = json.loads(process.stdout.readline())
             return status, process.stdout.read(size)
-        except (OSError, ValueError):
-            self.stop()
-            return "the server ended", b""
         finally:
             alarm.cancel()
 
@@ -249,6 +264,11 @@ class Grader:
             for number in numbers
             if number in submission.exercises()
         ]
+        copies_of = Counter((student, answer.number) for student, answer in answers)
+        for student, answer in answers:
+            if (several := copies_of[student, answer.number]) > COPIES:
+                said = f"{several} copies answer it, and more than {COPIES} are not run"
+                answer.trouble = "flagged", f"{said}: take those away that do not count"
         verdicts = self.verdicts([answer for _, answer in answers])
         best: dict[tuple[str, str], tuple[str, str]] = {}
         for (student, answer), verdict in zip(answers, verdicts, strict=True):
@@ -268,7 +288,8 @@ class Grader:
         """Return the notebooks of each student and, by chapter, why others cannot be read."""
         copies: dict[str, list[Submission]] = {}
         notes: dict[str, dict[str | None, str]] = {}
-        for student, paths in submissions.collected(folder, self.book.titles.values()).items():
+        students, _ = submissions.collected(folder, self.book.titles.values())
+        for student, paths in students.items():
             copies[student], notes[student] = [], {}
             for path in paths:
                 try:
@@ -323,7 +344,7 @@ def in_order(entry: tuple[tuple[str, str], Any]) -> tuple:
 
 def plain(sentence: str) -> str:
     """Return a sentence on one line, of bearable length, without control characters."""
-    text = " ".join("".join(c if c.isprintable() else " " for c in sentence).split())
+    text = submissions.on_one_line(sentence)
     return text if len(text) <= SENTENCE else f"{text[:SENTENCE]} ..."
 
 
@@ -332,27 +353,43 @@ def plain(sentence: str) -> str:
 
 def for_a_table(text: str) -> str:
     """Return a cell that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r", "\n")) else text
 
 
-def write(grades: Sequence[Grade], folder: Path) -> None:
-    """Write the table, and a page for each student."""
+def write(grades: Sequence[Grade], folder: Path) -> list[Path]:
+    """Write the table, and a page for each student; return the pages of an earlier run."""
     (folder / "feedback").mkdir(parents=True, exist_ok=True)
     with (folder / "grades.csv").open("w", newline="", encoding="utf8", errors="replace") as file:
         writer = csv.writer(file)
         writer.writerow(Grade._fields)
         writer.writerows([for_a_table(cell) for cell in grade] for grade in grades)
-    for student in dict.fromkeys(grade.student for grade in grades):
+    written = pages(grade.student for grade in grades)
+    for student, page in written.items():
         mine = [grade for grade in grades if grade.student == student]
-        (folder / "feedback" / f"{student}.md").write_text(
-            feedback(student, mine), "utf8", errors="replace"
-        )
+        (folder / "feedback" / page).write_text(feedback(student, mine), "utf8", errors="replace")
+    return [path for path in folder.glob("feedback/*.md") if path.name not in written.values()]
+
+
+def pages(students: Iterable[str]) -> dict[str, str]:
+    """Return the name of each student's file: none too long, no two alike on any disk."""
+    found: dict[str, str] = {}
+    for student in dict.fromkeys(students):
+        stem = student.encode(errors="replace")[:240].decode(errors="ignore")
+        names = itertools.chain([f"{stem}.md"], (f"{stem}~{i}.md" for i in itertools.count(2)))
+        taken = {name.casefold() for name in found.values()}
+        found[student] = next(name for name in names if name.casefold() not in taken)
+    return found
 
 
 def feedback(student: str, grades: Sequence[Grade]) -> str:
     """Return the page of one student."""
     right = sum(grade.state == "right" for grade in grades)
-    lines = [f"# {student}", "", f"{right} of {len(grades)} exercises are right.", ""]
+    lines = [
+        f"# {html.escape(student, quote=False)}",
+        "",
+        f"{right} of {len(grades)} exercises are right.",
+        "",
+    ]
     for grade in grades:
         said = html.escape(grade.sentence, quote=False)
         if grade.state == "flagged":
@@ -424,10 +461,14 @@ def main() -> int:
         if arguments.chapters:
             paths = hand_out.chosen(arguments.chapters)
             chapters = [path.name.partition("-")[0] for path in paths]
-        grades = grader(arguments).grades(arguments.submissions, chapters)
+        asked = grader(arguments)
+        for path in submissions.collected(arguments.submissions, asked.book.titles.values())[1]:
+            print(f"ignored: {plain(str(path))} is no notebook", file=sys.stderr)
+        grades = asked.grades(arguments.submissions, chapters)
         if not grades:
             raise ValueError(f"{arguments.submissions} has no notebook of the book")
-        write(grades, arguments.output)
+        for path in write(grades, arguments.output):
+            print(f"of an earlier run: {plain(str(path))}", file=sys.stderr)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

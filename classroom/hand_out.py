@@ -9,6 +9,8 @@ Links lead to the site, and the files that a chapter reads are carried along.
 import argparse
 import ast
 import re
+import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterable, Iterator
@@ -31,6 +33,7 @@ HINTS = re.compile(r"\n*<details><summary>Hint \d</summary>.*?</details>", flags
 # sentences of a task that speak of what a hand-out does not have
 FINDINGS = re.compile(r"\n*<details><summary>(?!Hint).*?</details>", flags=re.DOTALL)
 USED = re.compile(r"`[^`\n]*?\b(\w+)\.\w+\(")
+CALLED = re.compile(r"`(\w+)\(")
 SOLUTION = re.compile(
     r" ?\(The solution says\.\)| Only then open the (?:cells below|solution)[^.]*\."
 )
@@ -47,6 +50,7 @@ def check(number, answer):
         return f"{{number}}: handed in"
     return check_of_the_book(number, answer)
 """
+NOT_SHOWN = "# the package's code is not shown here: exercises ask for it"
 GRADED = 'result = check("{0}", {1})\nassert result.passed, result\nresult'
 
 
@@ -93,9 +97,21 @@ def without_solutions(book_cells: list[Cell]) -> list[Cell]:
         if cell["cell_type"] == "markdown" and HEADING.search(book_source.source(cell)):
             answered = False
         if not answered and "solution" not in book_source.tags(cell):
-            kept.append(cell)
+            kept.append(without_shown(cell))
         answered = answered or bool(answer_of(cell))
     return kept
+
+
+def without_shown(cell: Cell) -> Cell:
+    """Return a cell without the lines that show code of the package, which exercises ask for."""
+    text = book_source.source(cell)
+    if cell["cell_type"] != "code" or "show_code(" not in text:
+        return cell
+    lines = text.splitlines()
+    for node in reversed(ast.parse(cells.python(text)).body):
+        if isinstance(node, ast.Expr) and ast.unparse(node).startswith("show_code("):
+            lines[node.lineno - 1 : node.end_lineno] = [NOT_SHOWN]
+    return cell | {"source": "\n".join(lines)}
 
 
 def exercises_alone(kept: list[Cell], title: str) -> Iterator[Cell]:
@@ -120,9 +136,19 @@ def used_in_tasks(kept: list[Cell]) -> set[int]:
     """Return the places of the cells that make what the exercises tell students to call."""
     notebook = {"cells": kept}
     tasks = book_source.markdown(notebook).partition("## Exercises")[2]
-    names = set(USED.findall(tasks))
-    makers = [cell.place for cell in cells.cells(notebook) if cell.binds & names]
+    names, functions = set(USED.findall(tasks)), set(CALLED.findall(tasks))
+    makers = [
+        cell.place
+        for cell in cells.cells(notebook)
+        if cell.binds & names or functions & defined(kept[cell.place])
+    ]
     return {place for maker in makers for place in cells.needed(notebook, maker)}
+
+
+def defined(cell: Cell) -> set[str]:
+    """Return the functions that a code cell defines."""
+    body = ast.parse(cells.python(book_source.source(cell))).body
+    return {node.name for node in body if isinstance(node, ast.FunctionDef)}
 
 
 def with_tasks(kept: list[Cell], chapter: str, options: Options) -> list[Cell]:
@@ -185,7 +211,8 @@ def for_nbgrader(cell: Cell) -> list[Cell]:
     body = statement.body if isinstance(statement, ast.FunctionDef) else [statement]
     first = body[1 if len(body) > 1 and isinstance(body[0], ast.Expr) else 0]
     lines, indent = text.splitlines(), " " * first.col_offset
-    lines.insert(first.lineno - 1, f"{indent}### BEGIN SOLUTION")
+    told = [f"# {line}" for line in lines[first.lineno - 1 :]] if first is statement else []
+    lines[first.lineno - 1 : first.lineno - 1] = [*told, f"{indent}### BEGIN SOLUTION"]
     lines.append(f"{indent}### END SOLUTION")
     answer = cell | {"source": "\n".join(lines)}
     return [answer, cell | {"source": GRADED.format(*found[0])}]
@@ -236,26 +263,38 @@ def files(paths: Iterable[Path], options: Options) -> dict[Path, bytes]:
     return made
 
 
-def write(made: dict[Path, bytes], folder: Path, force: bool) -> None:
-    """Write all files, or none.
+def is_of_the_repository(folder: Path) -> bool:
+    """Return whether a folder, or that in the repository in which it lies, has tracked files."""
+    if not folder.resolve().is_relative_to(ROOT):
+        return False
+    top = folder.resolve().relative_to(ROOT).parts[:1] or (".",)
+    tracked = ""
+    if shutil.which("git"):
+        asked = ["git", "-C", str(ROOT), "ls-files", "--", *top]
+        tracked = subprocess.run(asked, capture_output=True, text=True).stdout
+    return bool(tracked) or top[0] in (".", "book")
+
+
+def write(made: dict[Path, bytes], folder: Path, force: bool) -> list[Path]:
+    """Write all files that are not there already, or none; return their names.
 
     Raises:
         ValueError: one of them is there already, with another content.
     """
-    if folder.resolve().is_relative_to(book_source.BOOK):
-        raise ValueError(f"{folder} belongs to the book: choose a folder outside of book/")
+    if is_of_the_repository(folder):
+        raise ValueError(f"{folder} belongs to the repository: choose another folder, or a new one")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: -o takes a folder")
-    there = [
-        str(folder / name)
-        for name, content in made.items()
-        if (folder / name).exists() and (folder / name).read_bytes() != content
-    ]
-    if there and not force:
-        raise ValueError(f"already there, and different: {', '.join(there)}; --force overwrites")
-    for name, content in made.items():
+    there = {name for name in made if (folder / name).exists()}
+    other = sorted(name for name in there if (folder / name).read_bytes() != made[name])
+    if other and not force:
+        said = ", ".join(str(folder / name) for name in other)
+        raise ValueError(f"already there, and different: {said}; --force overwrites")
+    new = [name for name in made if name not in there or name in other]
+    for name in new:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(content)
+        (folder / name).write_bytes(made[name])
+    return new
 
 
 def chosen(names: list[str]) -> list[Path]:
@@ -316,12 +355,17 @@ def main() -> int:
     parser.add_argument("--force", action="store_true", help="overwrite what is there")
     arguments = parser.parse_args()
     try:
-        made = files(chosen(arguments.chapters), options_of(arguments))
-        write(made, arguments.output, arguments.force)
+        options, paths = options_of(arguments), chosen(arguments.chapters)
+        numbers = {number.partition(".")[0] for number in options.handed_in}
+        if numbers and not numbers & {str(book_source.number(path)) for path in paths}:
+            raise ValueError(f"{arguments.exercises} is for chapters {sorted(numbers)}, not these")
+        made = files(paths, options)
+        new = write(made, arguments.output, arguments.force)
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    print("\n".join(f"wrote {arguments.output / name}" for name in made))
+    said = ("unchanged:", "wrote")
+    print("\n".join(f"{said[name in new]} {arguments.output / name}" for name in made))
     return 0
 
 

@@ -67,30 +67,36 @@ def missing() -> str | None:
     return f"bubblewrap does not work here ({done.stderr.strip()})" if done.returncode else None
 
 
+def used(process: int | str = "self") -> list[int]:
+    """Return the bytes that a process has reserved, and those that it holds (Linux)."""
+    pages = Path(f"/proc/{process}/statm")
+    counts = pages.read_text().split()[:2] if pages.exists() else ["0", "0"]
+    return [int(count) * resource.getpagesize() for count in counts]
+
+
 def limit(seconds: float, memory: float) -> None:
     """Limit this process: processor time, gigabytes beyond what it has, and files to nothing."""
-    cap = int(seconds) + 1
-    used = 0
-    if Path("/proc/self/statm").exists():
-        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    most = used + int(memory * 2**30)
-    wanted = {"CPU": cap, "FSIZE": 0, "CORE": 0}
+    wanted = {"CPU": int(seconds) + 1, "FSIZE": 0, "CORE": 0}
     if sys.platform == "linux":  # elsewhere it is not kept
-        wanted["AS"] = most
+        wanted["AS"] = used()[0] + int(memory * 2**30)
     for name, value in wanted.items():
         resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
 
 
 # The filter: https://www.kernel.org/doc/html/latest/userspace-api/seccomp_filter.html
 
-CALLS = {  # by machine: its number, clone, and what is forbidden
-    "x86_64": (0xC000003E, 56, {
+CALLS = {  # by machine: its number, clone, prlimit64, and what is forbidden
+    "x86_64": (0xC000003E, 56, 302, {
         "socket": 41, "fork": 57, "vfork": 58, "execve": 59, "kill": 62, "ptrace": 101,
-        "process_vm_writev": 311, "execveat": 322, "io_uring_setup": 425,
+        "rt_sigqueueinfo": 129, "tkill": 200, "tgkill": 234, "rt_tgsigqueueinfo": 297,
+        "process_vm_readv": 310, "process_vm_writev": 311, "execveat": 322,
+        "pidfd_send_signal": 424, "io_uring_setup": 425,
     }),
-    "aarch64": (0xC00000B7, 220, {
+    "aarch64": (0xC00000B7, 220, 261, {
         "socket": 198, "execve": 221, "kill": 129, "ptrace": 117,
-        "process_vm_writev": 271, "execveat": 281, "io_uring_setup": 425,
+        "rt_sigqueueinfo": 138, "tkill": 130, "tgkill": 131, "rt_tgsigqueueinfo": 240,
+        "process_vm_readv": 270, "process_vm_writev": 271, "execveat": 281,
+        "pidfd_send_signal": 424, "io_uring_setup": 425,
     }),
 }  # fmt: skip
 CLONE3 = 435
@@ -104,7 +110,7 @@ def forbid() -> bool:
     """Forbid this process, for good, the system calls named above; false where that cannot be."""
     if sys.platform != "linux" or platform.machine() not in CALLS:
         return False
-    machine, clone, forbidden = CALLS[platform.machine()]
+    machine, clone, prlimit, forbidden = CALLS[platform.machine()]
     # (code, steps if true, steps if false, operand)
     steps = [(LOAD, 0, 0, 4), (EQUAL, 1, 0, machine), (RETURN, 0, 0, DENY), (LOAD, 0, 0, 0)]
     steps += [(AT_LEAST, 0, 1, 0x40000000), (RETURN, 0, 0, DENY)]  # another table of calls
@@ -112,6 +118,9 @@ def forbid() -> bool:
         steps += [(EQUAL, 0, 1, number), (RETURN, 0, 0, DENY)]
     # its flags are out of sight: libraries then take clone
     steps += [(EQUAL, 0, 1, CLONE3), (RETURN, 0, 0, UNKNOWN_CALL)]
+    # limits are its own
+    steps += [(EQUAL, 0, 4, prlimit), (LOAD, 0, 0, 16), (EQUAL, 0, 1, 0)]
+    steps += [(RETURN, 0, 0, ALLOW), (RETURN, 0, 0, DENY)]
     # a thread may be made, a process not
     steps += [(EQUAL, 0, 3, clone), (LOAD, 0, 0, 16), (ANY_BIT, 1, 0, CLONE_THREAD)]
     steps += [(RETURN, 0, 0, DENY), (RETURN, 0, 0, ALLOW)]

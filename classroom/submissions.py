@@ -9,6 +9,7 @@ import json
 import os
 import re
 import symtable
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,8 +24,11 @@ import cells
 
 LARGEST = 50 * 2**20  # bytes of a notebook
 LONGEST = 200_000  # characters of a notebook's code
+DEEPEST = 100  # pieces of code within one another, which recursion has to get to the end of
 BROKEN = (SyntaxError, ValueError, RecursionError, MemoryError)  # by what is no Python, or too deep
-IGNORED = ("__MACOSX",)
+NOISE = {"__MACOSX", ".DS_Store", ".ipynb_checkpoints"}  # of which nobody need hear
+MOODLE = re.compile(r"_\d+_assignsubmission_.*$", flags=re.DOTALL)  # NAME_ID_..., folders and files
+CANVAS = re.compile(r"(_LATE)?_\d+_\d+_.*$", flags=re.DOTALL)  # NAME_ID_ID_FILE
 
 
 class Unreadable(Exception):
@@ -65,30 +69,40 @@ def book(tasks: dict[str, tuple[str, str]]) -> Book:
 # Files
 
 
-def collected(folder: Path, titles: Iterable[str]) -> dict[str, list[Path]]:
-    """Return the files of each student: a folder for each, or files that begin with the name.
+def collected(folder: Path, titles: Iterable[str]) -> tuple[dict[str, list[Path]], list[Path]]:
+    """Return the files of each student, and those that are no submission.
 
-    `ada/3-kl-gradient.ipynb`, `ada/anything/x.ipynb`, `ada_3-kl-gradient.ipynb` and `ada.ipynb`
-    are all Ada's.
+    A student has a folder, or files that begin with the name: `ada/any/x.ipynb`, `ada.ipynb`,
+    `ada_3-kl-gradient.ipynb`, and the ways of `MOODLE` and `CANVAS`.
     """
     found: dict[str, list[Path]] = {}
-    ending = re.compile(rf"[\s_.-]*({'|'.join(map(re.escape, titles))})(-exercises)?.*$")
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith(".") or path.name in IGNORED:
-            continue
-        if path.is_dir() and not path.is_symlink():
-            found.setdefault(path.name, []).extend(files_in(path))
-        else:
-            student = ending.sub("", path.stem) or path.stem
-            found.setdefault(student, []).append(path)
-    return found
+    ignored: list[Path] = []
+    title = "|".join(map(re.escape, titles))
+    for path in sorted(each for each in folder.iterdir() if each.name not in NOISE):
+        own = path.is_dir() and not path.is_symlink() and not path.name.startswith(".")
+        files = [*files_in(path)] if own else [path]
+        handed_in = [f for f in files if f.suffix == ".ipynb" or re.search(title, f.name)]
+        handed_in = [f for f in handed_in if not f.name.startswith(".")]
+        ignored += [f for f in files if f not in handed_in]
+        if own or handed_in:
+            name = MOODLE.sub("", path.name if own else CANVAS.sub("", path.stem))
+            name = name if own else re.sub(rf"[\s_.-]*({title}).*$", "", name) or path.stem
+            found.setdefault(on_one_line(name) or ascii(name), []).extend(handed_in)
+    return found, ignored
+
+
+def on_one_line(text: str) -> str:
+    """Return a text without control characters, an accent and its letter as one."""
+    text = unicodedata.normalize("NFC", text)
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def files_in(folder: Path) -> Iterator[Path]:
-    """Yield the files in a folder and those below; no link is followed."""
+    """Yield the files in a folder and those below, and hidden folders; no link is followed."""
     for here, folders, names in os.walk(folder):
-        folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in IGNORED)
-        yield from (Path(here, name) for name in sorted(names) if not name.startswith("."))
+        hidden = [name for name in folders if name.startswith(".")]
+        yield from (Path(here, name) for name in sorted({*hidden, *names} - NOISE))
+        folders[:] = sorted({*folders} - {*hidden} - NOISE)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -99,12 +113,12 @@ def read(path: Path) -> dict[str, Any]:
     """
     if path.suffix != ".ipynb":
         raise Unreadable(f"{path.name} is no notebook (.ipynb)")
-    if path.is_symlink() or not path.is_file():
-        raise Unreadable(f"{path.name} is no file")
-    if path.stat().st_size > LARGEST:
-        raise Unreadable(f"{path.name} is larger than {LARGEST >> 20} MB: clear its outputs")
     try:
-        notebook = json.loads(path.read_text(encoding="utf8"))
+        if path.is_symlink() or not path.is_file():
+            raise Unreadable(f"{path.name} is no file")
+        if path.stat().st_size > LARGEST:
+            raise Unreadable(f"{path.name} is larger than {LARGEST >> 20} MB: clear its outputs")
+        notebook = json.loads(path.read_text(encoding="utf-8-sig"))
         code = [
             book_source.source(cell)
             for cell in notebook["cells"]
@@ -171,11 +185,14 @@ class Submission:
         self.trees: dict[int, ast.Module] = {}
         self.broken: dict[int, str] = {}
         self.statements: list[Statement] = []
+        self.functions: dict[str, ast.FunctionDef] = {}
         for i, source in self.sources.items():
             self.parse(i, source)
         self.binding: dict[str, list[Statement]] = {}
+        imported = {n for each in self.statements if is_import(each.node) for n in each.binds}
         for each in self.statements:
-            for name in each.binds:
+            # torch.nn.init.zeros_(w) does not change torch
+            for name in each.binds if is_import(each.node) else each.binds - imported:
                 self.binding.setdefault(name, []).append(each)
         self.checks = self.checks_found()
         self.chapter = self.chapter_of(content["about"])
@@ -184,8 +201,14 @@ class Submission:
         """Add the statements of a cell, or what is wrong with it."""
         try:
             tree = ast.parse(source)
+            if is_deep(tree):
+                self.broken[i] = "its cell is nested too deeply"
+                return
+            defined = {n.name: n for n in tree.body if isinstance(n, ast.FunctionDef)}
+            self.functions |= defined
             found = [
-                Statement(i, place, node, *names_of(node)) for place, node in enumerate(tree.body)
+                Statement(i, place, node, *names_of(node, self.functions))
+                for place, node in enumerate(tree.body)
             ]
         except BROKEN as error:
             line = f"line {error.lineno} of " if isinstance(error, SyntaxError) else ""
@@ -301,9 +324,22 @@ class Answer:
     looks: str | None  # what a person should look at
 
 
+def is_deep(tree: ast.AST) -> bool:
+    """Return whether pieces of code lie more than `DEEPEST` times within one another."""
+    level = [tree]
+    for _ in range(DEEPEST):
+        level = [inner for node in level for inner in ast.iter_child_nodes(node)]
+    return bool(level)
+
+
 def called(node: ast.Call) -> str | None:
     """Return the last part of a called function's name."""
     return getattr(node.func, "id", getattr(node.func, "attr", None))
+
+
+def is_import(node: ast.stmt) -> bool:
+    """Return whether a statement imports."""
+    return isinstance(node, ast.Import | ast.ImportFrom)
 
 
 def is_ellipsis(node: ast.expr) -> bool:
@@ -311,19 +347,18 @@ def is_ellipsis(node: ast.expr) -> bool:
     return isinstance(node, ast.Constant) and node.value is Ellipsis
 
 
-def names_of(node: ast.stmt) -> tuple[set[str], set[str]]:
-    """Return the names to which a statement gives a value, or a part of one, and those it reads."""
-    if isinstance(node, ast.Expr | ast.Pass | ast.Assert | ast.Return):
+def names_of(node: ast.stmt, functions: dict[str, ast.FunctionDef]) -> tuple[set[str], set[str]]:
+    """Return the names that a statement gives a value, or changes, and those it reads."""
+    if isinstance(node, ast.Pass | ast.Assert | ast.Return):
         return set(), set()
     if isinstance(node, ast.ImportFrom) and node.names[0].name == "*":
         return {"*"}, set()
     text = ast.unparse(node)
     binds = cells.bound(text)
     if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-        for each in (node, *cells.running(node)):
-            if isinstance(each, ast.Assign):
-                binds |= {name for target in each.targets for name in cells.inside(target)}
-    return binds, set(cells.referenced(symtable.symtable(text, "cell", "exec")))
+        binds |= set(cells.changed(ast.Module([node], []), functions))  # `a.append(1)`
+    reads = cells.referenced(symtable.symtable(text, "cell", "exec")) if binds else ()
+    return binds, set(reads)
 
 
 # What a person should look at

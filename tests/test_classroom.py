@@ -4,18 +4,26 @@ The submissions are made here. Each says what the grader must answer for it, exe
 """
 
 import ast
+import builtins
 import csv
+import io
 import json
+import math
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import book_source
 import cells
 import nbformat
+import numpy as np
 import pytest
+import torch
 
 from benchmarks.grading import filled, solved
 from classroom import (
@@ -75,6 +83,37 @@ def test_a_hand_out_has_the_stubs_and_no_solution(path, only):
     assert made["metadata"]["dmd_tutorial"]["chapter"] == book_source.number(path)
 
 
+def statements(text):
+    """The statements of a cell, without those that answers and chapters have in common."""
+    nodes = [n for n in ast.walk(ast.parse(cells.python(text))) if isinstance(n, ast.stmt)]
+    return {line for line in map(ast.unparse, nodes) if len(line) > 40 and "def " not in line}
+
+
+@EVERY_CHAPTER
+def test_no_cell_of_a_hand_out_has_or_prints_code_that_an_exercise_asks_for(path):
+    chapter = book_source.read_notebook(path)
+    asked = set().union(*(statements(source(c)) for c in chapter["cells"] if "solution" in tags(c)))
+    before = set().union(*map(statements, code(chapter)))
+    made = code(alone(path, exercises_only=False))
+    assert asked <= before
+    assert not set().union(*map(statements, made)) & asked
+    called = {ast.unparse(n.func) for text in made for n in ast.walk(ast.parse(cells.python(text)))
+              if isinstance(n, ast.Call)}  # fmt: skip
+    assert not called & {"show_code", "inspect.getsource", "help"}
+
+
+@EVERY_CHAPTER
+def test_the_exercises_alone_define_each_function_that_they_speak_of(path):
+    made = alone(path)
+    names = set().union(*map(cells.bound, map(cells.python, code(made))))
+    tasks = book_source.markdown(made)
+    spoken = re.findall(r"`([a-z_]+)\([^`]*\)`", tasks)
+    stubs = [ast.parse(source(c)) for c in made["cells"] if hand_out.answer_of(c)]
+    given = {node.arg for tree in stubs for node in ast.walk(tree) if isinstance(node, ast.arg)}
+    known = given | {*dir(builtins), *dir(torch), *dir(torch.Tensor), *dir(torch.optim.SGD)}
+    assert not [name for name in spoken if name not in names | known]
+
+
 @EVERY_CHAPTER
 def test_no_link_of_a_hand_out_is_relative_and_none_leads_to_the_solutions_in_colab(path):
     for only in (False, True):
@@ -131,7 +170,7 @@ def test_the_exercises_alone_run_from_top_to_bottom_with_right_answers(path, tmp
 def test_nothing_is_overwritten_unless_asked(tmp_path):
     files = hand_out.files(CHAPTERS[1:3], ALONE)
     hand_out.write(files, tmp_path, force=False)
-    hand_out.write(files, tmp_path, force=False)  # the same again harms nobody
+    assert hand_out.write(files, tmp_path, force=False) == []  # the same again is let be
     changed = tmp_path / "3-kl-gradient-exercises.ipynb"
     changed.write_text("mine")
     (tmp_path / "2-teacher-exercises.ipynb").unlink()
@@ -141,8 +180,13 @@ def test_nothing_is_overwritten_unless_asked(tmp_path):
     assert not (tmp_path / "2-teacher-exercises.ipynb").exists(), "all files, or none"
     hand_out.write(files, tmp_path, force=True)
     assert json.loads(changed.read_text())
-    with pytest.raises(ValueError, match="belongs to the book"):
-        hand_out.write(files, book_source.BOOK, force=True)
+
+
+@pytest.mark.parametrize("folder", [".", "book", "book/new", "classroom", "tests/new", ".github"])
+def test_no_folder_of_the_repository_becomes_a_hand_out(folder):
+    with pytest.raises(ValueError, match="belongs to the repository"):
+        hand_out.write({}, book_source.ROOT / folder, force=True)
+    assert hand_out.write({}, book_source.ROOT / "week-2", force=False) == []
 
 
 def test_chapters_are_chosen_by_number_range_and_file():
@@ -162,6 +206,10 @@ def test_mistakes_at_the_command_line_are_sentences(tmp_path):
         (
             [sys.executable, "-m", "classroom.hand_out", "3", "-o", "x", "--colab", "y"],
             "--colab ta",
+        ),
+        (
+            [sys.executable, "-m", "classroom.hand_out", "4", "-o", "x", "--exercises", PRIVATE],
+            "private_example.py is for chapters ['3'], not these",
         ),
     ):
         done = subprocess.run(words, capture_output=True, text=True, cwd=book_source.ROOT)
@@ -192,6 +240,8 @@ def test_nbgrader_gets_an_answer_and_a_locked_check_for_each_exercise(path):
             assert framework.check(number, names[name]).passed is None
             with pytest.raises(AssertionError):
                 exec(source(check), names)
+        else:  # what is to be given a value, and in which form, is still to be read
+            assert all(f"# {line}" in head for line in rest.strip().splitlines()[:-1])
 
 
 # What students hand in
@@ -199,6 +249,7 @@ def test_nbgrader_gets_an_answer_and_a_locked_check_for_each_exercise(path):
 RIGHT = solved(CHAPTERS[2])
 STUBS = alone(CHAPTERS[2])
 NAME = "3-kl-gradient-exercises.ipynb"
+TITLES = [path.stem for path in CHAPTERS]
 IMPORT = "from dmd_tutorial.notebook.exercises.chapter3 import EXERCISES"
 ALL = tuple(number for number in EXERCISES if number.startswith("3."))
 LIMITS = Limits(seconds=2.0, memory=1.0, wall=3000.0)
@@ -243,6 +294,9 @@ TRICKS: dict[str, Trick] = {
                {"3.1": "right"}),
     "table": (TWO | {"3.1": "a = {}\nfor i in (0, 1):\n    a[i] = i\n" + body("a[1] + 1")}, "",
               {"3.1": "right"}),
+    "filled": (TWO | {"3.1": "a = []\nfor i in (0, 1):\n    a.append(i)\n"
+                      "def more(b):\n    b.append(2)\nmore(a)\nprint(a[9])\n" + body("a[2] + 1")},
+               "", {"3.1": "right"}),
     "loop": (TWO | {"3.1": f"{without_check(RIGHT['3.1'])}\nfor f in [forward_fit]:\n"
                            '    check("3.1", f)'}, "", {"3.1": "right"}),
     "below": ({"3.5": f"def stop_gradient_loss(x, gradient):\n    return ...\n{RIGHT['3.1']}"}, "",
@@ -297,6 +351,24 @@ TRICKS: dict[str, Trick] = {
                 "", {"3.1": "wrong", "3.2": "right"}),
     "endless-answer": (TWO | {"3.1": body("a = []\na.append(a)\nreturn a")}, "",
                        {"3.1": "wrong", "3.2": "right"}),
+    "expanded": (TWO | {"3.1": body("return torch.zeros(1).expand(2**40)")}, "",
+                 {"3.1": "wrong", "3.2": "right"}),
+    "wide": (TWO | {"3.1": body("return torch.zeros(2**24, dtype=torch.int8)")}, "",
+             {"3.1": "wrong", "3.2": "right"}),
+    "bomb-outside": (TWO | {"3.2": 'x = torch.ones(2**40)\ncheck("3.2", x)'}, "",
+                     {"3.2": "stopped", "3.1": "right"}),
+    "locked-folder": (TWO | {"3.1": body("import os\nos.path.exists('x') or os.mkdir('x', 0)")}, "",
+                      {"3.1": "right", "3.2": "right"}),
+    "limiter": (TWO | {"3.1": body(
+        "import os, resource\nresource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))"
+    )}, "", {"3.1": "wrong", "3.2": "right"}),
+    "interrupter": (TWO | {"3.1": body(
+        "import os, signal\nsignal.pidfd_send_signal(os.pidfd_open(os.getppid()), 2)"
+    )}, "", {"3.1": "wrong", "3.2": "right"}),
+    "own-limits": (TWO | {"3.1": body("import resource\nresource.getrlimit(resource.RLIMIT_AS)")},
+                   "", {"3.1": "right"}),
+    "unkind": (TWO | {"3.1": body("import os\nos.write(3, b'[[1], 2]')\nos._exit(0)")}, "",
+               {"3.1": "stopped", "3.2": "right"}),
     "=1+1": (WRONG, "", {"3.1": "wrong"}),
 }  # fmt: skip
 
@@ -360,11 +432,16 @@ def graded(tmp_path_factory):
     (folder / "not-json").mkdir()
     (folder / "not-json" / NAME).write_text("{ 'cells': ")
     (folder / "no-notebook").mkdir()
-    (folder / "no-notebook" / "answers.pdf").write_text("%PDF")
+    (folder / "no-notebook" / "answers.txt").write_text("%PDF")
+    (folder / "a-pdf").mkdir()
+    (folder / "a-pdf" / f"{NAME}.pdf").write_text("%PDF")
     (folder / "nothing").mkdir()
     shutil.copy(CHAPTERS[2], folder / "flat_3-kl-gradient.ipynb")  # the book's own, untouched
     hand_in(folder, "two-copies", WRONG)
     shutil.copy(folder / "right" / NAME, folder / "two-copies" / f"again-{NAME}")
+    hand_in(folder, "many-copies")
+    for i in range(grade.COPIES):
+        shutil.copy(folder / "right" / NAME, folder / "many-copies" / f"{i}-{NAME}")
     (folder / "link").mkdir()
     (folder / "link" / NAME).symlink_to(folder / "right" / NAME)
     for path in CHAPTERS:
@@ -395,10 +472,12 @@ def test_a_trick_gets_its_states(graded, student):
     ("student", "states"),
     [
         ("not-json", {"unreadable"}),
-        ("no-notebook", {"unreadable"}),
+        ("no-notebook", {"missing"}),
+        ("a-pdf", {"unreadable"}),
         ("nothing", {"missing"}),
         ("flat", {"open"}),
         ("two-copies", {"right"}),
+        ("many-copies", {"flagged"}),
         ("link", {"unreadable"}),
     ],
 )
@@ -415,8 +494,9 @@ def test_what_is_no_notebook_or_twice_there(graded, student, states):
         ("wrong", "3.2", "3.2, "),
         ("half", "3.3", "3.3 is not attempted yet"),
         ("not-json", "3.1", f"{NAME} is not JSON: save it again from Jupyter"),
-        ("no-notebook", "3.1", "answers.pdf is no notebook"),
+        ("a-pdf", "3.1", f"{NAME}.pdf is no notebook"),
         ("nothing", "3.1", "no notebook of this chapter"),
+        ("many-copies", "3.1", "4 copies answer it, and more than 3 are not run"),
         ("deleted", "3.4", "`pixel_gradient` is defined nowhere and there is no check"),
         ("renamed-half", "3.1", "`forward_fit` is defined nowhere"),
         ("syntax", "3.4", "line 1 of its cell is no Python"),
@@ -424,6 +504,8 @@ def test_what_is_no_notebook_or_twice_there(graded, student, states):
         ("stubborn", "3.1", "seconds of computing"),
         ("bomb", "3.1", "it asked for more than 1 GB of memory"),
         ("list-bomb", "3.1", "it asked for more than 1 GB of memory"),
+        ("bomb-outside", "3.2", "it asked for more than 1 GB of memory"),
+        ("expanded", "3.1", "more than 65536 numbers"),
         ("exit", "3.1", "your code raised SystemExit:  at your line `sys.exit()`"),
         ("os-exit", "3.1", "its process ended before an answer came out"),
         ("inspect", "3.1", "look at `import inspect`; as it stands: right"),
@@ -432,6 +514,8 @@ def test_what_is_no_notebook_or_twice_there(graded, student, states):
             "3.1",
             "look at `import dmd_tutorial.notebook.exercises as e`; as it",
         ),
+        ("limiter", "3.1", "your code raised PermissionError"),
+        ("interrupter", "3.1", "your code raised PermissionError"),
         ("killer", "3.1", "your code raised PermissionError"),
         ("fork", "3.1", "your code raised PermissionError"),
         ("network", "3.1", "your code raised"),
@@ -484,6 +568,12 @@ def test_the_table_and_the_pages(graded, tmp_path):
     assert "import inspect" not in (tmp_path / "feedback" / "inspect.md").read_text("utf8")
 
 
+def test_pages_of_an_earlier_run_are_named(tmp_path):
+    ada, bob = (grade.Grade(name, "3", "3.1", "right", "") for name in ("ada", "bob"))
+    assert grade.write([ada, bob], tmp_path) == []
+    assert grade.write([ada], tmp_path) == [tmp_path / "feedback" / "bob.md"]
+
+
 @pytest.mark.slow
 def test_all_solutions_are_right(graded):
     _, grades = graded
@@ -496,7 +586,21 @@ def test_a_sleeper_is_stopped():
     job = {"cells": sleeper, "answer": "x", **vars(replace(LIMITS, wall=0.5))}
     status, data = child.run(EXERCISES["3.2"], job)
     verdict = grade.judged(EXERCISES["3.2"], EXERCISES["3.2"], status, data, LIMITS)
-    assert verdict == ("stopped", "it did not come to an end within 3000 seconds")
+    assert verdict == ("stopped", "it did not end within 3000 seconds")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inside", [True, False])
+def test_what_took_time_and_memory_says_both(inside):
+    much = "import torch\nheld = torch.ones(2**26 + 2**25)\n"  # 400 of 500 MB
+    late = "def x(*given):\n    while True:\n        pass" if inside else "x = sum(iter(int, 1))"
+    limits = Limits(seconds=4.0, memory=0.5, wall=3000.0)
+    job = {"cells": [[1, much + late, [0, 1, 2]]], "answer": "x", **vars(limits)}
+    state, said = grade.judged(
+        EXERCISES["3.1"], EXERCISES["3.1"], *child.run(EXERCISES["3.1"], job), limits
+    )
+    assert state == "stopped"
+    assert said.endswith("seconds of computing, and more than 0.25 GB of memory by then")
 
 
 # Comparing
@@ -535,11 +639,65 @@ def test_what_the_grader_says_is_what_the_notebook_says(number, answer):
         assert sentence == inside.message
 
 
-@pytest.mark.parametrize("data", [b"", b"PK" * 9, outcomes.dump("high"), outcomes.dump([1, [2]])])
+UNSAID = ["high", [1, [2]], [[1], 2], ["outcome"], ["outcome", 1, 2, 3], {"a": 1}, None]
+
+
+@pytest.mark.parametrize("data", [b"", b"PK" * 9, b"[" * 10**5, *map(outcomes.dump, UNSAID)])
 def test_what_no_answer_wrote_stops_nothing(data):
     compared = grade.reference(EXERCISES["3.2"])
     state, _ = grade.judged(EXERCISES["3.2"], compared, "done", data, LIMITS)
     assert state in ("stopped", "wrong")
+
+
+def test_an_outcome_comes_back_as_it_was():
+    numbers = torch.arange(6.0).reshape(2, 3)
+    kinds = [torch.bool, torch.uint8, torch.int64, torch.bfloat16, torch.float64, torch.complex64]
+    plain = [None, True, 10**30, -0.5, math.inf, "\udcff", 1 + 2j]
+    tensors = [numbers.to(kind) for kind in kinds] + [torch.zeros(0, 3), torch.tensor(2.0)]
+    tensors += [numbers.T, torch.zeros(1).expand(5), torch.nn.Parameter(numbers)]
+    value = {"a": plain, ("b", 2): tuple(tensors), "c": [], "d": {}}
+    found = outcomes.load(outcomes.dump(value))
+    assert found["a"] == plain
+    assert found["c"] == []
+    assert found["d"] == {}
+    for before, after in zip(tensors, found["b", 2], strict=True):
+        assert (after.dtype, after.shape) == (before.dtype, before.shape)
+        assert torch.equal(after, before)
+    assert math.isnan(outcomes.load(outcomes.dump(math.nan)))
+    assert outcomes.load(outcomes.dump(np.array([[1, 2]]))).tolist() == [[1, 2]]
+    assert type(outcomes.load(outcomes.dump(object()))).__name__ == "object"
+
+
+@pytest.mark.parametrize(
+    "much",
+    [
+        torch.zeros(1).expand(2**40),
+        torch.zeros(2**20, dtype=torch.int8),
+        torch.sparse_coo_tensor(size=(2**40,), check_invariants=True),
+        np.broadcast_to(np.zeros(1), 2**40),
+        [[0] * 2**20],
+    ],
+    ids=["expanded", "bytes", "sparse", "broadcast", "list"],
+)
+def test_no_outcome_is_larger_than_any_answer_is(much):
+    with pytest.raises(ValueError, match="more than 65536 numbers"):
+        outcomes.dump(much)
+
+
+def test_a_file_that_unpacks_to_much_more_is_not_unpacked():
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as bomb:
+        torch.save(["outcome", torch.zeros(2**20)], inner := io.BytesIO())
+        with zipfile.ZipFile(inner) as plain:
+            for name in plain.namelist():
+                bomb.writestr(name, plain.read(name))
+    with pytest.raises(ValueError, match=r"utf-8|JSON|Expecting"):
+        outcomes.load(file.getvalue())
+    forged = json.dumps(["tensor", "torch.float32", [2**40, 0, 2**40], ""])
+    assert outcomes.load(forged.encode()).numel() == 0
+    for shape in ([2**40], [-2], ["a"], 3):
+        with pytest.raises((ValueError, RuntimeError, TypeError)):
+            outcomes.load(json.dumps(["tensor", "torch.float32", shape, "AAAAAA=="]).encode())
 
 
 # Private exercises
@@ -620,15 +778,82 @@ def test_an_instructor_may_put_another_check_in_the_place_of_the_books():
         ("ada_3-kl-gradient-exercises.ipynb", "ada"),
         ("ada-lovelace 3-kl-gradient (1).ipynb", "ada-lovelace"),
         ("ada.ipynb", "ada"),
-        ("ada.zip", "ada"),
+        ("ada_3-kl-gradient.pdf", "ada"),
+        ("Jose\u0301 d'A. B_c 3-kl-gradient.ipynb", "Jos\u00e9 d'A. B_c"),
+        ("\tada\n=/3-kl-gradient.ipynb", "ada ="),
+        # Moodle's, both ways, of two releases; Canvas's
+        ("Ada de_L. Byron_12345_assignsubmission_file_/3-kl-gradient.ipynb", "Ada de_L. Byron"),
+        ("Ada Byron_12345_assignsubmission_file/3-kl-gradient.ipynb", "Ada Byron"),
+        ("Ada Byron_12345_assignsubmission_file_3-kl-gradient.ipynb", "Ada Byron"),
+        ("Ada Byron_12345_assignsubmission_file_my work.ipynb", "Ada Byron"),
+        ("byronada_12345_67890_3-kl-gradient-exercises-1.ipynb", "byronada"),
+        ("byronada_LATE_12345_67890_homework.ipynb", "byronada"),
     ],
 )
 def test_files_belong_to_students(tmp_path, name, student):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     for each in (name, ".DS_Store"):
         (tmp_path / each).write_text("")
-    titles = submissions.book({}).titles.values()
-    assert submissions.collected(tmp_path, titles) == {student: [tmp_path / name]}
+    assert submissions.collected(tmp_path, TITLES) == ({student: [tmp_path / name]}, [])
+
+
+def test_a_file_that_is_no_submission_is_named_and_no_student(tmp_path):
+    stray = ["readme.txt", "ada.zip", ".bob/3-kl-gradient.ipynb", "ada/numbers.txt", "ada/.x/y"]
+    work = [tmp_path / "ada/3-kl-gradient.ipynb", tmp_path / "ada/4-fake-critic.pdf"]
+    for name in [*stray, *work]:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    found, ignored = submissions.collected(tmp_path, TITLES)
+    assert found == {"ada": work}
+    said = [".bob", "ada/.x", "ada/numbers.txt", "ada.zip", "readme.txt"]
+    assert sorted(ignored) == sorted(tmp_path / name for name in said)
+
+
+def test_no_name_of_a_student_ends_the_run_and_each_gets_a_page(tmp_path):
+    names = [
+        "n" * 253,
+        "n" * 252 + "m",
+        "é" * 120,
+        "...",
+        "Ada",
+        "ada",
+        "ada~2",
+        "\udcff",
+        "\t",
+        "-",
+    ]
+    for name in names:
+        (tmp_path / "in" / name).mkdir(parents=True)
+    found, ignored = submissions.collected(tmp_path / "in", TITLES)
+    assert ignored == [tmp_path / "in" / "..."]
+    grades = [grade.Grade(name, "3", "3.1", "missing", "") for name in found]
+    grade.write(grades, tmp_path)
+    pages = [path.read_text("utf8") for path in (tmp_path / "feedback").iterdir()]
+    assert (
+        len(found) == len(pages) == len({page.split("\n")[0] for page in pages}) == len(names) - 1
+    )
+    assert len({path.name.lower() for path in (tmp_path / "feedback").iterdir()}) == len(pages)
+    assert (tmp_path / "feedback" / "Ada.md").exists()
+
+
+@pytest.mark.parametrize("text", ["=1", "+1", "-1", "@a", "\t=1", "\r=1", "\n@a", "ada"])
+def test_no_name_is_a_formula(text):
+    assert grade.for_a_table(text)[0] in "'a"
+
+
+def test_a_mark_at_the_beginning_of_a_notebook_is_no_fault(tmp_path):
+    (tmp_path / "x.ipynb").write_text(json.dumps(STUBS), "utf-8-sig")
+    assert submissions.read(tmp_path / "x.ipynb")["about"]["chapter"] == 3
+
+
+def test_a_file_that_nobody_may_read_is_unreadable(tmp_path, monkeypatch):
+    def forbidden(self):
+        raise PermissionError
+
+    (tmp_path / "x.ipynb").write_text("")
+    monkeypatch.setattr(Path, "is_file", forbidden)
+    with pytest.raises(submissions.Unreadable, match=r"x\.ipynb cannot be read"):
+        submissions.read(tmp_path / "x.ipynb")
 
 
 @pytest.mark.parametrize(
@@ -647,6 +872,15 @@ def test_no_code_upsets_the_reader(tmp_path, text):
     hand_in(tmp_path, "deep", RIGHT, text)
     read = submissions.Submission(tmp_path / "deep" / NAME, submissions.book({}))
     assert read.answer("3.1").trouble is None
+
+
+@pytest.mark.parametrize("deep", ["f(" * 150 + "1" + ")" * 150, "1" + "+1" * 900, "x" + ".a" * 900])
+def test_no_answer_is_too_deep_to_be_read(tmp_path, deep):
+    for text in (f'check("3.1", {deep})', f"forward_fit = eval({deep}).exercises"):
+        hand_in(tmp_path, "deep", RIGHT | {"3.1": text})
+        read = submissions.Submission(tmp_path / "deep" / NAME, submissions.book({}))
+        assert read.answer("3.1").trouble == ("unreadable", "its cell is nested too deeply")
+        assert read.answer("3.2").looks is None
 
 
 @pytest.mark.parametrize(

@@ -410,6 +410,21 @@ def test_cells_that_may_run_again_are_let_be(sources):
     assert cells.breaches(notebook(*sources)) == []
 
 
+@pytest.mark.parametrize(
+    ("source", "python"),
+    [
+        ("%pip install x\nif a:\n    !ls\n", "pass\nif a:\n    pass\n"),
+        ("%%time\nx = 1", "pass\nx = 1"),
+        ("x = (a\n    % b)", None),
+        ("x = (a\n    %b)", None),
+        ('text = """\n%s of\n!\n"""', None),
+        ("%time f()\nx = (a\n    % b)", "pass\nx = (a\n    % b)"),
+    ],
+)
+def test_only_what_is_no_python_is_a_command_of_ipython(source, python):
+    assert cells.python(source) == (python or source)
+
+
 def test_the_cells_that_a_cell_needs():
     sources = ["x = 1", "def f():\n    return x", "y = 2", "z = f()", "z + y"]
     assert cells.needed(notebook(*sources), 4) == [1, 2, 4]

@@ -24,7 +24,8 @@ from typing import NamedTuple
 import book_source
 from book_source import Notebook
 
-MAGIC = re.compile(r"^(\s*)[%!].*$", flags=re.MULTILINE)
+# `% b`, with a space, goes on with a line of Python
+MAGIC = re.compile(r"^(\s*)[%!]\S.*$", flags=re.MULTILINE)
 # Methods after which their object is another one than before. So are those of PyTorch's that end
 # in an underscore.
 CHANGE = {
@@ -110,7 +111,11 @@ def cells(notebook: Notebook) -> list[Cell]:
 
 def python(source: str) -> str:
     """Return a cell's source with nothing in the place of IPython's own commands."""
-    return MAGIC.sub(r"\1pass", source)
+    try:
+        ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return MAGIC.sub(r"\1pass", source)
+    return source
 
 
 # Names
