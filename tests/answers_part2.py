@@ -1,7 +1,6 @@
 """Answers to the exercises of chapters 7 to 11 that a student gives, wrong ones and right ones."""
 
 import copy
-import itertools
 import math
 from functools import partial
 
@@ -10,6 +9,8 @@ import torch
 from answers import NO_GRADIENT, ONE_LEVEL_EACH, truth
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
+
+from dmd_tutorial.noise import karras_grid
 
 # Wrong answers
 
@@ -52,9 +53,10 @@ def with_boundary(s, d, low, above=lambda s, low: s - low):
     return d**2 / (above(s, low) ** 2 + d**2), above(s, low) * d / torch.hypot(s, torch.tensor(d))
 
 
-def spread(levels, std, d=1):
-    angles = torch.arctan2(levels, torch.full_like(levels, std))
-    return (angles[d:] - angles[:-d]).cos().prod()
+def grid(low, high, std, count):
+    first, last = math.atan2(low, std), math.atan2(high, std)
+    step = (last - first) / (count - 1)
+    return [std * math.tan(first + i * step) for i in range(count)]
 
 
 def consistency(f, x, s, y, t, told=lambda s: s, reduce=torch.mean):
@@ -143,17 +145,18 @@ WRONG = [
     ("8.5", "as far as a hundred", (0, 1, 1), "still possible"),
     ("9.2", "clamped", partial(with_boundary, above=lambda s, low: (s - low).clamp_min(0.01)),
         "result"),
-    ("9.3", "hard-wired grid", lambda levels, std: truth("9.3")(levels[:5], std), "not right"),
-    ("9.3", "from 0", lambda levels, std: truth("9.3")(torch.cat([levels[:1] * 0, levels]), std),
-        "not right"),
-    ("9.3", "share of every interval", lambda levels, std: torch.atan(levels / std).diff().cos(),
-        "shape () is asked for"),
+    ("9.3", "from 0", lambda low, *a: truth("9.3")(0.0, *a), "differ"),
+    ("9.3", "Karras", lambda low, high, std, count: karras_grid(
+        count, sigma_min=low, sigma_max=high), "differ"),
+    ("9.3", "what is left", lambda low, high, std, count: math.cos(
+        (math.atan(high / std) - math.atan(low / std)) / (count - 1)) ** (count - 1), "is asked"),
     ("9.4", "float level", partial(consistency, told=lambda s: s.mean().item()), ONE_LEVEL_EACH),
     ("9.4", "column of levels", partial(consistency, told=lambda s: s[:, None]), ONE_LEVEL_EACH),
     ("9.4", "hard-wired size", partial(consistency, reduce=lambda e: e.sum() / 8), "input 2"),
     ("9.4", "half", partial(consistency, reduce=lambda e: e.mean() / 2), "loss"),
     ("9.4", "0.7", lambda f, x, s, y, t: consistency(f, x, s, y, 0.7 * s), "loss"),
     ("9.4", "network held", lambda f, *a: consistency(lambda *b: f(*b).detach(), *a), NO_GRADIENT),
+    ("9.1", "the stars", (18, 0.4, 2), "a little less than 90 %"),
     ("9.1", "missing", (26, 0.59, 2), "that is what is missing"),
     ("9.5", "variances", (0.64, 1, 0.4), "a level is a standard deviation"),
     ("10.1", "kept from 0", lambda x, y, s, t: truth("10.1")(x, y, s, max(t, 1e-2)), "differ"),
@@ -283,15 +286,13 @@ RIGHT = [
     ("9.2", lambda s, d, low:
         (1 / (1 + ((s - low) / d) ** 2), (s - low) / (1 + (s / d) ** 2).sqrt())),
     ("9.2", lambda s, d, low: [c.double() for c in truth("9.2")(s, d, low)]),
-    ("9.3", spread),
-    ("9.3", lambda levels, std: math.prod(math.cos(math.atan(b / std) - math.atan(a / std))
-                                          for a, b in itertools.pairwise(levels))),
-    ("9.3", lambda levels, std: ((std**2 + levels[1:] * levels[:-1]) / (
-        (std**2 + levels[1:] ** 2) * (std**2 + levels[:-1] ** 2)).sqrt()).prod()),
+    ("9.3", grid),
+    ("9.3", lambda *a: np.array(grid(*a))),
+    ("9.3", lambda *a: tuple(grid(*a))),
     ("9.4", consistency),
     ("9.4", target_of_copy),
     ("9.4", lambda f, x, s, y, t: F.mse_loss(f(y, t).detach(), f(x, s))),
-    ("9.1", (25, 0.4, 2)), ("9.1", [28, 0.42, 2.0]),
+    ("9.1", (22, 0.37, 1.6)), ("9.1", [31, 0.46, 2.5]),
     ("9.5", (0.8, 1, 0.63)), ("9.5", [0.8, math.hypot(0.6, 0.8), math.hypot(0.6, 0.2)]),
     ("10.1", lambda x, y, s, t: (s * y - t * x) / (s - t)),
     ("10.1", lambda x, y, s, t: x + (y - x) / (1 - t / s)),
