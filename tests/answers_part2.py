@@ -80,7 +80,7 @@ def hinge(real, fake, relu=torch.relu, real_margin=1):
     return relu(real_margin - real).mean() + relu(1 + fake).mean(), fake.neg().mean()
 
 
-def head(lr, lf, sr, sf, share=lambda lr, lf: (lf - torch.logaddexp(lr, lf)).exp()):
+def head(lr, lf, sr, sf, share=lambda lr, lf: (lr - torch.logaddexp(lr, lf)).exp()):
     return share(lr, lf)[:, None] * (sf - sr)
 
 
@@ -197,12 +197,12 @@ WRONG = [
     ("11.1", "kept from 0", lambda x, n, s, p: truth("11.1")(x, n, max(s, 0.1), p), "input 2"),
     ("11.1", "no more than sigma^2", lambda x, n, s, p: min(1, s**2 / (0.49 + 1)) * (p - n),
         "input 2"),
-    ("11.2", "ratio", partial(head, share=lambda lr, lf: (lf - lr).exp() / (1 + (lf - lr).exp())),
+    ("11.2", "ratio", partial(head, share=lambda lr, lf: (lr - lf).exp() / (1 + (lr - lf).exp())),
         NOT_FINITE),
     ("11.2", "kept from 0", partial(head,
-        share=lambda lr, lf: lf.exp() / (lr.exp() + lf.exp() + 1e-8)), "input 2"),
+        share=lambda lr, lf: lr.exp() / (lr.exp() + lf.exp() + 1e-8)), "input 2"),
     ("11.2", "hard-wired batch", lambda lr, lf, sr, sf:
-        torch.sigmoid(lf - lr).reshape(5, 1) * (sf - sr), "reshape(5"),
+        torch.sigmoid(lr - lf).reshape(5, 1) * (sf - sr), "reshape(5"),
     ("11.3", "hard-wired size", lambda x, *a: sid(x, *a) * x.numel() / 12, "input 2"),
     ("11.4", "float level", partial(second_input, level=bare), ONE_LEVEL_EACH),
     ("11.4", "level, no axis", partial(second_input, level=lambda z, s: torch.tensor(s)),
@@ -239,6 +239,12 @@ def under_no_grad(D, z, levels, noise):
     with torch.no_grad():
         x = D(levels[0] * z, levels[0] * torch.ones(len(z)))
     return torch.add(x, noise, alpha=levels[1])
+
+
+def through_the_loss(lr, lf, sr, sf):
+    logit = (lr - lf).requires_grad_()
+    (slope,) = torch.autograd.grad(F.logsigmoid(-logit).sum(), logit)  # of log(1 - d)
+    return slope[:, None] * (sr - sf)
 
 
 def along_the_line(N, x_t, t):  # (8.15), with the denoised estimate behind the noise
@@ -311,8 +317,9 @@ RIGHT = [
     ("11.1", lambda x, n, s, p: (1 - 1 / (1 + s**2)) * (p - n)),
     ("11.1", lambda x, n, s, p: s / (1 + s**2) * ((x + s * p) - (x + s * n))),
     ("11.2", head),
-    ("11.2", lambda lr, lf, sr, sf: (1 / (1 + (lr - lf).exp())).unsqueeze(1) * (sf - sr)),
-    ("11.2", lambda lr, lf, sr, sf: torch.stack([lr, lf]).softmax(0)[1][:, None] * (sf - sr)),
+    ("11.2", lambda lr, lf, sr, sf: (1 / (1 + (lf - lr).exp())).unsqueeze(1) * (sf - sr)),
+    ("11.2", lambda lr, lf, sr, sf: torch.stack([lr, lf]).softmax(0)[0][:, None] * (sf - sr)),
+    ("11.2", through_the_loss),
     ("11.3", sid),
     ("11.3", lambda x, real, fake, a: torch.mean((real - fake) * (real - x))
         - a * F.mse_loss(real, fake)),
