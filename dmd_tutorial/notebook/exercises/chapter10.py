@@ -103,10 +103,8 @@ EXERCISES = [
                        (torch.tensor([[0.2, 1.4]]), torch.tensor([[0.6, -3.0]] * 3))],
        probe=_each_loss),
     Exercise("10.5", "spreads of perfect students", (0.456, 0.456, 0.333), {
-        "so DDIM does with the student's number of steps; a student lands where its teacher does":
-            (0.003, 0.264, 0.003),
-        "its teacher was a student, which lands where *its* teacher's steps land":
-            (0.005, 0.333, 0.005),
+        "as DDIM in so few steps; a student lands where its teacher does": (0.003, 0.264, 0.003),
+        "its teacher was a student, which lands where *its* teacher lands": (0.005, 0.333, 0.005),
         "no student is better than the first teacher of its own chain": (0.456, 0.456, 0.456),
         "a perfect student inherits what its first teacher loses": (0.5, 0.5, 0.5),
     }, tolerance=(0.006, 0.006, 0.006)),

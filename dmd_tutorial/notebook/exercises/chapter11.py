@@ -70,7 +70,7 @@ EXERCISES = [
             lambda lr, lf, sr, sf: torch.sigmoid(lr - lf)[:, None] * (sr - sf),
         "that is (11.6), of the non-saturating loss: here the share is the data's density":
             lambda lr, lf, sr, sf: torch.sigmoid(lf - lr)[:, None] * (sf - sr),
-        "the share is missing: this is the gradient of distribution matching itself":
+        "the share is missing: this is distribution matching itself":
             lambda lr, lf, sr, sf: sf - sr,
         "the share takes densities, and you were given their logarithms":
             lambda lr, lf, sr, sf: (lr / (lr + lf))[:, None] * (sf - sr),
@@ -117,8 +117,7 @@ EXERCISES = [
        probe=_simulated),
     Exercise("11.5", "spreads at which three gradients come to rest", (0.0, 1.0, 0.7071), {
         "SDS has no critic: nothing pushes the samples apart": (1.0, 1.0, 0.7071),
-        "a critic that knows the samples balances the teacher where both scores agree":
-            (0.0, 0.0, 0.7071),
+        "a critic that knows the samples balances the teacher at equal scores": (0.0, 0.0, 0.7071),
         "twice the score is the score of the density squared: half the variance": (0.0, 1.0, 0.5),
         "a doubled pull is not balanced by the critic of spread 1": (0.0, 1.0, 1.0),
         "doubled, the teacher's score makes the data seem narrower, not wider": (0.0, 1.0, 1.414),
