@@ -85,7 +85,7 @@ EXERCISES = [
         "sigma_next": partial(heun_step, old=True),
         "uphill: the change of the level is sigma_next - sigma": partial(heun_step, ahead=-1),
         "the real step starts at x, not where Euler's step arrives": partial(heun_step, a=1.5),
-        "at sigma_next = 0 the second slope is 0/0: stop before": partial(heun_step, guarded=False),
+        "at sigma_next = 0 that is 0/0: stop at Euler's step": partial(heun_step, guarded=False),
     }, inputs=lambda: [(Network(lambda p, x, s: p * x.tanh() / (1 + s**2)), x, *levels)
                        for x in (2 * torch.randn(5, 2).double(), torch.randn(1, 2, 3))
                        for levels in ((2.0, 1.0), (0.4, 0.0), (0.02, 0.002), (0.3, 0.9))]),

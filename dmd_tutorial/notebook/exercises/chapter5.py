@@ -87,7 +87,7 @@ EXERCISES = [
         "read the two last where the generator's samples are, at x = 2": (3.85, 3.85, 3.99),
         "x = 0 is the middle of the way; the samples are around x = 2": (3.85, 1.92, 2.0),
         "that is the share of its full size; the axis has units of x": (1.0, 0.13, 0.47),
-        "at level 1 hardly any pull arrives: set it to 2 and to 8": (3.45, 0.0035, 0.0035),
+        "at level 1 hardly any pull arrives: set 2, then 8": (3.45, 0.0035, 0.0035),
     }, tolerance=(0.3, 0.15, 0.25)),
     Exercise("5.5", "the floor under regression", l2_floor, {
         "the mean belongs to one noise: a generator may answer each noise differently":
@@ -107,7 +107,7 @@ EXERCISES = [
         "no generator of z reaches 0: the variance of the answers is left": (1.0, 0.0, 2.0),
     }, tolerance=0.05),
     Exercise("5.7", "recall with 0, 1 and 4 strays", (0.5, 1.0, 0.5), {
-        "one stray has its third neighbour in the far mode: it reaches all": (0.5, 0.5, 0.5),
+        "one stray's third neighbour is in the far mode: it reaches all": (0.5, 0.5, 0.5),
         "four strays in one place are each other's neighbours: their reach is 0": (0.5, 1.0, 1.0),
         "the mode that is there is half of the target": (0.0, 1.0, 0.5),
     }, tolerance=0.05),

@@ -107,7 +107,7 @@ EXERCISES = [
         "the old ones fade, too: sum the powers of 0.98": (0.8674, 1.0, 100.0),
         "the decay is 0.98 in every step; that of (6.4) forgets its start": (1.0, 1.0, 11.0),
         "that is what is left of the start": (0.1326, 0.0, 43.37),
-        "where they come to rest: after 100 steps some of the start is left": (1.0, 1.0, 50.0),
+        "that is their rest: after 100 steps some of the start is left": (1.0, 1.0, 50.0),
     }, tolerance=0.01),
     Exercise("6.3", "one iteration from its parts", iteration, {
         "the sign is wrong: this climbs the KL divergence": partial(slip, sign=-1.0),

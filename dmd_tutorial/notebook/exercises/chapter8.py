@@ -99,7 +99,7 @@ EXERCISES = [
         "at t = 1 the velocity is the noise minus the mean of the data": (1.0, 0.46, 1.0),
         "to rest at the noise itself is no step": (0.5, 0.46, 1.0),
         "halfway the point is at 0.25: one data point is likelier behind it": (0.0, 0.0, 1.0),
-        "halfway both data points are still possible: it goes to a mean": (0.0, 1.0, 1.0),
+        "halfway both data points are possible: it lands on their mean": (0.0, 1.0, 1.0),
         "that is where the first of the two steps ends": (0.0, 0.25, 1.0),
         "small steps follow the path, and it ends at a data point": (0.0, 0.46, 0.0),
     }, tolerance=(0.02, 0.08, 0.02)),
