@@ -277,7 +277,7 @@ WRONG = [
         "not the squared form"),
     ("5.4", "with their sign", (-3.85, -0.49, -1.87), "leave out the minus"),
     ("5.6", "the most frequent", (2, 4, 2), "prefers the mean"),
-    ("5.7", "its share", (0.5, 0.5, 0.5), "its third neighbour in the far mode"),
+    ("5.7", "its share", (0.5, 0.5, 0.5), "third neighbour is in the far mode"),
     ("5.7", "more and more", (0.5, 1, 1), "their reach is 0"),
     ("6.1", "float level", partial(one_step, level=bare), ONE_LEVEL_EACH),
     ("6.1", "hard-wired batch", partial(one_step, level=lambda z, s: torch.full((6,), s)),

@@ -1,7 +1,6 @@
 """Answers to the exercises of chapters 7 to 11 that a student gives, wrong ones and right ones."""
 
 import copy
-import itertools
 import math
 from functools import partial
 
@@ -10,6 +9,8 @@ import torch
 from answers import NO_GRADIENT, ONE_LEVEL_EACH, truth
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
+
+from dmd_tutorial.noise import karras_grid
 
 # Wrong answers
 
@@ -52,9 +53,10 @@ def with_boundary(s, d, low, above=lambda s, low: s - low):
     return d**2 / (above(s, low) ** 2 + d**2), above(s, low) * d / torch.hypot(s, torch.tensor(d))
 
 
-def spread(levels, std, d=1):
-    angles = torch.arctan2(levels, torch.full_like(levels, std))
-    return (angles[d:] - angles[:-d]).cos().prod()
+def grid(low, high, std, count):
+    first, last = math.atan2(low, std), math.atan2(high, std)
+    step = (last - first) / (count - 1)
+    return [std * math.tan(first + i * step) for i in range(count)]
 
 
 def consistency(f, x, s, y, t, told=lambda s: s, reduce=torch.mean):
@@ -78,7 +80,7 @@ def hinge(real, fake, relu=torch.relu, real_margin=1):
     return relu(real_margin - real).mean() + relu(1 + fake).mean(), fake.neg().mean()
 
 
-def head(lr, lf, sr, sf, share=lambda lr, lf: (lf - torch.logaddexp(lr, lf)).exp()):
+def head(lr, lf, sr, sf, share=lambda lr, lf: (lr - torch.logaddexp(lr, lf)).exp()):
     return share(lr, lf)[:, None] * (sf - sr)
 
 
@@ -143,25 +145,23 @@ WRONG = [
     ("8.5", "as far as a hundred", (0, 1, 1), "still possible"),
     ("9.2", "clamped", partial(with_boundary, above=lambda s, low: (s - low).clamp_min(0.01)),
         "result"),
-    ("9.3", "hard-wired grid", lambda levels, std: truth("9.3")(levels[:5], std), "not right"),
-    ("9.3", "from 0", lambda levels, std: truth("9.3")(torch.cat([levels[:1] * 0, levels]), std),
-        "not right"),
-    ("9.3", "share of every interval", lambda levels, std: torch.atan(levels / std).diff().cos(),
-        "shape () is asked for"),
+    ("9.3", "from 0", lambda low, *a: truth("9.3")(0.0, *a), "differ"),
+    ("9.3", "Karras", lambda low, high, std, count: karras_grid(
+        count, sigma_min=low, sigma_max=high), "differ"),
+    ("9.3", "what is left", lambda low, high, std, count: math.cos(
+        (math.atan(high / std) - math.atan(low / std)) / (count - 1)) ** (count - 1), "is asked"),
     ("9.4", "float level", partial(consistency, told=lambda s: s.mean().item()), ONE_LEVEL_EACH),
     ("9.4", "column of levels", partial(consistency, told=lambda s: s[:, None]), ONE_LEVEL_EACH),
     ("9.4", "hard-wired size", partial(consistency, reduce=lambda e: e.sum() / 8), "input 2"),
     ("9.4", "half", partial(consistency, reduce=lambda e: e.mean() / 2), "loss"),
     ("9.4", "0.7", lambda f, x, s, y, t: consistency(f, x, s, y, 0.7 * s), "loss"),
     ("9.4", "network held", lambda f, *a: consistency(lambda *b: f(*b).detach(), *a), NO_GRADIENT),
+    ("9.1", "the stars", (18, 0.4, 2), "a little less than 90 %"),
     ("9.1", "missing", (26, 0.59, 2), "that is what is missing"),
     ("9.5", "variances", (0.64, 1, 0.4), "a level is a standard deviation"),
-    ("10.1", "kept from 0", lambda x, y, s, t: truth("10.1")(x, y, s, max(t, 1e-2)), "differ"),
-    ("10.1", "division by 0", lambda x, y, s, t: (y / t - x / s) / (1 / t - 1 / s),
-        "ZeroDivisionError"),
-    ("10.1", "ratio upside down", lambda x, y, s, t: (y - s / t * x) / (1 - s / t),
-        "the other way round"),
-    ("10.1", "ratio 0.3", lambda x, y, s, t: (y - 0.3 * x) / 0.7, "differ"),
+    ("10.1", "kept from 0", lambda x, y, s, t: truth("10.1")(x, y, s, max(t, 1e-2)), "off by"),
+    ("10.1", "division by 0", lambda x, y, s, t: (x - y) / t / (s / t - 1), "ZeroDivisionError"),
+    ("10.1", "estimate", lambda x, y, s, t: (s * y - t * x) / (s - t), "that is (10.2)"),
     ("10.1", "0 is the teacher's end", lambda x, y, s, t:
         x if t == 0 else truth("10.1")(x, y, s, t), "differ"),
     ("10.2", "clamped", lambda D, y, s: loss_on_v(D, y, s.clamp(0.01, 50)), "not right"),
@@ -187,22 +187,22 @@ WRONG = [
     ("10.4", "as one batch", lambda r, f:
         (torch.cat([1 - r.flatten(), 1 + f.flatten()]).relu().mean() * 2, -f.mean()),
         "discriminator"),
-    ("10.4", "order", lambda r, f: truth("10.4")(r, f)[::-1], "discriminator"),
+    ("10.4", "order", lambda r, f: truth("10.4")(r, f)[::-1], "loss comes first"),
     ("10.4", "one loss", lambda r, f: truth("10.4")(r, f)[0], "two losses are asked for"),
     ("10.4", "of each logit", lambda r, f: (truth("10.4")(r, f)[0], -f),
         "student: loss: a tensor of shape () is asked for"),
-    ("10.5", "its own steps", (1, 4, 1), "that is what the student takes"),
-    ("10.5", "text", ("32", "32", "8"), "is asked for"),
+    ("10.5", "its own steps", (0.003, 0.264, 0.003), "a student lands where its teacher does"),
+    ("10.5", "text", ("0.456", "0.456", "0.333"), "is asked for"),
     ("11.1", "weight at 0.7", lambda x, n, s, p: truth("11.1")(x, n, 0.7, p), "input 2"),
     ("11.1", "kept from 0", lambda x, n, s, p: truth("11.1")(x, n, max(s, 0.1), p), "input 2"),
     ("11.1", "no more than sigma^2", lambda x, n, s, p: min(1, s**2 / (0.49 + 1)) * (p - n),
         "input 2"),
-    ("11.2", "ratio", partial(head, share=lambda lr, lf: (lf - lr).exp() / (1 + (lf - lr).exp())),
+    ("11.2", "ratio", partial(head, share=lambda lr, lf: (lr - lf).exp() / (1 + (lr - lf).exp())),
         NOT_FINITE),
     ("11.2", "kept from 0", partial(head,
-        share=lambda lr, lf: lf.exp() / (lr.exp() + lf.exp() + 1e-8)), "input 2"),
+        share=lambda lr, lf: lr.exp() / (lr.exp() + lf.exp() + 1e-8)), "input 2"),
     ("11.2", "hard-wired batch", lambda lr, lf, sr, sf:
-        torch.sigmoid(lf - lr).reshape(5, 1) * (sf - sr), "reshape(5"),
+        torch.sigmoid(lr - lf).reshape(5, 1) * (sf - sr), "reshape(5"),
     ("11.3", "hard-wired size", lambda x, *a: sid(x, *a) * x.numel() / 12, "input 2"),
     ("11.4", "float level", partial(second_input, level=bare), ONE_LEVEL_EACH),
     ("11.4", "level, no axis", partial(second_input, level=lambda z, s: torch.tensor(s)),
@@ -239,6 +239,12 @@ def under_no_grad(D, z, levels, noise):
     with torch.no_grad():
         x = D(levels[0] * z, levels[0] * torch.ones(len(z)))
     return torch.add(x, noise, alpha=levels[1])
+
+
+def through_the_loss(lr, lf, sr, sf):
+    logit = (lr - lf).requires_grad_()
+    (slope,) = torch.autograd.grad(F.logsigmoid(-logit).sum(), logit)  # of log(1 - d)
+    return slope[:, None] * (sr - sf)
 
 
 def along_the_line(N, x_t, t):  # (8.15), with the denoised estimate behind the noise
@@ -283,19 +289,17 @@ RIGHT = [
     ("9.2", lambda s, d, low:
         (1 / (1 + ((s - low) / d) ** 2), (s - low) / (1 + (s / d) ** 2).sqrt())),
     ("9.2", lambda s, d, low: [c.double() for c in truth("9.2")(s, d, low)]),
-    ("9.3", spread),
-    ("9.3", lambda levels, std: math.prod(math.cos(math.atan(b / std) - math.atan(a / std))
-                                          for a, b in itertools.pairwise(levels))),
-    ("9.3", lambda levels, std: ((std**2 + levels[1:] * levels[:-1]) / (
-        (std**2 + levels[1:] ** 2) * (std**2 + levels[:-1] ** 2)).sqrt()).prod()),
+    ("9.3", grid),
+    ("9.3", lambda *a: np.array(grid(*a))),
+    ("9.3", lambda *a: tuple(grid(*a))),
     ("9.4", consistency),
     ("9.4", target_of_copy),
     ("9.4", lambda f, x, s, y, t: F.mse_loss(f(y, t).detach(), f(x, s))),
-    ("9.1", (25, 0.4, 2)), ("9.1", [28, 0.42, 2.0]),
+    ("9.1", (22, 0.37, 1.6)), ("9.1", [31, 0.46, 2.5]),
     ("9.5", (0.8, 1, 0.63)), ("9.5", [0.8, math.hypot(0.6, 0.8), math.hypot(0.6, 0.2)]),
-    ("10.1", lambda x, y, s, t: (s * y - t * x) / (s - t)),
-    ("10.1", lambda x, y, s, t: x + (y - x) / (1 - t / s)),
-    ("10.1", lambda x, y, s, t: x + s / (s - t) * (y - x)),
+    ("10.1", lambda x, y, s, t: (x - (s * y - t * x) / (s - t)) / s),
+    ("10.1", lambda x, y, s, t: (x / s - y / s) / (1 - t / s)),
+    ("10.1", lambda x, y, s, t: (y - x) / (t - s)),
     ("10.2", loss_on_v),
     ("10.2", lambda D, y, s: F.mse_loss(D, y) + F.mse_loss(D / s[:, None], y / s[:, None])),
     ("10.2", lambda D, y, s: torch.einsum("b,bd->", (1 + s**2) / s**2, (D - y) ** 2) / D.numel()),
@@ -308,13 +312,14 @@ RIGHT = [
     ("10.4", partial(hinge, relu=lambda a: a.clamp_min(0))),
     ("10.4", lambda r, f: [F.relu(1 - r).mean() + torch.where(f > -1, 1 + f, 0).mean(), -f.mean()]),
     ("10.4", lambda r, f: torch.stack(truth("10.4")(r, f))),
-    ("10.5", [32, 32, 8]), ("10.5", np.array([32, 32, 8])),
+    ("10.5", [0.456, 0.456, 0.333]), ("10.5", np.array([0.46, 0.45, 0.33])),
     ("11.1", lambda x, n, s, p: (p - n) / (1 + s**-2)),
     ("11.1", lambda x, n, s, p: (1 - 1 / (1 + s**2)) * (p - n)),
     ("11.1", lambda x, n, s, p: s / (1 + s**2) * ((x + s * p) - (x + s * n))),
     ("11.2", head),
-    ("11.2", lambda lr, lf, sr, sf: (1 / (1 + (lr - lf).exp())).unsqueeze(1) * (sf - sr)),
-    ("11.2", lambda lr, lf, sr, sf: torch.stack([lr, lf]).softmax(0)[1][:, None] * (sf - sr)),
+    ("11.2", lambda lr, lf, sr, sf: (1 / (1 + (lf - lr).exp())).unsqueeze(1) * (sf - sr)),
+    ("11.2", lambda lr, lf, sr, sf: torch.stack([lr, lf]).softmax(0)[0][:, None] * (sf - sr)),
+    ("11.2", through_the_loss),
     ("11.3", sid),
     ("11.3", lambda x, real, fake, a: torch.mean((real - fake) * (real - x))
         - a * F.mse_loss(real, fake)),

@@ -17,7 +17,7 @@ TRAINED = [
     *("8.1", "8.4", "9.4", "10.2", "10.3", "10.4", "11.3"),
 ]
 NESTED = {"6.1"}  # whose result, as a list, is a list of lists: refused as such
-NO_BATCH = {"1.2", "2.1", "3.1", "3.3", "9.3"}  # a grid is no batch
+NO_BATCH = {"1.2", "2.1", "3.1", "3.3"}  # a grid is no batch
 
 
 def called_with(number):

@@ -117,18 +117,16 @@ EXERCISES = [
                        for x, noise in [torch.randn(2, len(s), dim)]],
        probe=gradients_by({"gradient that reaches the network": 0})),
     Exercise("1.5", "shares of the walkers in the left mode", (0.5, 0.885), {
-        "at one low level the arrows do not know the weights: the walkers stay where they began":
+        "at a low level arrows do not know the weights: walkers stay where they began":
             (0.9, 0.885),
-        "the ladder begins where there is one hill: the walkers forget where they began":
-            (0.5, 0.5),
+        "the ladder begins where there is one hill: walkers forget where they began": (0.5, 0.5),
         "the larger mode gets its share, not everything: the walk draws samples": (0.5, 1.0),
         "the left mode is the one that holds nine tenths": (0.5, 0.1),
     }, tolerance=(0.05, 0.065)),  # the second about 0.9, which is right, and 0.87 of this walk
     Exercise("1.6", "step sizes read off the figure", (1.0, 9.0), {
         "the axis is in units of the variance: wider data allow longer steps": (1.0, 1.0),
         "the axis is in units of the variance, not of the standard deviation": (1.0, 3.0),
-        "there the variance is four times too large, and the standard deviation twice":
-            (1.5, 13.5),
+        "there the variance is four times too large, the standard deviation twice": (1.5, 13.5),
         "there the walk flies apart: find 2 on the vertical axis": (2.0, 18.0),
     }, tolerance=(0.1, 1.0)),
     Exercise("1.7", "distances at which the quotient breaks", (1.442, 3.8604), {

@@ -38,18 +38,15 @@ def _part(losses: Any, i: int) -> Tensor:
 
 
 EXERCISES = [
-    Exercise("10.1", "target of progressive distillation",
-             lambda x, x_next, s, t: (x_next - t / s * x) / (1 - t / s), {
-        "that is where two steps land, x_next; the target is the estimate from which one DDIM "
-        "step lands there": lambda x, x_next, s, t: x_next,
-        "that is a DDIM step from x towards x_next; solve the step for the estimate":
-            lambda x, x_next, s, t: x_next + t / s * (x - x_next),
-        "the ratio is the other way round: r = sigma_next / sigma is below 1":
-            lambda x, x_next, s, t: (x_next - s / t * x) / (1 - s / t),
-        "divide by 1 - r: the estimate has the weight 1 - r in the step":
-            lambda x, x_next, s, t: x_next - t / s * x,
-        "the sign of r x is the other way round":
-            lambda x, x_next, s, t: (x_next + t / s * x) / (1 - t / s),
+    Exercise("10.1", "target of progressive distillation, as noise",
+             lambda x, x_next, s, t: (x - x_next) / (s - t), {
+        "that is (10.2), the denoised estimate; asked for is the noise that belongs to it":
+            lambda x, x_next, s, t: (x_next - t / s * x) / (1 - t / s),
+        "the sign: the noise points from the estimate to x": lambda x, y, s, t: (y - x) / (s - t),
+        "x_next is not the estimate: some noise, of the level sigma_next, is still in it":
+            lambda x, x_next, s, t: (x - x_next) / s,
+        "that is noise of the level sigma: divide by it": lambda x, y, s, t: s * (x - y) / (s - t),
+        "divide by the difference of the levels": lambda x, x_next, s, t: x - x_next,
     }, inputs=lambda: [(*torch.randn(2, *shape), *levels) for shape in ((5, 2), (1, 3))
                        for levels in ((2.0, 0.6), (0.02, 0.002), (0.5, 0.0))]),
     Exercise("10.2", "loss on v", lambda D, y, s: _square(1 / s**2 + 1, D, y), {
@@ -75,6 +72,10 @@ EXERCISES = [
             lambda D, x, s, noise: _square(_c(s), x, D(s[:, None] * noise, s).detach()),
         "the weight c(sigma) = 1 / sqrt(1 + sigma**2) is missing":
             lambda D, x, s, n: _square(torch.ones_like(s), x, D(x + s[:, None] * n, s).detach()),
+        "c(sigma) has a root: yours is its square": lambda D, x, s, noise:
+            _square(_c(s) ** 2, x, D(x + s[:, None] * noise, s).detach()),
+        "c(sigma) weighs the square, and is not squared itself": lambda D, x, s, noise:
+            _square(_c(s) ** 0.5, x, D(x + s[:, None] * noise, s).detach()),
         "stop the gradient at the teacher's answer, not at x":
             lambda D, x, s, noise: _square(_c(s), x.detach(), D(x + s[:, None] * noise, s)),
         "take the mean over all values, not the sum":
@@ -92,16 +93,19 @@ EXERCISES = [
         "the student's loss has no margin": lambda r, f: (hinge(r, f)[0], torch.relu(1 - f).mean()),
         "without max(0, .) the discriminator gains without end from what it already knows":
             lambda r, f: ((1 - r).mean() + (1 + f).mean(), -f.mean()),
+        "the discriminator's loss comes first": lambda r, f: hinge(r, f)[::-1],
+        "both parts of the discriminator's loss count fully, without a half":
+            lambda r, f: (hinge(r, f)[0] / 2, -f.mean()),
         "the margin of 1 is missing":
             lambda r, f: (torch.relu(-r).mean() + torch.relu(f).mean(), -f.mean()),
         "take the maximum for each logit, before the mean": lambda r, f: hinge(r.mean(), f.mean()),
     }, inputs=lambda: [(torch.tensor([2.5, 0.4, -1.5, 3.0]), torch.tensor([-2.0, 0.7, -0.3])),
                        (torch.tensor([[0.2, 1.4]]), torch.tensor([[0.6, -3.0]] * 3))],
        probe=_each_loss),
-    Exercise("10.5", "teacher's steps that perfect students equal", (32, 32, 8), {
-        "that is what the student takes; it lands where its teacher's steps land": (1, 4, 1),
-        "its teacher was a student, which lands where *its* teacher's steps land": (2, 8, 2),
-        "no student is better than the first teacher of its own chain": (32, 32, 32),
-        "the chain begins with 32 steps, not with 64": (64, 64, 16),
-    }),
+    Exercise("10.5", "spreads of perfect students", (0.456, 0.456, 0.333), {
+        "as DDIM in so few steps; a student lands where its teacher does": (0.003, 0.264, 0.003),
+        "its teacher was a student, which lands where *its* teacher lands": (0.005, 0.333, 0.005),
+        "no student is better than the first teacher of its own chain": (0.456, 0.456, 0.456),
+        "a perfect student inherits what its first teacher loses": (0.5, 0.5, 0.5),
+    }, tolerance=(0.006, 0.006, 0.006)),
 ]  # fmt: skip

@@ -14,7 +14,7 @@ def _densities() -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Near the data; far from them, where densities are 0 in float32; where their ratio is not."""
     return [
         (torch.randn(b) + real, torch.randn(b) + fake, *torch.randn(2, b, dim))
-        for b, dim, real, fake in ((5, 2, 0, 0), (5, 2, -200, -200), (1, 3, -150, 50))
+        for b, dim, real, fake in ((5, 2, 0, 0), (5, 2, -200, -200), (1, 3, 50, -150))
     ]
 
 
@@ -65,23 +65,25 @@ EXERCISES = [
     }, inputs=lambda: [(*torch.randn(2, *shape), sigma, torch.randn(shape))
                        for shape in ((4, 2), (1, 3, 2)) for sigma in (0.7, 0.02, 5.0)]),
     Exercise("11.2", "what a perfect head tells the generator",
-             lambda lr, lf, sr, sf: torch.sigmoid(lf - lr)[:, None] * (sf - sr), {
+             lambda lr, lf, sr, sf: torch.sigmoid(lr - lf)[:, None] * (sf - sr), {
         "the sign is the other way round: this would lead away from the data":
-            lambda lr, lf, sr, sf: torch.sigmoid(lf - lr)[:, None] * (sr - sf),
-        "the share is the fake density's, p_fake / (p_real + p_fake): where the head is already "
-        "fooled there is little to gain":
-            lambda lr, lf, sr, sf: torch.sigmoid(lr - lf)[:, None] * (sf - sr),
-        "the share is missing: this is the gradient of distribution matching itself":
+            lambda lr, lf, sr, sf: torch.sigmoid(lr - lf)[:, None] * (sr - sf),
+        "that is (11.6), of the non-saturating loss: here the share is the data's density":
+            lambda lr, lf, sr, sf: torch.sigmoid(lf - lr)[:, None] * (sf - sr),
+        "the share is missing: this is distribution matching itself":
             lambda lr, lf, sr, sf: sf - sr,
         "the share takes densities, and you were given their logarithms":
-            lambda lr, lf, sr, sf: (lf / (lr + lf))[:, None] * (sf - sr),
+            lambda lr, lf, sr, sf: (lr / (lr + lf))[:, None] * (sf - sr),
         "far from the data both densities are 0 in float32: take the difference of their "
         "logarithms first":
-            lambda lr, lf, sr, sf: (lf.exp() / (lr.exp() + lf.exp()))[:, None] * (sf - sr),
+            lambda lr, lf, sr, sf: (lr.exp() / (lr.exp() + lf.exp()))[:, None] * (sf - sr),
         "both scores count: the head's logit is a difference of two log-densities":
-            lambda lr, lf, sr, sf: -torch.sigmoid(lf - lr)[:, None] * sr,
+            lambda lr, lf, sr, sf: -torch.sigmoid(lr - lf)[:, None] * sr,
     }, inputs=_densities),
     Exercise("11.3", "the loss of score identity distillation", sid, {
+        "alpha is missing": lambda x, real, fake, alpha: sid(x, real, fake, 1.0),
+        "the bracket begins with the teacher's answer, less the sample":
+            lambda x, real, fake, alpha: sid(2 * real - x, real, fake, alpha),
         "alpha is taken away, not added": lambda x, real, fake, alpha: sid(x, real, fake, -alpha),
         "this is the bare square: its gradient forgets that the critic follows the generator":
             lambda x, real, fake, alpha: functional.mse_loss(real, fake),
@@ -115,8 +117,7 @@ EXERCISES = [
        probe=_simulated),
     Exercise("11.5", "spreads at which three gradients come to rest", (0.0, 1.0, 0.7071), {
         "SDS has no critic: nothing pushes the samples apart": (1.0, 1.0, 0.7071),
-        "a critic that knows the samples balances the teacher where both scores agree":
-            (0.0, 0.0, 0.7071),
+        "a critic that knows the samples balances the teacher at equal scores": (0.0, 0.0, 0.7071),
         "twice the score is the score of the density squared: half the variance": (0.0, 1.0, 0.5),
         "a doubled pull is not balanced by the critic of spread 1": (0.0, 1.0, 1.0),
         "doubled, the teacher's score makes the data seem narrower, not wider": (0.0, 1.0, 1.414),

@@ -80,23 +80,19 @@ EXERCISES = [
         "this is Euler's step: use the second slope": partial(heun_step, a=1, b=0),
         "that is the second slope; take the mean": partial(heun_step, a=0, b=1),
         "the slopes are added; take their mean": partial(heun_step, a=1, b=1),
-        "the second slope is taken at the old x: take it where Euler's step arrives":
-            partial(heun_step, moved=False),
+        "take the second slope where Euler's step arrives": partial(heun_step, moved=False),
         "the second slope is divided by the old noise level; everything in it belongs to "
         "sigma_next": partial(heun_step, old=True),
-        "the step goes uphill: from sigma to sigma_next the change is sigma_next - sigma":
-            partial(heun_step, ahead=-1),
+        "uphill: the change of the level is sigma_next - sigma": partial(heun_step, ahead=-1),
         "the real step starts at x, not where Euler's step arrives": partial(heun_step, a=1.5),
-        "at sigma_next = 0 the second slope is 0/0: there, stop at Euler's step":
-            partial(heun_step, guarded=False),
+        "at sigma_next = 0 that is 0/0: stop at Euler's step": partial(heun_step, guarded=False),
     }, inputs=lambda: [(Network(lambda p, x, s: p * x.tanh() / (1 + s**2)), x, *levels)
                        for x in (2 * torch.randn(5, 2).double(), torch.randn(1, 2, 3))
                        for levels in ((2.0, 1.0), (0.4, 0.0), (0.02, 0.002), (0.3, 0.9))]),
     Exercise("2.4", "path of a Gaussian", gaussian_path, {
         "the variances have this ratio; a distance scales like a standard deviation, its root":
             partial(gaussian_path, power=2),
-        "upside down: towards less noise the points move together":
-            partial(gaussian_path, power=-1),
+        "upside down: towards less noise points move together": partial(gaussian_path, power=-1),
         "it is the distance from the mean that shrinks: take the mean off, and add it at the end":
             lambda x, s, t, mean, std: gaussian_path(x, s, t, 0 * mean, std),
         "take the mean off before you scale, too": lambda x, s, t, mean, std:
@@ -114,8 +110,7 @@ EXERCISES = [
                        for levels in ((5.0, 0.4), (0.1, 2.0), (3.0, 0.0))
                        for of_data in [0.3 + torch.rand(2, shape[1]).double()]]),
     Exercise("2.5", "crossing and falls read off the figure", (27, 8.5, 72.5), {
-        "the axis counts evaluations, and Heun's step takes two: this counts its steps":
-            (13, 8.5, 72.5),
+        "the axis counts evaluations, two to a step: this counts its steps": (13, 8.5, 72.5),
         "an error of order p falls by 8**p, and Heun's order is not Euler's": (27, 8.5, 8),
         "an error of order p falls by 8**p, and Euler's order is not Heun's": (27, 64, 72.5),
         "the curves have changed places: the steeper one is Heun's": (27, 72.5, 8),

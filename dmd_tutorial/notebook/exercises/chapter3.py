@@ -60,8 +60,7 @@ EXERCISES = [
         "the sign: it is s_fake - s_real": lambda *a: tuple(-d for d in kl_gradient(*a)),
         "the fake score is missing: this is the gradient that collapses":
             lambda z, m, s, m_real, s_real: _means((m + s * z - m_real) / s_real**2, z),
-        "the real score is missing: nothing says where the data are":
-            lambda z, m, s, *_: _means(-z / s, z),
+        "the real score is missing: where are the data?": lambda z, m, s, *_: _means(-z / s, z),
         "the real score is taken off the fake one, not added to it":
             lambda z, m, s, mr, sr: _means((mr - m - s * z) / sr**2 - z / s, z),
         "the scores are asked at the samples x = mean + std * z, not at z":
@@ -78,8 +77,7 @@ EXERCISES = [
     }, inputs=lambda: [(torch.randn(50), -1.0, 0.7, 0.5, 1.3),
                        (torch.randn(7), 0.4, 1.6, -0.3, 0.4)]),
     Exercise("3.4", "pixel gradient under Eq. 8", pixel_gradient, {
-        "the sign is the other way round: descending it would leave the real density":
-            lambda *a: -pixel_gradient(*a),
+        "descending it would leave the real density": lambda *a: -pixel_gradient(*a),
         "the error divides: Eq. 8 normalises the gradient, it does not multiply it":
             lambda x, real, fake: (fake - real) * _mean((x - real).abs()),
         "each sample has its own error: average over channels and pixels, not over the batch":
@@ -111,11 +109,9 @@ EXERCISES = [
     }, inputs=lambda: [(*torch.randn(2, 2, 1, 3, 3),), (*torch.randn(2, 1, 5),)],
        probe=gradients_by({"gradient of the loss": 0})),
     Exercise("3.6", "where three gradients lead", (0.5, 0.0, -1.0), {
-        "without the fake score nothing rewards variety: the samples all climb to one point":
-            (0.5, 0.5, -1.0),
+        "without the fake score nothing rewards variety: all climb to one point": (0.5, 0.5, -1.0),
         "without the teacher nobody knows where the data are": (0.5, 0.0, 1.0),
-        "the difference of the scores vanishes where the samples are spread like the data":
-            (1.0, 0.0, -1.0),
+        "the difference vanishes where samples are spread like the data": (1.0, 0.0, -1.0),
         "that is the teacher's score alone: what it leads to has no width": (0.0, 0.0, -1.0),
     }, tolerance=(0.02, 0.05, 0.04)),
     Exercise("3.7", "what each slip makes of the gradient", (0, -1, 2, 6), {
@@ -130,8 +126,7 @@ EXERCISES = [
         "the logarithm is the natural one, not that to the base 2": (2, 1, 2.04),
         "fake over real: a divergence is never negative": (0.5, -math.log(2), 2.04),
         "the target's peaks are half as high, for each mode holds half of it": (1, 0, 2.04),
-        "the forward fit is about 0.2 high and 0.4 / 0.2 wide; 0.4 is the width of one mode":
-            (2, math.log(2), 0.4),
+        "the forward fit is 0.2 high and 0.4 / 0.2 wide, not one mode": (2, math.log(2), 0.4),
         "that is the variance of the forward fit": (2, math.log(2), 4.16),
     }, tolerance=(0.3, 0.07, 0.2)),
 ]  # fmt: skip

@@ -47,8 +47,7 @@ def _radius(step: list[list[float]], size=lambda factors: factors.abs().max()) -
 EXERCISES = [
     Exercise("4.1", "the swing, read off the figure", (22, 58, 0.764), {
         "that is the belief's curve; the generator's runs ahead": (58, 94, -0.707),
-        "m goes on while the belief is above 0: it turns where the belief comes to 0":
-            (22, 22, 0.764),
+        "m goes on while the belief is above 0, and turns where that is 0": (22, 22, 0.764),
         "the belief is late: where m is 0, it still says where m was": (22, 58, 0.0),
     }, tolerance=(6, 10, 0.12)),  # panels of 200 iterations, and a flat turn
     Exercise("4.2", "the critic's loss", critic_loss, {
@@ -109,7 +108,7 @@ EXERCISES = [
     Exercise("4.5", "slowest factor of the swing with a spring", slowest_factor, {
         "the spring is missing: it takes rho * m off the generator's step":
             lambda eta, kappa, rho: slowest_factor(eta, kappa, 0.0),
-        "the spring has the wrong sign: it pulls m to 0":
+        "the spring pulls m to 0: its sign":
             lambda eta, kappa, rho: slowest_factor(eta, kappa, -rho),
         "the spring acts on the generator, not on the critic's belief":
             lambda eta, kappa, rho: _radius([[1, -eta], [kappa, 1 - kappa - rho]]),
@@ -131,15 +130,13 @@ EXERCISES = [
     Exercise("4.6", "factors of a perfect critic's loss", (8.5, 0.4), {
         "the error of a perfect critic is 0, but the loss is error plus floor": (1, 1),
         "a variance is left, and variances go with the square of the spread": (4, 0.5),
-        "the noisy sample tells something: S^2 sigma^2 / (S^2 + sigma^2) is left, not S^2":
-            (16, 0.25),
+        "the noisy sample tells something: S^2 sigma^2 / (S^2 + sigma^2) is left": (16, 0.25),
         "upside down: divide the loss after by the loss before": (2 / 17, 2.5),
     }, tolerance=0.03),
     Exercise("4.7", "where the swing grows", (1.0, 80 / 39), {
         "there the swing begins, but it still dies down: find where it grows": (0.00625, 0.2),
         "a belief that jumps too far comes back, up to twice the way": (1.0, 1.0),
         "almost: the generator moves meanwhile, and what it adds allows a little more": (1.0, 2.0),
-        "2 is the limit of a gradient descent that knows where it is; this one is told late":
-            (2.0, 80 / 39),
+        "2 is the limit of gradient descent; this generator is told late": (2.0, 80 / 39),
     }, tolerance=0.01),
 ]  # fmt: skip

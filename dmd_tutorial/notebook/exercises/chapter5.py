@@ -29,7 +29,7 @@ def l2_floor(y: Tensor) -> Tensor:
 EXERCISES = [
     Exercise("5.1", "border between one hill and two",
              lambda distance, std: math.sqrt(max(0.0, distance**2 / 4 - std**2)), {
-        "this is the square of the level: take the root":
+        "that is its square: take the root":
             lambda distance, std: max(0.0, distance**2 / 4 - std**2),
         "half of the distance counts: the middle is as far from either mode":
             lambda distance, std: math.sqrt(max(0.0, distance**2 - std**2)),
@@ -44,16 +44,14 @@ EXERCISES = [
         "the sign: s_real - s_fake points to the lost mode": lambda *a: -pull(*a),
         "this is the responsibility of the mode that the generator has; the lost one counts":
             lambda x, m1, m2, std, sigma, w: -pull(x, m2, m1, std, sigma, 1 - w),
-        "the modes do not weigh the same: each density has its weight as a factor":
-            lambda *a: pull(*a[:-1], 0.5),
+        "each density has its weight as a factor": lambda *a: pull(*a[:-1], 0.5),
         "the weight is the lost mode's own": lambda *a: pull(*a[:-1], 1 - a[-1]),
         "the weight is in the responsibility already": lambda *a: pull(*a[:-1], 0.5) * a[-1],
         "noise adds its variance to the modes': v = std**2 + sigma**2":
             lambda x, m1, m2, std, sigma, w: pull(x, m1, m2, std, 0.0, w),
         "variances add, standard deviations do not: v = std**2 + sigma**2":
             lambda x, m1, m2, std, sigma, w: pull(x, m1, m2, std + sigma, 0.0, w),
-        "divide by the variance, not by the standard deviation":
-            lambda *a: pull(*a) * math.hypot(*a[3:5]),
+        "divide by the variance, not by its root": lambda *a: pull(*a) * math.hypot(*a[3:5]),
         "the responsibility is missing: the teacher cannot be sure of the lost mode":
             lambda x, m1, m2, std, sigma, w: ((m2 - m1) / (std**2 + sigma**2)).expand_as(x),
         "a Gaussian has the squared distance over 2 v, not over v": partial(pull, odds=1),
@@ -89,8 +87,7 @@ EXERCISES = [
         "read the two last where the generator's samples are, at x = 2": (3.85, 3.85, 3.99),
         "x = 0 is the middle of the way; the samples are around x = 2": (3.85, 1.92, 2.0),
         "that is the share of its full size; the axis has units of x": (1.0, 0.13, 0.47),
-        "at level 1 hardly any pull arrives at x = 2; set the slider to 2 and to 8":
-            (3.45, 0.0035, 0.0035),
+        "at level 1 hardly any pull arrives: set 2, then 8": (3.45, 0.0035, 0.0035),
     }, tolerance=(0.3, 0.15, 0.25)),
     Exercise("5.5", "the floor under regression", l2_floor, {
         "the mean belongs to one noise: a generator may answer each noise differently":
@@ -104,16 +101,13 @@ EXERCISES = [
     }, inputs=lambda: [(torch.randn(n, answers, dim) + torch.arange(n)[:, None, None],)
                        for n, answers, dim in ((4, 3, 2), (1, 5, 3))]),
     Exercise("5.6", "what two anchors learn from scattered answers", (1.0, 3.0, 2.0), {
-        "the mean square prefers the mean of the answers, not the most frequent one":
-            (2.0, 4.0, 2.0),
+        "the mean square prefers the mean of the answers, not the commonest": (2.0, 4.0, 2.0),
         "three of four answers are 2: the mean counts them": (0.0, 4.0, 2.0),
         "the absolute difference is smallest at the median, not at the mean": (1.0, 3.0, 1.0),
-        "no generator of z alone reaches 0: what is left is the variance of the answers":
-            (1.0, 0.0, 2.0),
+        "no generator of z reaches 0: the variance of the answers is left": (1.0, 0.0, 2.0),
     }, tolerance=0.05),
     Exercise("5.7", "recall with 0, 1 and 4 strays", (0.5, 1.0, 0.5), {
-        "one stray has its third neighbour in the far mode: its reach covers all around it":
-            (0.5, 0.5, 0.5),
+        "one stray's third neighbour is in the far mode: it reaches all": (0.5, 0.5, 0.5),
         "four strays in one place are each other's neighbours: their reach is 0": (0.5, 1.0, 1.0),
         "the mode that is there is half of the target": (0.0, 1.0, 0.5),
     }, tolerance=0.05),

@@ -105,18 +105,14 @@ EXERCISES = [
     Exercise("6.2", "three averages after a hundred steps", (0.8674, 1.0, 43.37), {
         "with the factors exchanged the average is the newest weights": (0.8674, 0.8674, 43.37),
         "the old ones fade, too: sum the powers of 0.98": (0.8674, 1.0, 100.0),
-        "the decay is 0.98 in every step: that of (6.4) begins low, and has forgotten the start":
-            (1.0, 1.0, 11.0),
+        "the decay is 0.98 in every step; that of (6.4) forgets its start": (1.0, 1.0, 11.0),
         "that is what is left of the start": (0.1326, 0.0, 43.37),
-        "that is where they come to rest: after 100 steps some of the start is left":
-            (1.0, 1.0, 50.0),
+        "that is their rest: after 100 steps some of the start is left": (1.0, 1.0, 50.0),
     }, tolerance=0.01),
     Exercise("6.3", "one iteration from its parts", iteration, {
-        "the sign is wrong: this climbs the KL divergence instead of descending it":
-            partial(slip, sign=-1.0),
+        "the sign is wrong: this climbs the KL divergence": partial(slip, sign=-1.0),
         "teacher and critic are exchanged where they judge the images": partial(slip, swap=True),
-        "no pull comes from the matching loss: it is missing, or x cancels in it":
-            partial(slip, sign=0.0),
+        "no pull comes from the matching loss: missing, or x cancels": partial(slip, sign=0.0),
         "the pull is a number for each pixel, not something to differentiate: the scores' history "
         "reaches the generator, which now only makes the two denoisers agree":
             partial(slip, stop=torch.clone),
@@ -125,14 +121,13 @@ EXERCISES = [
         "lambda_reg is missing before the anchor": lambda *a: iteration(*a[:-1], 1.0),
         "lambda_reg multiplies the matching loss; it belongs to the anchor":
             lambda *a: slip(*a[:-1], 1.0, sign=a[-1]),
-        "lambda_reg multiplies both terms; it belongs to the anchor alone":
+        "lambda_reg multiplies both terms: the anchor alone has it":
             lambda *a: slip(*a, sign=a[-1]),
         "the generator was judged by the critic's levels and noise, not by the batch's":
             lambda *a: iteration(*a[:5], a[5]._replace(sigma=a[6], noise=a[7]), *a[6:]),
         "the critic has levels and noise of its own, not those at which x was judged":
             lambda *a: iteration(*a[:6], a[5].sigma, a[5].noise, a[-1]),
-        "the critic was updated before it judged the images: the generator comes first":
-            partial(slip, order="c g"),
+        "the critic was updated before it judged the images": partial(slip, order="c g"),
         "the critic learns from images made after the generator's update: x is there already":
             partial(slip, images=lambda x, generator, batch: generator(batch.z).detach()),
         "the critic learns from y_ref, the teacher's images: it must know the generator's":
@@ -141,10 +136,8 @@ EXERCISES = [
         "up: detach x": partial(slip, images=lambda x, *_: x),
         "the critic's loss reaches the generator, too: detach x there":
             partial(slip, images=lambda x, *_: x, order="gc"),
-        "the generator's gradients are not set to zero: each step repeats all before it":
-            partial(slip, zeroed="c"),
-        "the critic's gradients are not set to zero: each step repeats all before it":
-            partial(slip, zeroed="g"),
+        "the generator's gradients are not set to zero": partial(slip, zeroed="c"),
+        "the critic's gradients are not set to zero": partial(slip, zeroed="g"),
         "no gradients are set to zero: each step repeats all before it": partial(slip, zeroed=""),
         "the critic is never updated": partial(slip, order="g"),
         "the generator is never updated": partial(slip, order="c"),
@@ -162,13 +155,10 @@ EXERCISES = [
             lambda critic_steps: 6 + 2 + 4 * critic_steps,
     }, inputs=lambda: [(1,), (2,), (5,)]),
     Exercise("6.5", "first iteration whose matching loss is not 0", (2, 2, 0), {
-        "in the first iteration the critic still is the teacher, whatever the generator makes":
-            (1, 1, 0),
-        "the critic learns at the end of an iteration, and judges with that in the very next":
-            (3, 3, 0),
+        "in the first iteration the critic still is the teacher: no pull": (1, 1, 0),
+        "the critic learns in an iteration, and judges in the very next": (3, 3, 0),
         "a generator that stands still makes images as well: the critic learns them": (2, 0, 0),
-        "the loss compares critic and teacher: a generator that moves does not make them differ":
-            (2, 2, 2),
+        "the loss compares critic and teacher, whatever the generator does": (2, 2, 2),
         "what must move is the critic, not the generator": (2, 0, 2),
         "write 0, not None, if there is no such iteration": (2, 2, None),
         "write 0, not infinity, if there is no such iteration": (2, 2, math.inf),
@@ -178,7 +168,6 @@ EXERCISES = [
         "begin at the fork, not at the first point of the regression": (3.45, 2.15),
         "the curves have changed places: the one that falls at once is DMD's": (1.02, 1.64),
         "that is the share that has gone; divide the two distances": (0.39, 0.02),
-        "divide, do not subtract: on a logarithmic axis equal ways are equal factors":
-            (0.023, 0.001),
+        "divide: on a logarithmic axis equal ways are equal factors": (0.023, 0.001),
     }, tolerance=(0.2, 0.08)),
 ]  # fmt: skip

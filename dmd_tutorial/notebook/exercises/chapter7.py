@@ -44,7 +44,7 @@ EXERCISES = [
     }, tolerance=0.02),
     Exercise("7.2", "posterior of the less noisy sample", posterior, {
         "x counts by a ratio of variances; its root is the step of the ODE, which draws nothing":
-            lambda x, *a: (posterior(1, *a)[0] ** 0.5 * x, posterior(x, *a)[1]),
+            lambda x, *a: (posterior(x / x, *a)[0] ** 0.5 * x, posterior(x, *a)[1]),
         "the standard deviation is asked for: that is the variance":
             lambda *a: (posterior(*a)[0], posterior(*a)[1] ** 2),
         "that is the noise between the two levels; the spread of what is below narrows it":
@@ -97,8 +97,7 @@ EXERCISES = [
             partial(line_step, rises=lambda h, i_0: i_0 * h),
         "the line goes on in its direction: add newest - older, do not subtract it":
             partial(line_step, before=lambda s: math.log(s[1] / s[0])),
-        "that is Euler's step: the older estimate is not used":
-            partial(line_step, rises=lambda h, i_0: 0.0),
+        "that is Euler's step: older is not used": partial(line_step, rises=lambda h, i_0: 0.0),
     }, inputs=lambda: [(*torch.randn(3, *shape), levels)
                        for shape, levels in (((4, 2), (3.0, 1.5, 0.4)), ((4, 2), (80.0, 5.0, 3.0)),
                                              ((1, 3, 2), (0.03, 0.02, 0.002)))]),

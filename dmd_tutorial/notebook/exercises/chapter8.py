@@ -71,8 +71,7 @@ EXERCISES = [
             lambda N, x_t, t: (N(x_t / (1 - t[:, None]), t) - x_t) / (1 - t[:, None]),
         "the sign is the other way round: with t the noise grows, so the velocity points to the "
         "noise": lambda *a: -velocity_of(*a),
-        "that is dx/dsigma of the probability-flow ODE; here the point is x_t and the clock is t":
-            _asked,
+        "that is dx/dsigma of the probability-flow ODE; here the clock is t": _asked,
         "what the network answers is the noise, not the clean sample of (8.15)":
             lambda N, x_t, t: (x_t - _asked(N, x_t, t)) / t[:, None],
         "divide by 1 - t: the whole way to the noise takes the time 1 - t":
@@ -81,8 +80,7 @@ EXERCISES = [
                         torch.randn(len(t), 2).double(), torch.tensor(t).double())
                        for t in ([0.002, 0.1, 0.5, 0.8, 0.95, 0.998], [0.3])]),
     Exercise("8.4", "conditional flow matching", cfm, {
-        "that is this book's direction; here the data are at t = 1":
-            lambda v, x, z, t: cfm(v, z, x, t),
+        "that is the book's direction: data at t = 0": lambda v, x, z, t: cfm(v, z, x, t),
         "the derivative of t x + (1 - t) z by t is x - z":
             lambda v, x, z, t: _square(v, z + t[:, None] * (x - z), t, z - x),
         "the network is told the t of the points, not 1 - t":
@@ -100,10 +98,8 @@ EXERCISES = [
     Exercise("8.5", "where one noise ends", (0.0, 0.46, 1.0), {
         "at t = 1 the velocity is the noise minus the mean of the data": (1.0, 0.46, 1.0),
         "to rest at the noise itself is no step": (0.5, 0.46, 1.0),
-        "halfway the point is at 0.25, not in the middle: one data point is likelier behind it":
-            (0.0, 0.0, 1.0),
-        "halfway the other data point is still possible: the step goes to their mean":
-            (0.0, 1.0, 1.0),
+        "halfway the point is at 0.25: one data point is likelier behind it": (0.0, 0.0, 1.0),
+        "halfway both data points are possible: it lands on their mean": (0.0, 1.0, 1.0),
         "that is where the first of the two steps ends": (0.0, 0.25, 1.0),
         "small steps follow the path, and it ends at a data point": (0.0, 0.46, 0.0),
     }, tolerance=(0.02, 0.08, 0.02)),
