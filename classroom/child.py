@@ -172,10 +172,7 @@ def sweep() -> None:
 
 
 def blinded() -> dict[str, Exercise]:
-    """Return all exercises without their answers; the first line has the private ones' source.
-
-    Nothing of it is left in a variable of `main`, which an answer could look at.
-    """
+    """Return all exercises without their answers; the first line has the private ones' source."""
     known: dict[str, Exercise] = {}
     framework.chapters()
     for name in [n for n in sys.modules if n.startswith(f"{framework.__name__}.chapter")]:

@@ -247,7 +247,7 @@ class Grader:
 
     exercises: dict[str, Exercise]
     book: Book
-    private: str | None = None  # the source of the private exercises
+    private: str | None = None  # the source of the private exercises, without their answers
     limits: Limits = Limits()
     workers: int = 2
     trusted: bool = False
@@ -424,7 +424,7 @@ def grader(arguments: Any) -> Grader:
     source = None
     if arguments.exercises:
         own, tasks = private.load(arguments.exercises)
-        source = arguments.exercises.read_text("utf8")
+        source = private.without_answers(arguments.exercises.read_text("utf8"))
     exercises = {e.number: e for chapter in framework.chapters().values() for e in chapter} | own
     known = submissions.book(tasks)
     if unknown := own.keys() - known.names.keys():

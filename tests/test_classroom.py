@@ -388,6 +388,7 @@ TRUSTED = sandbox.missing() is not None
 
 
 OWN, TASKS = private.load(PRIVATE)
+BLIND = private.without_answers(PRIVATE.read_text("utf8"))
 WITH_OWN = ALONE._replace(tasks=TASKS, handed_in=tuple(OWN))
 SPY = f"""
 def reverse_divergence(m, s, mr, sr):
@@ -418,7 +419,7 @@ OWN_ANSWERS = {
 
 def grader(**settings):
     """A grader of the book's exercises and the private ones."""
-    usual = {"limits": LIMITS, "workers": 1, "trusted": TRUSTED, "private": PRIVATE.read_text()}
+    usual = {"limits": LIMITS, "workers": 1, "trusted": TRUSTED, "private": BLIND}
     known = {"exercises": EXERCISES | OWN, "book": submissions.book(TASKS)}
     return Grader(**known | usual | settings)
 
@@ -727,6 +728,25 @@ def test_the_private_example_knows_its_wrong_answers(exercise):
         assert verdict(exercise, compared, mistake) == (
             "wrong", f"{exercise.number}, {exercise.name}: {said}"
         )  # fmt: skip
+
+
+def test_what_the_child_gets_of_private_exercises_has_no_answer():
+    for answer in ("reverse_kl", "std_real", "2.0", "halved", "forward div", "TASKS"):
+        assert answer in PRIVATE.read_text("utf8")
+        assert answer not in BLIND
+    exercises = child.blind(private.executed(BLIND))
+    assert exercises.keys() == OWN.keys()
+    torch.manual_seed(0)
+    assert [len(arguments) for arguments in exercises["3.P1"].inputs()] == [4, 4]
+    other = (
+        "import torch, math\nfrom dmd_tutorial.notebook import exercises as e\nSIZE = 3\n"
+        "def secret(x):\n    return x * 41\ndef many():\n    return [(torch.ones(SIZE),)]\n"
+        "EXERCISES = []\nEXERCISES.append(e.Exercise('3.P9', 'x', mistakes={'no': lambda x: 43},"
+        " truth=secret, inputs=many))\nprint(math)\n"
+    )
+    blind = private.without_answers(other)
+    assert not [each for each in ("41", "43", "secret", "math") if each in blind.partition("\n")[2]]
+    assert private.executed(blind).EXERCISES[0].inputs()[0][0].tolist() == [1, 1, 1]
 
 
 @pytest.mark.slow
