@@ -10,7 +10,6 @@ deck asks for no network.
 
 import re
 import shutil
-import sys
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -101,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
