@@ -49,6 +49,7 @@ book: $(INSTALLED)
 	$(BIN)/python book/tools/reference.py
 	$(BIN)/python book/tools/execute.py
 	DMD_TUTORIAL_STATIC=1 $(BIN)/jupyter-book build . -W --keep-going --all --quiet
+	$(BIN)/python book/tools/slides.py
 	@echo
 	@echo "The book: $(abspath $(SITE)/index.html)   (make serve opens it)"
 

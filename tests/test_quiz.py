@@ -35,9 +35,9 @@ class Question(NamedTuple):
 
 def quiz(path):
     """The text of a chapter's quiz."""
-    cells = map(book_source.source, book_source.read_notebook(path)["cells"])
-    (text,) = [cell for cell in cells if cell.startswith("## Check yourself\n")]
-    return text
+    text = book_source.markdown(book_source.read_notebook(path))
+    (found,) = re.findall(r"^## Check yourself\n.+?(?=^## )", text, re.M | re.S)
+    return found
 
 
 def questions(text):

@@ -53,6 +53,12 @@ def tags(cell: Cell) -> list[str]:
     return list(cell.get("metadata", {}).get("tags", []))
 
 
+def slide(cell: Cell) -> str | None:
+    """Return what a cell is among the slides: slide, - (goes on), notes or skip."""
+    kind: str | None = cell.get("metadata", {}).get("slideshow", {}).get("slide_type")
+    return kind
+
+
 def markdown(notebook: Notebook) -> str:
     """Return the text of a notebook, without its code."""
     texts = [source(cell) for cell in notebook["cells"] if cell["cell_type"] == "markdown"]

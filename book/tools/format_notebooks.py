@@ -5,8 +5,9 @@
     python book/tools/format_notebooks.py --check    # write nothing, print the diff, fail on any
 
 The form: code as ruff leaves it, no outputs, no execution counts, no empty cells; a cell's id is
-made from what it says, so that it stays when cells move; of the metadata only tags, and what
-folds a cell in the site, in JupyterLab and in Colab; keys sorted, one space of indent.
+made from what it says, so that it stays when cells move; of the metadata only tags, what folds a
+cell in the site, in JupyterLab and in Colab, and its place on a slide; keys sorted, one space of
+indent.
 """
 
 import argparse
@@ -88,6 +89,8 @@ def cell_metadata(cell: Cell) -> dict[str, Any]:
             metadata["mystnb"] = prompts(title.group(1))
     if tags:
         metadata["tags"] = sorted(tags)
+    if slide := book_source.slide(cell):
+        metadata["slideshow"] = {"slide_type": slide}
     return metadata
 
 

@@ -57,6 +57,7 @@ class Chapter(NamedTuple):
     time: timings.Times
     builds_on: list[int]  # the chapters that it names itself
     tasks: list[Task]
+    slides: int
 
     @property
     def link(self) -> str:
@@ -94,7 +95,8 @@ def read(path: Path) -> Chapter:
     ]
     builds_on = sorted({int(n) for n in re.findall(r"\((\d+)-[^)]*\.ipynb", line[1])})
     title = book_source.title(notebook).partition(". ")[2]
-    return Chapter(path, number, title, timings.times(path), builds_on, tasks)
+    slides = sum(book_source.slide(cell) == "slide" for cell in notebook["cells"])
+    return Chapter(path, number, title, timings.times(path), builds_on, tasks, slides)
 
 
 def before(number: int) -> list[int]:
@@ -180,7 +182,9 @@ def nearest(number: int) -> list[int]:
 def chapter(number: str) -> Iterator[str]:
     """The time of one chapter and its exercises."""
     each = chapters()[int(number)]
-    yield f"[Chapter {number}]({each.link}): {each.time.read} minutes to read and try. Exercises:\n"
+    yield f"[Chapter {number}]({each.link}): {each.time.read} minutes to read and try."
+    deck = f"{book_source.site(book_source.repository())}/slides/{each.path.stem}.html"
+    yield f"[Its {each.slides} slides]({deck}). Exercises:\n"
     yield "| exercise | minutes | difficulty | kind |"
     yield "|---|---|---|---|"
     for task in each.tasks:
