@@ -142,7 +142,7 @@ WRONG = [
     ("8.4", "half of the gradient", lambda *a: (flow_loss(*a) + flow_loss(*a).detach()) / 2,
         "gradient that reaches"),
     ("8.5", "straight at once", (1, 1, 1), "minus the mean of the data"),
-    ("8.5", "as far as a hundred", (0, 1, 1), "still possible"),
+    ("8.5", "as far as a hundred", (0, 1, 1), "it lands on their mean"),
     ("9.2", "clamped", partial(with_boundary, above=lambda s, low: (s - low).clamp_min(0.01)),
         "result"),
     ("9.3", "from 0", lambda low, *a: truth("9.3")(0.0, *a), "differ"),
