@@ -1,4 +1,5 @@
 # make book    set up if needed, execute the chapters, build the site, print where it is
+# make setup   the environment alone, .venv: for a notebook, hand-outs, the grader
 # make pdf     the whole book as one file, solutions at its end (prints with Chromium)
 # make serve   open the built site
 # make test    set up if needed, check style, docstrings and types, run every test and notebook
