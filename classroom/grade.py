@@ -93,7 +93,7 @@ def judged(exercise: Exercise, compared: Exercise, status: str, data: bytes, lim
             "raised": ("wrong", f"{exercise.number}, {exercise.name}: {said}"),
             "endless": ("stopped", f"it took more than {limits.seconds / 2:g} {COMPUTING}{much}"),
             "seconds": ("stopped", f"it took more than {limits.seconds:g} {COMPUTING}{much}"),
-            "wall": ("stopped", f"it did not end within {limits.wall:g} seconds{much}"),
+            "wall": ("stopped", f"it did not end within {limits.wall:g} seconds, or slept{much}"),
             "uncomparable": ("wrong", f"{exercise.number}: your answer cannot be compared: {said}"),
         }[kind]
     except Exception:  # whatever the process has written

@@ -74,6 +74,12 @@ def used(process: int | str = "self") -> list[int]:
     return [int(count) * resource.getpagesize() for count in counts]
 
 
+def sleeps(process: int) -> bool:
+    """Return whether a process waits for something else than the processor (Linux)."""
+    stat = Path(f"/proc/{process}/stat")
+    return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "S"
+
+
 def limit(seconds: float, memory: float) -> None:
     """Limit this process: processor time, gigabytes beyond what it has, and files to nothing."""
     wanted = {"CPU": int(seconds) + 1, "FSIZE": 0, "CORE": 0}
