@@ -103,6 +103,8 @@ def main() -> None:
     parser.add_argument("--students", type=int, default=CLASS)
     parser.add_argument("--workers", type=int, default=CORES)
     arguments = parser.parse_args()
+    if arguments.students < 2:
+        parser.error("two students at least: what one more takes is wanted")
     torch.set_num_threads(1)
     numbers = {e.number: e for chapter in exercises.chapters().values() for e in chapter}
     trusted = sandbox.missing() is not None
