@@ -143,6 +143,7 @@ WRONG = [
         "gradient that reaches"),
     ("8.5", "straight at once", (1, 1, 1), "minus the mean of the data"),
     ("8.5", "as far as a hundred", (0, 1, 1), "it lands on their mean"),
+    ("8.5", "another decimal", (0, 0.4, 1), "result 2"),
     ("9.2", "clamped", partial(with_boundary, above=lambda s, low: (s - low).clamp_min(0.01)),
         "result"),
     ("9.3", "from 0", lambda low, *a: truth("9.3")(0.0, *a), "differ"),
@@ -284,7 +285,7 @@ RIGHT = [
     ("8.4", lambda v, x, z, t: torch.mean((v(z + t.unsqueeze(1) * (x - z), t) + z - x) ** 2)),
     ("8.4", lambda v, x, z, t: (v(x * t.view(-1, 1) + z * (1 - t.view(-1, 1)), t)
                                 - (x - z)).pow(2).sum(1).mean() / 2),
-    ("8.5", [0, 0.5, 1]), ("8.5", torch.tensor([0.0, 0.4, 1.0])),
+    ("8.5", [0, 0.5, 1]), ("8.5", torch.tensor([0.0, 0.46, 1.0])),
     ("9.2", with_boundary),
     ("9.2", lambda s, d, low:
         (1 / (1 + ((s - low) / d) ** 2), (s - low) / (1 + (s / d) ** 2).sqrt())),

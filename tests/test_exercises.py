@@ -329,7 +329,7 @@ def printed(x):
 
 @pytest.mark.parametrize("answer", [forgotten, printed])
 def test_a_forgotten_return_is_an_answer(answer):
-    assert VARIANCE.check(answer).message.endswith("returns nothing: is the `return` missing?")
+    assert VARIANCE.check(answer).message.endswith("None is no answer: is the `return` missing?")
 
 
 def unready(x):

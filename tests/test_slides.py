@@ -18,7 +18,7 @@ CHROMIUM = next(
 FOLDER = slides.SITE / "slides"
 BUILT = pytest.mark.skipif(not FOLDER.exists(), reason="the site is not built: make book")
 WIDTH, HEIGHT = 1280, 720
-SMALLEST = 230  # pixels of a picture's height
+SMALLEST = 220  # pixels of a picture's height
 
 # What the slide that is shown holds; lengths in its own pixels.
 SHOWN = """() => {
@@ -90,17 +90,21 @@ def test_a_slide_without_a_heading_gets_the_one_it_stands_under():
     cells = [
         slides.nbformat.v4.new_markdown_cell("## Paths\n\nSee [chapter 2](2-teacher.ipynb#euler)."),
         slides.nbformat.v4.new_code_cell("# @title Figure: a path"),
-        slides.nbformat.v4.new_markdown_cell("[above](#paths) and [paper](https://arxiv.org)"),
+        slides.nbformat.v4.new_markdown_cell(
+            "[above](#paths), [paper](https://arxiv.org), $[\\nabla p](x)$"
+        ),
     ]
     for cell, kind in zip(cells, ("slide", "slide", "-"), strict=True):
         cell.metadata["slideshow"] = {"slide_type": kind}
     notebook = slides.nbformat.v4.new_notebook(cells=cells)
     made, _ = slides.Deck().preprocess(notebook, {"metadata": {"name": "1-score-functions"}})
-    assert [book_source.slide(cell) for cell in made.cells] == ["slide", "slide", "-", "-"]
+    assert [book_source.slide(cell) for cell in made.cells] == ["slide", "slide", "-", "-", "-"]
     assert made.cells[0].source.endswith("[chapter 2](../book/2-teacher.html#euler).")
     assert made.cells[1].source == "### Paths"
-    assert made.cells[3].source == (
-        "[above](../book/1-score-functions.html#paths) and [paper](https://arxiv.org)"
+    assert made.cells[2].source == "*A path*"
+    assert made.cells[4].source == (
+        "[above](../book/1-score-functions.html#paths), [paper](https://arxiv.org), "
+        "$[\\nabla p](x)$"
     )
 
 
@@ -179,6 +183,17 @@ def test_a_slider_moves_on_its_slide_and_arrows_on_it_stay_there(browser):
     handle.evaluate("(each) => each.blur()")
     page.keyboard.press("ArrowRight")
     assert page.evaluate("Reveal.getIndices().h") == number + 1
+    assert trouble == []
+    page.close()
+
+
+@in_browser
+def test_formulas_of_the_notes_are_mathml_which_the_speakers_window_shows(browser):
+    page, trouble = opened(browser, CHAPTERS[0])
+    assert page.locator("aside math").count() > 50
+    assert page.locator("aside mjx-container").count() == 0
+    notes = page.evaluate("[...document.querySelectorAll('aside p')].map((p) => p.textContent)")
+    assert not [text for text in notes if "$" in text]
     assert trouble == []
     page.close()
 

@@ -26,11 +26,12 @@ SITE = ROOT / "_build" / "html"
 TEMPLATE = Path(__file__).parent / "slides"
 REVEAL = ("dist/reveal.js", "dist/reveal.css", "plugin/notes/notes.js")
 HEADING = re.compile(r"^#{1,3} (.+)$", flags=re.MULTILINE)
-LINK = re.compile(r"\]\((?!\w+:)([\w./-]*?)(?:\.(?:ipynb|md))?(#[\w-]*)?\)")
+LINK = re.compile(r"\]\((?:(?P<page>[\w./-]+)\.(?:ipynb|md))?(?P<place>#[\w-]+)?\)")
+TITLE = re.compile(r"# @title (?:Figure|Table|Slider): (.+)")
 
 
 class Deck(Preprocessor):
-    """Gives each slide the heading under which it stands, and each link its page of the site."""
+    """Gives slides the headings under which they stand, figures a title, links their pages."""
 
     def preprocess(self, nb: Any, resources: Any) -> Any:
         """Return the notebook as the slides need it."""
@@ -46,13 +47,17 @@ class Deck(Preprocessor):
                 heading.metadata["slideshow"] = {"slide_type": "slide"}
                 cell.metadata["slideshow"] = {"slide_type": "-"}
                 nb.cells.insert(nb.cells.index(cell), heading)
+            if book_source.slide(cell) == "-" and (title := TITLE.match(cell.source)):
+                caption = nbformat.v4.new_markdown_cell(f"*{title[1][0].upper()}{title[1][1:]}*")
+                caption.metadata["slideshow"] = {"slide_type": "-"}
+                nb.cells.insert(nb.cells.index(cell), caption)
             under = headings[-1] if headings else under
         return nb, resources
 
 
 def page(link: re.Match[str], chapter: str) -> str:
     """Return a link of a chapter as one of a deck."""
-    return f"](../book/{link[1] or chapter}.html{link[2] or ''})"
+    return f"](../book/{link['page'] or chapter}.html{link['place'] or ''})"
 
 
 def exporter() -> SlidesExporter:

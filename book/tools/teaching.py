@@ -183,8 +183,8 @@ def chapter(number: str) -> Iterator[str]:
     """The time of one chapter and its exercises."""
     each = chapters()[int(number)]
     yield f"[Chapter {number}]({each.link}): {each.time.read} minutes to read and try."
-    deck = f"{book_source.site(book_source.repository())}/slides/{each.path.stem}.html"
-    yield f"[Its {each.slides} slides]({deck}). Exercises:\n"
+    deck = f"../../slides/{each.path.stem}.html"  # of the site: no page that Sphinx knows
+    yield f'<a href="{deck}">Its {each.slides} slides</a>. Exercises:\n'
     yield "| exercise | minutes | difficulty | kind |"
     yield "|---|---|---|---|"
     for task in each.tasks:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from dmd_tutorial.checks import expand
 
 SECONDS = 5.0  # of the processor's time that one call of an answer may take
-NOTHING = "your function returns nothing: is the `return` missing?"
+NOTHING = "None is no answer: is the `return` missing?"
 SIGNS = {True: "✓ right", False: "✗ not yet", None: "… open"}
 
 

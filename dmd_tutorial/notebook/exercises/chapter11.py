@@ -94,6 +94,11 @@ EXERCISES = [
             lambda x, real, fake, a: ((fake - real) * (real - x - a * (real - fake))).mean(),
         "here the gradient has to run through both denoisers: no .detach() on them":
             lambda x, real, fake, alpha: sid(x, real.detach(), fake.detach(), alpha),
+        "the gradient runs through the critic's answer, too: no .detach() on it":
+            lambda x, real, fake, alpha: sid(x, real, fake.detach(), alpha),
+        "the gradient runs through both factors: no .detach() on either":
+            lambda x, real, fake, a: (
+                (real - fake).detach() * (real - x - a * (real - fake))).mean(),
         "take the mean, not the sum":
             lambda x, real, fake, alpha: x.numel() * sid(x, real, fake, alpha),
     }, inputs=lambda: [(torch.randn(6, 2), 0.7, 0.4, 1.2), (torch.randn(1, 3, 2), 0.5, 0.8, 0.5)],

@@ -87,7 +87,7 @@ EXERCISES = [
         "read the two last where the generator's samples are, at x = 2": (3.85, 3.85, 3.99),
         "x = 0 is the middle of the way; the samples are around x = 2": (3.85, 1.92, 2.0),
         "that is the share of its full size; the axis has units of x": (1.0, 0.13, 0.47),
-        "at level 1 hardly any pull arrives: set 2, then 8": (3.45, 0.0035, 0.0035),
+        "3.45 stands at level 1, where hardly a pull arrives: set 2, then 8": (3.45, 0.0, 0.0),
     }, tolerance=(0.3, 0.15, 0.25)),
     Exercise("5.5", "the floor under regression", l2_floor, {
         "the mean belongs to one noise: a generator may answer each noise differently":

@@ -34,7 +34,7 @@ def line_step(
 
 
 EXERCISES = [
-    Exercise("7.1", "spreads after three steps", (1.0, 1.0, 1.323), {
+    Exercise("7.1", "spreads after one step, three ways", (1.0, 1.0, 1.323), {
         "with no new noise the old one shrinks by sigma_next / sigma": (2.0, 1.0, 1.323),
         "with eta = 1 the old noise makes room: both together have level 1": (1.0, 1.323, 1.323),
         "nothing made room for the new noise: its variance comes on top": (1.0, 1.0, 1.0),

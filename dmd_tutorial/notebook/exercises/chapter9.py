@@ -22,7 +22,7 @@ EXERCISES = [
     Exercise("9.1", "the price of the grid, read off the figure", (26, 0.41, 2), {
         "that is what is missing: the axis shows what is left": (26, 0.59, 2),
         "this is the curve with fresh noise": (26, 0.0, 2),
-        "18 levels keep a little less than 90 %, as hint 1 says": (18, 0.41, 2),
+        "at 18 levels, and at 20, a little less than 90 % is left": (18, 0.41, 2),
         "what is missing goes down like 1 / N, not like 1 / N**2": (26, 0.41, 4),
     }, tolerance=(5, 0.05, 0.5)),
     Exercise("9.2", "factors with a boundary condition", factors, {
