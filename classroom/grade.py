@@ -285,10 +285,15 @@ class Grader:
         ]
 
     def read(self, folder: Path) -> tuple[dict[str, list[Submission]], dict[str, dict]]:
-        """Return the notebooks of each student and, by chapter, why others cannot be read."""
+        """Return the notebooks of each student and, by chapter, why others cannot be read.
+
+        Says which files are none.
+        """
         copies: dict[str, list[Submission]] = {}
         notes: dict[str, dict[str | None, str]] = {}
-        students, _ = submissions.collected(folder, self.book.titles.values())
+        students, ignored = submissions.collected(folder, self.book.titles.values())
+        for path in ignored:
+            print(f"ignored: {plain(str(path))} is no notebook", file=sys.stderr)
         for student, paths in students.items():
             copies[student], notes[student] = [], {}
             for path in paths:
@@ -461,10 +466,7 @@ def main() -> int:
         if arguments.chapters:
             paths = hand_out.chosen(arguments.chapters)
             chapters = [path.name.partition("-")[0] for path in paths]
-        asked = grader(arguments)
-        for path in submissions.collected(arguments.submissions, asked.book.titles.values())[1]:
-            print(f"ignored: {plain(str(path))} is no notebook", file=sys.stderr)
-        grades = asked.grades(arguments.submissions, chapters)
+        grades = grader(arguments).grades(arguments.submissions, chapters)
         if not grades:
             raise ValueError(f"{arguments.submissions} has no notebook of the book")
         for path in write(grades, arguments.output):

@@ -25,7 +25,6 @@ import cells
 LARGEST = 50 * 2**20  # bytes of a notebook
 LONGEST = 200_000  # characters of a notebook's code
 DEEPEST = 100  # pieces of code within one another, which recursion has to get to the end of
-BROKEN = (SyntaxError, ValueError, RecursionError, MemoryError)  # by what is no Python, or too deep
 NOISE = {"__MACOSX", ".DS_Store", ".ipynb_checkpoints"}  # of which nobody need hear
 MOODLE = re.compile(r"_\d+_assignsubmission_.*$", flags=re.DOTALL)  # NAME_ID_..., folders and files
 CANVAS = re.compile(r"(_LATE)?_\d+_\d+_.*$", flags=re.DOTALL)  # NAME_ID_ID_FILE
@@ -210,7 +209,7 @@ class Submission:
                 Statement(i, place, node, *names_of(node, self.functions))
                 for place, node in enumerate(tree.body)
             ]
-        except BROKEN as error:
+        except cells.BROKEN as error:
             line = f"line {error.lineno} of " if isinstance(error, SyntaxError) else ""
             self.broken[i] = f"{line}its cell is no Python: {getattr(error, 'msg', None) or error}"
         else:

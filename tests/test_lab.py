@@ -4,7 +4,6 @@ import copy
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import book_source
 import cells
 import format_notebooks
 import nbformat
+import pdf
 import pytest
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
@@ -227,9 +227,7 @@ def test_in_another_thread_an_import_is_as_it_was(monkeypatch, tmp_path):
 
 # A slider in the real thing
 
-CHROMIUM = next(
-    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
-)
+CHROMIUM = pdf.found_chromium()
 SLIDERS = """\
 import os
 from dmd_tutorial.notebook import plots

@@ -16,7 +16,7 @@ NAMES = ["book/intro.html", "book/4-fake-critic.html"]
 
 pytestmark = [
     pytest.mark.browser,
-    pytest.mark.skipif(not any(map(pdf.shutil.which, pdf.CHROMIUM)), reason="no chromium"),
+    pytest.mark.skipif(pdf.found_chromium() is None, reason="no chromium"),
 ]
 needs_site = pytest.mark.skipif(
     not all((SITE / name).exists() for name in NAMES), reason=f"no built site at {SITE}"

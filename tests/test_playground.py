@@ -6,10 +6,10 @@ through tests/test_site.py with all others.
 
 import math
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
+import pdf
 import pytest
 import torch
 
@@ -19,9 +19,7 @@ from dmd_tutorial.noise import karras_grid
 from dmd_tutorial.samplers import sample
 
 BOOK = Path(__file__).parents[1] / "book"
-CHROMIUM = next(
-    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
-)
+CHROMIUM = pdf.found_chromium()
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no chromium on the path"),

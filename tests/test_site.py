@@ -12,7 +12,6 @@ import json
 import math
 import os
 import re
-import shutil
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -20,14 +19,13 @@ from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin
 
 import numpy as np
+import pdf
 import pytest
 from PIL import Image
 
 SITE = Path(os.environ.get("DMD_TUTORIAL_SITE", Path(__file__).parents[1] / "_build" / "html"))
 PAGES = [path.relative_to(SITE).as_posix() for path in sorted(SITE.glob("book/**/*.html"))]
-CHROMIUM = next(
-    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
-)
+CHROMIUM = pdf.found_chromium()
 VIEWS = {
     "wide and light": {"viewport": {"width": 1440, "height": 900}, "color_scheme": "light"},
     "narrow and dark": {

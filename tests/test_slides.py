@@ -1,10 +1,10 @@
 """The decks of slides: what is on them, that it fits, and that they need nothing but themselves."""
 
 import re
-import shutil
 from pathlib import Path
 
 import book_source
+import pdf
 import pytest
 import slides
 from playwright.sync_api import sync_playwright
@@ -12,9 +12,7 @@ from pypdf import PdfReader
 
 CHAPTERS = book_source.chapters()
 EVERY_CHAPTER = pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
-CHROMIUM = next(
-    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
-)
+CHROMIUM = pdf.found_chromium()
 FOLDER = slides.SITE / "slides"
 BUILT = pytest.mark.skipif(not FOLDER.exists(), reason="the site is not built: make book")
 WIDTH, HEIGHT = 1280, 720

@@ -25,6 +25,7 @@ import book_source
 from book_source import Notebook
 
 # `% b`, with a space, goes on with a line of Python
+BROKEN = (SyntaxError, ValueError, RecursionError, MemoryError)  # by what is no Python, or too deep
 MAGIC = re.compile(r"^(\s*)[%!]\S.*$", flags=re.MULTILINE)
 # Methods after which their object is another one than before. So are those of PyTorch's that end
 # in an underscore.
@@ -113,7 +114,7 @@ def python(source: str) -> str:
     """Return a cell's source with nothing in the place of IPython's own commands."""
     try:
         ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
+    except BROKEN:
         return MAGIC.sub(r"\1pass", source)
     return source
 

@@ -95,15 +95,19 @@ def contents(root: Path = ROOT) -> list[str]:
     return [f"{name}.html" for name in [table["root"], *chapters]]
 
 
+def found_chromium() -> str | None:
+    """Return where Chromium is, or None if it is not on the path."""
+    return next(filter(None, map(shutil.which, CHROMIUM)), None)
+
+
 def chromium() -> str:
     """Return where the browser is.
 
     Raises:
         FileNotFoundError: It is not on the path.
     """
-    for path in map(shutil.which, CHROMIUM):
-        if path:
-            return path
+    if path := found_chromium():
+        return path
     raise FileNotFoundError(f"make pdf prints with Chromium: none of {CHROMIUM} is on the path")
 
 

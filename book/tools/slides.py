@@ -35,24 +35,29 @@ class Deck(Preprocessor):
 
     def preprocess(self, nb: Any, resources: Any) -> Any:
         """Return the notebook as the slides need it."""
-        chapter, under = resources["metadata"]["name"], ""
-        for cell in list(nb.cells):
+        chapter, under, cells = resources["metadata"]["name"], "", []
+        for cell in nb.cells:
             headings = []
             if cell.cell_type == "markdown":
                 headings = HEADING.findall(cell.source)
                 cell.source = LINK.sub(lambda link: page(link, chapter), cell.source)
             headed = headings and cell.source.startswith("#")
             if book_source.slide(cell) == "slide" and not headed:
-                heading = nbformat.v4.new_markdown_cell(f"### {under}")
-                heading.metadata["slideshow"] = {"slide_type": "slide"}
-                cell.metadata["slideshow"] = {"slide_type": "-"}
-                nb.cells.insert(nb.cells.index(cell), heading)
+                cells.append(typed(nbformat.v4.new_markdown_cell(f"### {under}"), "slide"))
+                typed(cell, "-")
             if book_source.slide(cell) == "-" and (title := TITLE.match(cell.source)):
-                caption = nbformat.v4.new_markdown_cell(f"*{title[1][0].upper()}{title[1][1:]}*")
-                caption.metadata["slideshow"] = {"slide_type": "-"}
-                nb.cells.insert(nb.cells.index(cell), caption)
+                text = f"*{title[1][0].upper()}{title[1][1:]}*"
+                cells.append(typed(nbformat.v4.new_markdown_cell(text), "-"))
+            cells.append(cell)
             under = headings[-1] if headings else under
+        nb.cells = cells
         return nb, resources
+
+
+def typed(cell: Any, kind: str) -> Any:
+    """Return a cell after saying what it is among the slides."""
+    cell.metadata["slideshow"] = {"slide_type": kind}
+    return cell
 
 
 def page(link: re.Match[str], chapter: str) -> str:
