@@ -28,7 +28,7 @@ from dmd_tutorial.training import FitRun, FitSettings, TeacherSettings, fit
 PICTURES, TOKENS, WIDTH = 60_000, 12, 64
 READER = FitSettings(steps=4_000, batch=64, learning_rate=2e-3, ema=0.995)
 TEACHER = TeacherSettings(
-    steps=12_000, batch=128, learning_rate=2e-3, warm_up=300, ema=0.9995,
+    steps=7_000, batch=128, learning_rate=1.2e-3, warm_up=300, ema=0.9995,
     log_mean=-0.4, log_std=1.3,  # EDM's, for data of standard deviation 1
     no_label=0.12,
 )  # fmt: skip
@@ -172,7 +172,7 @@ def teacher_loop(run: FitRun, latents: Tensor, tokens: Tensor, null: Tensor) -> 
 
     def draw(rng: torch.Generator) -> tuple:
         index = torch.randint(len(latents), (TEACHER.batch,), generator=rng)
-        x = latents[index]
+        x, told = latents[index], tokens[index]
         sigma = lognormal_sigma(len(x), TEACHER.log_mean, TEACHER.log_std, rng)
         hidden = torch.rand(len(x), 1, generator=rng) < TEACHER.no_label
         return (
