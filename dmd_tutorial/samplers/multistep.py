@@ -14,6 +14,7 @@ estimates, as if all steps were of one length.
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -143,13 +144,12 @@ def pndm(denoiser: Denoiser, z: Samples, levels: Ladder, label: Condition | None
     for index, (sigma, sigma_next) in enumerate(pairwise(levels.tolist())):
         denoised, noise = counted.slope(x, sigma)
         history = [noise, *history[:3]]
+        weights = ADAMS[len(history) - 1]
+        mean: Any = sum(w * each for w, each in zip(weights, history, strict=True))
         if index == 0 and sigma_next > 0:
             denoised, ahead = counted.slope(x + (sigma_next - sigma) * noise, sigma_next)
-            noise = (noise + ahead) / 2
-        else:
-            weights = ADAMS[len(history) - 1]
-            noise = sum(w * each for w, each in zip(weights, history, strict=True))
-        x = x + (sigma_next - sigma) * noise
+            mean = (noise + ahead) / 2
+        x = x + (sigma_next - sigma) * mean
         yield Step(index, x, denoised, sigma_next, counted.calls)
 
 

@@ -1,0 +1,1 @@
+"""Text to image: latents, guidance, LoRA, over diffusers and peft."""
