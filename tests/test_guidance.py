@@ -219,7 +219,7 @@ def test_the_guided_field_is_not_the_sharpened_densitys_noised():
 )
 def test_guidance_pulls_at_high_levels_and_narrows_at_low_ones(name, shift, std):
     """Gaussian students with an exact critic, at their fixed points."""
-    found = plane.fixed_point(plane.SETTINGS[name], 150)
+    found = plane.fixed_point(plane.SETTINGS[name], 300)
     assert found == pytest.approx((shift, std), abs=0.03)
 
 
