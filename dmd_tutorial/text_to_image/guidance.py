@@ -75,7 +75,7 @@ def iteration(
     batch: Batch, objective: Apart, rng: Generator | None = None,
     updater: dmd.Updater = dmd.update_whole,
 ) -> Record:  # fmt: skip
-    """`dmd.iteration`, matching and guidance apart; the teacher is unguided, its critic as ever.
+    """`dmd.iteration`, matching and guidance apart; neither teacher nor critic has any guidance.
 
     Source: after Liu et al. 2025 ("Decoupled DMD").
     """
