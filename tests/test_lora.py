@@ -1,0 +1,257 @@
+"""LoRA: teacher, critic and generator in one set of frozen weights, against separate copies."""
+
+import builtins
+import copy
+
+import pytest
+import torch
+
+pytest.importorskip("peft")
+diffusers = pytest.importorskip("diffusers")
+
+from dmd_tutorial import dmd, pretrained
+from dmd_tutorial.adapters import FromDiffusers, Guided
+from dmd_tutorial.denoisers import feature_layers, image_shape, sigma_range
+from dmd_tutorial.generators import OneStepGenerator
+from dmd_tutorial.noise import karras_grid
+from dmd_tutorial.text_to_image.lora import ATTENTION, LowRank, lora_run
+from dmd_tutorial.training import DistillSettings, distill
+
+TOKENS, WIDTH = 3, 8
+SETTINGS = DistillSettings(steps=4, batch=4, lambda_reg=0.0, warm_up=0, critic_steps=1)
+LABEL = torch.randn(4, TOKENS, WIDTH, generator=torch.Generator().manual_seed(1))
+X = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+SIGMA = torch.tensor([0.1, 0.5, 3.0, 30.0])
+
+
+def teacher(seed=0):
+    torch.manual_seed(seed)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8, in_channels=4, out_channels=4, layers_per_block=1, norm_num_groups=8,
+        block_out_channels=(16, 24), down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=WIDTH,
+        attention_head_dim=2,
+    )  # fmt: skip
+    return FromDiffusers(unet, diffusers.DDPMScheduler(), torch.zeros(TOKENS, WIDTH))
+
+
+def moved(state, seed):
+    """The same adapter away from its start."""
+    rng = torch.Generator().manual_seed(seed)
+    for parameter in state.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=rng)
+    return state
+
+
+def bits(network):
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def same(network, before):
+    now = network.state_dict()
+    return now.keys() == before.keys() and all(torch.equal(now[n], before[n]) for n in now)
+
+
+def drawn(run, judged=False):
+    """A batch with texts for labels."""
+    batch = dmd.Batch(torch.randn(4, 4, 8, 8, generator=run.rng), LABEL)
+    return dmd.judged(batch, run.objective().grid, run.rng) if judged else batch
+
+
+def iterate(run, steps):
+    for _ in range(steps):
+        dmd.iteration(
+            run.generator, run.critic, run.teacher, run.generator_optimizer,
+            run.critic_optimizer, drawn(run), run.objective(), run.rng,
+        )  # fmt: skip
+        run.ema.update_parameters(run.generator)
+        run.step += 1
+
+
+def test_all_states_start_as_the_teacher_exactly_and_hold_its_weights_once():
+    base = teacher()
+    run = lora_run(Guided(base, 3.0, torch.zeros(TOKENS, WIDTH)), SETTINGS, rank=4)
+    states = {n: getattr(run, n) for n in ("generator", "critic", "average")}
+    weights = {id(p) for p in base.parameters()}
+    for name, state in states.items():
+        low_rank = getattr(state, "denoiser", state)
+        assert torch.equal(low_rank(X, SIGMA, LABEL), base(X, SIGMA, LABEL)), name
+        assert weights <= {id(p) for p in low_rank.network.parameters()}, name
+        assert not weights & {id(p) for p in state.parameters()}, name
+    adapters = [{p.data_ptr() for p in state.parameters()} for state in states.values()]
+    assert not any(a & b for i, a in enumerate(adapters) for b in adapters[:i])
+    low_rank = run.generator.denoiser  # and it says of itself what the teacher says
+    assert sigma_range(low_rank) == sigma_range(base)
+    assert image_shape(low_rank) == image_shape(base)
+    ours = feature_layers(low_rank)[0][0]
+    assert any(ours is module for module in low_rank.network.modules())
+
+
+def test_states_in_any_order_are_separate_networks_with_merged_weights():
+    base = teacher()
+    plain = base(X, SIGMA, LABEL)
+    critic = moved(LowRank(base, 4), 1)
+    generator = moved(copy.deepcopy(critic), 2)
+    merged = {state: state.merged() for state in (critic, generator)}
+    for state in (generator, critic, generator):
+        expected = merged[state](X, SIGMA, LABEL)
+        assert torch.allclose(state(X, SIGMA, LABEL), expected, atol=1e-5, rtol=1e-5)
+        assert (expected - plain).abs().max() > 0.1  # the adapter does something
+        assert torch.equal(base(X, SIGMA, LABEL), plain)
+        merged[state].network.requires_grad_(True)  # its weights are its own
+    assert all(torch.equal(p, q) for p, q in zip(base.parameters(), teacher().parameters()))
+    assert not any(p.requires_grad for p in base.parameters())
+
+
+def test_a_merged_state_is_a_plain_unet_that_diffusers_saves_and_reads(tmp_path):
+    state = moved(LowRank(teacher(), 2, ATTENTION), 1)
+    unet = state.merged().network
+    assert unet.state_dict().keys() == teacher().network.state_dict().keys()
+    unet.save_pretrained(tmp_path)
+    again = diffusers.UNet2DConditionModel.from_pretrained(tmp_path)
+    read = FromDiffusers(again, diffusers.DDPMScheduler())(X, SIGMA, LABEL)
+    assert torch.allclose(read, state(X, SIGMA, LABEL), atol=1e-5, rtol=1e-5)
+
+
+# --- gradients ------------------------------------------------------------------------------------
+
+
+def test_a_generators_gradient_survives_what_is_asked_of_the_others_before():
+    """One loss of DMD, against networks that share nothing, and against peft's own switch."""
+    run = lora_run(teacher(), SETTINGS, rank=4)
+    moved(run.critic, 1)
+    batch, objective = drawn(run, judged=True), run.objective()
+
+    def gradient(generator, critic, real):
+        generator.zero_grad()
+        loss, record = dmd.generator_loss(generator, critic, real, batch, objective)
+        loss.backward()
+        return {n: p.grad for n, p in generator.named_parameters()}, record
+
+    ours, record = gradient(run.generator, run.critic, run.teacher)
+    merged = OneStepGenerator(run.generator.denoiser.merged())  # the chain rule at B = 0
+    whole, apart = gradient(merged.requires_grad_(True), run.critic.merged(), teacher())
+    assert torch.allclose(record.x, apart.x, atol=1e-5)
+    weights = {n.replace("/", "."): g for n, g in ours.items()}
+    checked = 0
+    for name, got in weights.items():
+        if ".to_q." in name and "lora_B" in name:
+            a = dict(run.generator.named_parameters())[
+                next(n for n in ours if n.replace("/", ".") == name.replace("lora_B", "lora_A"))
+            ]
+            layer = name.split("adapter.")[1].split(".lora_B")[0]
+            expected = whole[f"denoiser.{layer}.weight"] @ a.T
+            assert torch.allclose(got, expected, atol=1e-4 * expected.abs().max(), rtol=1e-3)
+            checked += 1
+    assert checked == 6  # three blocks, each attends to itself and to the text
+
+    from peft import LoraConfig
+
+    unet = teacher().network
+    unet.requires_grad_(False)
+    for name in ("critic", "generator"):  # the last one is on
+        unet.add_adapter(LoraConfig(r=4, target_modules=list(ATTENTION)), name)
+    x = unet(X, 500, LABEL).sample
+    unet.set_adapter("critic")
+    x.sum().backward()
+    lost = [p.grad for n, p in unet.named_parameters() if ".generator." in n]
+    assert len(lost) > 20
+    assert all(gradient is None for gradient in lost)
+
+
+def test_training_one_state_leaves_the_others_as_they_are_to_the_bit():
+    run = lora_run(teacher(), SETTINGS, rank=2)
+    parts = {n: getattr(run, n) for n in ("generator", "critic", "teacher", "average")}
+    for trained, optimizer in (
+        ("critic", run.critic_optimizer),
+        ("generator", run.generator_optimizer),
+    ):
+        before = {name: bits(part) for name, part in parts.items()}
+        answer = parts[trained](X, *([SIGMA] if trained == "critic" else []), LABEL)
+        dmd.update(optimizer, answer.square().mean(), clip=10.0)
+        assert [name for name in parts if not same(parts[name], before[name])] == [trained]
+
+
+def test_a_distillation_moves_adapters_and_nothing_else():
+    base = teacher()
+    weights, run = bits(base), lora_run(base, SETTINGS, rank=2)
+    before = {n: bits(getattr(run, n)) for n in ("generator", "critic", "average")}
+    for metrics in distill(run, (4, 8, 8), classes=0):
+        assert metrics.record.loss_critic > 0
+    assert run.step == SETTINGS.steps
+    assert same(base, weights)
+    assert not any(same(getattr(run, name), state) for name, state in before.items())
+    held = {id(p) for o in (run.generator_optimizer, run.critic_optimizer)
+            for group in o.param_groups for p in group["params"]}  # fmt: skip
+    assert not held & {id(p) for p in base.parameters()}
+    assert all(tensor.numel() < 3_000 for tensor in run.state_dict()["critic"].values())
+
+
+def test_the_average_is_that_of_the_adapters():
+    run = lora_run(teacher(), SETTINGS, rank=2)
+    names = [name for name, _ in run.generator.named_parameters()]
+    expected = [p.detach().clone() for p in run.generator.parameters()]
+    for step in range(1, 4):
+        iterate(run, 1)
+        keep = min(SETTINGS.ema, (1 + step) / (10 + step)) if step else 0
+        keep = min(SETTINGS.ema, step / (9 + step)) if keep is None else keep
+        expected = [keep * m + (1 - keep) * p.detach() for m, p in
+                    zip(expected, run.generator.parameters())]  # fmt: skip
+    average = dict(run.average.named_parameters())
+    for name, mean in zip(names, expected):
+        assert torch.allclose(average[name], mean, atol=1e-7), name
+
+
+# --- on disk --------------------------------------------------------------------------------------
+
+
+def test_a_run_that_was_saved_goes_on_to_the_same_bits(tmp_path):
+    whole = lora_run(teacher(), SETTINGS, rank=2)
+    iterate(whole, 4)
+    first = lora_run(teacher(), SETTINGS, rank=2)
+    iterate(first, 2)
+    torch.save(first.state_dict(), tmp_path / "run")
+    again = lora_run(teacher(), SETTINGS, rank=2)
+    again.load_state_dict(torch.load(tmp_path / "run", weights_only=True))
+    iterate(again, 2)
+    for name in ("generator", "critic", "average"):
+        assert same(getattr(again, name), bits(getattr(whole, name))), name
+
+    path = tmp_path / "student.safetensors"
+    pretrained.save_denoiser(path, again.average, rank=2)
+    assert path.stat().st_size < 0.5 * sum(4 * p.numel() for p in teacher().parameters())
+    student = pretrained.load(path, OneStepGenerator(LowRank(teacher(), 2)))
+    assert torch.equal(student(X, LABEL), again.average(X, LABEL))
+    with pytest.raises(ValueError, match="does not fit"):
+        pretrained.load(path, OneStepGenerator(LowRank(teacher(), 3)))
+
+
+def test_adapters_stay_float32_on_weights_of_16_bits_and_the_type_of_x_comes_back():
+    base = teacher()
+    exact = moved(LowRank(base, 2), 1)
+    small = LowRank(teacher().to(torch.bfloat16), 2)
+    small.load_state_dict(exact.state_dict())
+    assert {p.dtype for p in small.parameters()} == {torch.float32}
+    answer = small(X, SIGMA, LABEL)
+    answer.sum().backward()
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in small.parameters())
+    assert answer.dtype == torch.float32
+    assert (answer - exact(X, SIGMA, LABEL)).abs().mean() < 0.05 * answer.abs().mean()
+    double = exact.to(torch.float64)  # a cast takes the shared weights along
+    assert next(base.parameters()).dtype == torch.float64
+    assert double(X.double(), SIGMA.double(), LABEL.double()).dtype == torch.float64
+
+
+def test_without_peft_or_a_model_of_diffusers_one_sentence_says_so(monkeypatch):
+    with pytest.raises(ValueError, match="Identity has no model of diffusers inside"):
+        LowRank(torch.nn.Identity(), 2)
+    real = builtins.__import__
+
+    def without(name, *given, **options):
+        if name.split(".")[0] == "peft":
+            raise ModuleNotFoundError("No module named 'peft'")
+        return real(name, *given, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(RuntimeError, match=r"LoRA needs peft: pip install 'dmd-tutorial\[text\]'"):
+        LowRank(teacher(), 2)
