@@ -6,16 +6,15 @@ import copy
 import pytest
 import torch
 
-pytest.importorskip("peft")
-diffusers = pytest.importorskip("diffusers")
-
 from dmd_tutorial import dmd, pretrained
 from dmd_tutorial.adapters import FromDiffusers, Guided
 from dmd_tutorial.denoisers import feature_layers, image_shape, sigma_range
 from dmd_tutorial.generators import OneStepGenerator
-from dmd_tutorial.noise import karras_grid
 from dmd_tutorial.text_to_image.lora import ATTENTION, LowRank, lora_run
 from dmd_tutorial.training import DistillSettings, distill
+
+pytest.importorskip("peft")
+diffusers = pytest.importorskip("diffusers")
 
 TOKENS, WIDTH = 3, 8
 SETTINGS = DistillSettings(steps=4, batch=4, lambda_reg=0.0, warm_up=0, critic_steps=1)
@@ -33,6 +32,11 @@ def teacher(seed=0):
         attention_head_dim=2,
     )  # fmt: skip
     return FromDiffusers(unet, diffusers.DDPMScheduler(), torch.zeros(TOKENS, WIDTH))
+
+
+def near(answer, expected, share=1e-5):
+    """Equal but for rounding, measured in the largest of the values."""
+    return (answer - expected).abs().max() < share * expected.abs().max()
 
 
 def moved(state, seed):
@@ -95,11 +99,13 @@ def test_states_in_any_order_are_separate_networks_with_merged_weights():
     merged = {state: state.merged() for state in (critic, generator)}
     for state in (generator, critic, generator):
         expected = merged[state](X, SIGMA, LABEL)
-        assert torch.allclose(state(X, SIGMA, LABEL), expected, atol=1e-5, rtol=1e-5)
+        assert near(state(X, SIGMA, LABEL), expected)
         assert (expected - plain).abs().max() > 0.1  # the adapter does something
         assert torch.equal(base(X, SIGMA, LABEL), plain)
         merged[state].network.requires_grad_(True)  # its weights are its own
-    assert all(torch.equal(p, q) for p, q in zip(base.parameters(), teacher().parameters()))
+    assert all(
+        torch.equal(p, q) for p, q in zip(base.parameters(), teacher().parameters(), strict=True)
+    )
     assert not any(p.requires_grad for p in base.parameters())
 
 
@@ -110,7 +116,7 @@ def test_a_merged_state_is_a_plain_unet_that_diffusers_saves_and_reads(tmp_path)
     unet.save_pretrained(tmp_path)
     again = diffusers.UNet2DConditionModel.from_pretrained(tmp_path)
     read = FromDiffusers(again, diffusers.DDPMScheduler())(X, SIGMA, LABEL)
-    assert torch.allclose(read, state(X, SIGMA, LABEL), atol=1e-5, rtol=1e-5)
+    assert near(read, state(X, SIGMA, LABEL))
 
 
 # --- gradients ------------------------------------------------------------------------------------
@@ -129,22 +135,20 @@ def test_a_generators_gradient_survives_what_is_asked_of_the_others_before():
         return {n: p.grad for n, p in generator.named_parameters()}, record
 
     ours, record = gradient(run.generator, run.critic, run.teacher)
-    merged = OneStepGenerator(run.generator.denoiser.merged())  # the chain rule at B = 0
-    whole, apart = gradient(merged.requires_grad_(True), run.critic.merged(), teacher())
-    assert torch.allclose(record.x, apart.x, atol=1e-5)
-    weights = {n.replace("/", "."): g for n, g in ours.items()}
-    checked = 0
-    for name, got in weights.items():
-        if ".to_q." in name and "lora_B" in name:
-            a = dict(run.generator.named_parameters())[
-                next(n for n in ours if n.replace("/", ".") == name.replace("lora_B", "lora_A"))
-            ]
-            layer = name.split("adapter.")[1].split(".lora_B")[0]
-            expected = whole[f"denoiser.{layer}.weight"] @ a.T
-            assert torch.allclose(got, expected, atol=1e-4 * expected.abs().max(), rtol=1e-3)
-            checked += 1
-    assert checked == 6  # three blocks, each attends to itself and to the text
+    merged = OneStepGenerator(run.generator.denoiser.merged().requires_grad_(True))
+    whole, apart = gradient(merged, run.critic.merged(), teacher())
+    assert near(record.x, apart.x)
+    queries = [name for name in ours if "/to_q/lora_B" in name]
+    assert len(queries) == 8  # four blocks, each attends to itself and to the text
+    down = dict(run.generator.named_parameters())
+    for name in queries:  # of W + B A, by B: the derivative by W, times A
+        layer = name.replace("adapter.", "").replace("/", ".").split(".lora_B")[0]
+        expected = whole[f"{layer}.weight"] @ down[name.replace("lora_B", "lora_A")].T
+        assert near(ours[name], expected, 1e-3), name
 
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+def test_peft_s_own_switch_loses_a_gradient_that_is_still_awaited():
     from peft import LoraConfig
 
     unet = teacher().network
@@ -189,17 +193,13 @@ def test_a_distillation_moves_adapters_and_nothing_else():
 
 def test_the_average_is_that_of_the_adapters():
     run = lora_run(teacher(), SETTINGS, rank=2)
-    names = [name for name, _ in run.generator.named_parameters()]
     expected = [p.detach().clone() for p in run.generator.parameters()]
     for step in range(1, 4):
         iterate(run, 1)
-        keep = min(SETTINGS.ema, (1 + step) / (10 + step)) if step else 0
-        keep = min(SETTINGS.ema, step / (9 + step)) if keep is None else keep
-        expected = [keep * m + (1 - keep) * p.detach() for m, p in
-                    zip(expected, run.generator.parameters())]  # fmt: skip
-    average = dict(run.average.named_parameters())
-    for name, mean in zip(names, expected):
-        assert torch.allclose(average[name], mean, atol=1e-7), name
+        keep = min(SETTINGS.ema, step / (9 + step))
+        now = run.generator.parameters()
+        expected = [keep * m + (1 - keep) * p.detach() for m, p in zip(expected, now, strict=True)]
+    assert all(map(near, run.average.parameters(), expected))
 
 
 # --- on disk --------------------------------------------------------------------------------------
@@ -221,7 +221,8 @@ def test_a_run_that_was_saved_goes_on_to_the_same_bits(tmp_path):
     pretrained.save_denoiser(path, again.average, rank=2)
     assert path.stat().st_size < 0.5 * sum(4 * p.numel() for p in teacher().parameters())
     student = pretrained.load(path, OneStepGenerator(LowRank(teacher(), 2)))
-    assert torch.equal(student(X, LABEL), again.average(X, LABEL))
+    assert same(student, bits(again.average))
+    assert near(student(X, LABEL), again.average(X, LABEL))  # convolutions in another layout
     with pytest.raises(ValueError, match="does not fit"):
         pretrained.load(path, OneStepGenerator(LowRank(teacher(), 3)))
 

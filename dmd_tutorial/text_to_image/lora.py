@@ -6,7 +6,8 @@ paper's limit, the memory of three networks.
 """
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ class LowRank(nn.Module):
     """
 
     precision: torch.dtype | None = None  # of the inside: see `denoisers.inside`
+    network: Any  # the view; no registered part, for the weights in it are the denoiser's
 
     def __init__(
         self, denoiser: nn.Module, rank: int, layers: Sequence[str] = BLOCKS, seed: int = 0
@@ -54,7 +56,7 @@ class LowRank(nn.Module):
         for parameter in adapter.values():  # on 16-bit weights, too, small steps must not be lost
             parameter.data = parameter.data.to(torch.promote_types(parameter.dtype, torch.float32))
         self.adapter = nn.ParameterDict({n.replace(".", "/"): p for n, p in adapter.items()})
-        self.__dict__["network"] = view  # not registered: the weights in it are the denoiser's
+        self.__dict__["network"] = view
 
     def forward(self, x: Samples, sigma: PerSample, label: Condition | None = None) -> Samples:
         with inside(x, self.precision):
@@ -80,9 +82,9 @@ class LowRank(nn.Module):
         return twin
 
 
-def _kept(model: nn.Module, but: Any = ()) -> dict:
-    """A memo with which a deep copy keeps the parameters themselves, but for those of these ids."""
-    return {id(p): p for p in model.parameters() if id(p) not in but}
+def _kept(model: nn.Module, but: Collection[int] = ()) -> dict:
+    """A memo with which a deep copy keeps a model's own numbers, but for those of these ids."""
+    return {id(t): t for t in chain(model.parameters(), model.buffers()) if id(t) not in but}
 
 
 def _unet(denoiser: nn.Module) -> Any:
