@@ -45,7 +45,8 @@ SETTINGS = DistillSettings(lambda_reg=0.0)
 def teacher(name: str) -> FromDiffusers:
     """On "meta": shapes without numbers."""
     with torch.device("meta"):
-        return FromDiffusers(UNet2DConditionModel(**NETWORKS[name]), DDPMScheduler())
+        unet = UNet2DConditionModel(**NETWORKS[name])
+    return FromDiffusers(unet, DDPMScheduler())
 
 
 def size(parameters: Iterable[nn.Parameter]) -> int:
@@ -69,8 +70,7 @@ def rows(name: str) -> list[dict]:
     for frozen in (torch.float32, torch.bfloat16):
         for layers, names in LAYERS.items():
             for rank in RANKS:
-                with torch.device("meta"):
-                    run = lora_run(teacher(name).to(frozen), SETTINGS, rank, names)
+                run = lora_run(teacher(name).to(frozen), SETTINGS, rank, names)
                 count = sum(p.numel() for p in run.critic.parameters())
                 how = {"method": "LoRA", "frozen bits": 8 * frozen.itemsize, "layers": layers}
                 found.append(how | {"rank": rank, "parameters of an adapter": count, **held(run)})

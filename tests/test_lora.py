@@ -2,6 +2,7 @@
 
 import builtins
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +11,16 @@ from dmd_tutorial import dmd, pretrained
 from dmd_tutorial.adapters import FromDiffusers, Guided
 from dmd_tutorial.denoisers import feature_layers, image_shape, sigma_range
 from dmd_tutorial.generators import OneStepGenerator
+from dmd_tutorial.notebook import results
 from dmd_tutorial.text_to_image.lora import ATTENTION, LowRank, lora_run
-from dmd_tutorial.training import DistillSettings, distill
+from dmd_tutorial.training import DistillationRun, DistillSettings, distill
 
 pytest.importorskip("peft")
 diffusers = pytest.importorskip("diffusers")
+lora_memory = pytest.importorskip("benchmarks.lora_memory")
+held = lora_memory.held
+
+RESULTS = Path(__file__).parents[1] / "book" / "results"
 
 TOKENS, WIDTH = 3, 8
 SETTINGS = DistillSettings(steps=4, batch=4, lambda_reg=0.0, warm_up=0, critic_steps=1)
@@ -200,6 +206,39 @@ def test_the_average_is_that_of_the_adapters():
         now = run.generator.parameters()
         expected = [keep * m + (1 - keep) * p.detach() for m, p in zip(expected, now, strict=True)]
     assert all(map(near, run.average.parameters(), expected))
+
+
+# --- memory ---------------------------------------------------------------------------------------
+
+
+def test_what_a_run_is_counted_to_hold_is_what_it_holds():
+    whole, run = DistillationRun(teacher(), SETTINGS), lora_run(teacher(), SETTINGS, rank=2)
+    for each in (whole, run):
+        iterate(each, 1)
+        counted, optimizers = held(each), (each.generator_optimizer, each.critic_optimizer)
+        averages = [t for o in optimizers for state in o.state.values()
+                    for name, t in state.items() if name != "step"]  # fmt: skip
+        gradients = [p.grad for o in optimizers for g in o.param_groups for p in g["params"]]
+        for name, tensors in {"optimiser": averages, "gradients": gradients}.items():
+            storages = {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors}
+            assert counted[name] == sum(s.nbytes() for s in storages.values()), name
+    one = 4 * sum(p.numel() for p in teacher().parameters())
+    assert held(whole)["weights"] == 3 * one
+    assert held(run)["weights"] == one + 2 * held(run)["average"]
+
+
+def test_the_recorded_memory_is_what_is_counted_now_and_what_is_known():
+    recorded = results.recorded("lora-memory", RESULTS)["networks"]
+    small, large = recorded["small"], recorded["Stable Diffusion v1.5"]
+    run = lora_run(lora_memory.teacher("small"), SETTINGS, 4, ATTENTION)
+    assert held(run).items() <= small["rows"][1].items()
+    assert large["parameters"] == 859_520_964
+    assert large["rows"][1]["parameters of an adapter"] == 797_184  # as often reported for rank 4
+    shares = {name: {(row.get("layers"), row.get("rank")): row["share of three copies"]
+                     for row in of["rows"] if row.get("frozen bits") == 32}
+              for name, of in recorded.items()}  # fmt: skip
+    assert all(share < 0.18 for share in shares["Stable Diffusion v1.5"].values())
+    assert shares["small"]["blocks", 64] > 1  # on narrow matrices such a rank saves nothing
 
 
 # --- on disk --------------------------------------------------------------------------------------
