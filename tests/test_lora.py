@@ -18,6 +18,7 @@ from dmd_tutorial.training import DistillationRun, DistillSettings, distill
 pytest.importorskip("peft")
 diffusers = pytest.importorskip("diffusers")
 lora_memory = pytest.importorskip("benchmarks.lora_memory")
+lora_rank = pytest.importorskip("benchmarks.lora_rank")
 held = lora_memory.held
 
 RESULTS = Path(__file__).parents[1] / "book" / "results"
@@ -239,6 +240,29 @@ def test_the_recorded_memory_is_what_is_counted_now_and_what_is_known():
               for name, of in recorded.items()}  # fmt: skip
     assert all(share < 0.18 for share in shares["Stable Diffusion v1.5"].values())
     assert shares["small"]["blocks", 64] > 1  # on narrow matrices such a rank saves nothing
+
+
+# --- rank -----------------------------------------------------------------------------------------
+
+
+def test_the_bias_that_rank_costs_is_measured_against_an_exact_critic():
+    """Nothing for the exact critic, all of the gradient for the teacher, less once it is taught."""
+    means = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3))
+    world = lora_rank.World(teacher(), means)
+    rng, level = torch.Generator().manual_seed(4), torch.full((500,), 0.4)
+    x = world.sample(500, rng)
+    answer = world.exact(x + 0.4 * torch.randn(x.shape, generator=rng), level)
+    expected = 1 / (1 / lora_rank.STD**2 + 1 / 0.4**2)  # of a Gaussian: the pieces lie far apart
+    assert (answer - x).square().mean().item() == pytest.approx(expected, rel=0.02)
+    right, gradient, error = lora_rank.judge(world, world.exact, 64)
+    assert right == error == 0.0 < gradient
+    bias, same_gradient, error = lora_rank.judge(world, world.teacher, 64)
+    assert bias == pytest.approx(gradient)
+    assert same_gradient == gradient
+    assert error > bias
+    shares = lora_rank.curve(world, LowRank(world.teacher, 4), 2e-3, [0, 12], 64, seed=0)
+    assert shares[0] == pytest.approx(1.0)
+    assert shares[1] < 0.95
 
 
 # --- on disk --------------------------------------------------------------------------------------
