@@ -25,15 +25,18 @@ def reds(x):
 
 def test_every_caption_says_what_its_picture_shows():
     drawn = s.shapes(500, rng(), two=0.5)
-    assert drawn.x.shape == (500, 3, 32, 32) and drawn.x.abs().max() <= 1
+    assert drawn.x.shape == (500, 3, 32, 32)
+    assert drawn.x.abs().max() <= 1
     assert all(same.all() for same in s.scene_of(drawn.captions).agrees(drawn.scene).values())
     longest = max(drawn.captions, key=len).split()
-    assert len(longest) == 10 and set(" ".join(drawn.captions).split()) == set(s.WORDS)
+    assert len(longest) == 10
+    assert set(" ".join(drawn.captions).split()) == set(s.WORDS)
 
 
 def test_the_same_seed_draws_the_same_and_another_does_not():
     first, again, other = (s.shapes(8, rng(seed)) for seed in (1, 1, 2))
-    assert torch.equal(first.x, again.x) and first.captions == again.captions
+    assert torch.equal(first.x, again.x)
+    assert first.captions == again.captions
     assert not torch.equal(first.x, other.x)
 
 
@@ -43,7 +46,8 @@ def test_attributes_are_uniform_and_independent():
     joint = torch.stack([scene.kind[:, 0], scene.colour[:, 0], scene.size[:, 0]], 1)
     counts = torch.unique(joint, dim=0, return_counts=True)[1].double()
     chi_squared = ((counts - 625) ** 2 / 625).sum()
-    assert len(counts) == 32 and chi_squared < 61.1  # 31 degrees of freedom: one in a thousand
+    assert len(counts) == 32  # 31 degrees of freedom: one in a thousand
+    assert chi_squared < 61.1
 
 
 @pytest.mark.parametrize("kind", s.KINDS)
@@ -66,7 +70,8 @@ def test_a_picture_holds_the_area_of_its_object():
     """A circle's, between those of its smallest and its largest radius."""
     for size, (low, high) in enumerate(s._RADIUS):
         area = reds(s.draw(alone("circle", size=size), rng())).sum((1, 2))
-        assert (area > 0.93 * math.pi * low**2).all() and (area < 1.07 * math.pi * high**2).all()
+        assert (area > 0.93 * math.pi * low**2).all()
+        assert (area < 1.07 * math.pi * high**2).all()
 
 
 @pytest.mark.parametrize("kind", s.KINDS)
@@ -75,7 +80,8 @@ def test_an_object_alone_is_inside_of_its_picture_wherever_it_is(kind):
     edge = torch.cat([cover[:, [0, -1]].flatten(1), cover[:, :, [0, -1]].flatten(1)], 1)
     assert edge.max() < 0.2  # a tip ends a pixel before the edge
     where = cover.sum(1).argmax(1)
-    assert where.min() < 12 and where.max() > 19  # any place
+    assert where.min() < 12  # any place
+    assert where.max() > 19
 
 
 @pytest.mark.parametrize(("how", "axis"), [(1, 1), (2, 2)])
@@ -108,7 +114,9 @@ def test_scenes_disagree_where_they_differ_and_only_there():
     scene = s.scene_of(["a small red star above a large blue circle", "a small red star"])
     other = s.scene_of(["a small red star above a large blue square", "a large red star"])
     same = scene.agrees(other)
-    assert same["kind"].tolist() == [False, True] and same["size"].tolist() == [True, False]
-    assert same["colour"].all() and not same["all"].any()
+    assert same["kind"].tolist() == [False, True]
+    assert same["size"].tolist() == [True, False]
+    assert same["colour"].all()
+    assert not same["all"].any()
     absent = scene._replace(kind=torch.tensor([[3, 0], [3, 2]]))  # of an object that is not there
     assert scene.agrees(absent)["kind"].all()

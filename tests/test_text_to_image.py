@@ -10,16 +10,16 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from diffusers import DDIMScheduler, StableDiffusionPipeline  # noqa: E402
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 
-from benchmarks import shapes_pipeline  # noqa: E402
-from dmd_tutorial.adapters import Guided  # noqa: E402
-from dmd_tutorial.anchor import fingerprint  # noqa: E402
-from dmd_tutorial.checks import NO_CLASS  # noqa: E402
-from dmd_tutorial.denoisers import image_shape, says  # noqa: E402
-from dmd_tutorial.samplers import ddim, sample  # noqa: E402
-from dmd_tutorial.text_to_image import prompted  # noqa: E402
-from dmd_tutorial.text_to_image.prompted import Prompted, load_pipeline  # noqa: E402
+from benchmarks import shapes_pipeline
+from dmd_tutorial.adapters import Guided
+from dmd_tutorial.anchor import fingerprint
+from dmd_tutorial.checks import NO_CLASS
+from dmd_tutorial.denoisers import image_shape, says
+from dmd_tutorial.samplers import ddim, sample
+from dmd_tutorial.text_to_image import prompted
+from dmd_tutorial.text_to_image.prompted import Prompted, load_pipeline
 
 PROMPTS = ["a small red star", "a large blue circle above a small green square"]
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -56,7 +56,8 @@ def test_labels_are_prompts_as_the_pipeline_encodes_them(pipeline, model):
     by_text = model.denoiser(x, sigma, torch.cat([theirs, null[:1], theirs[:1]]))
     torch.testing.assert_close(by_number, by_text, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(by_number[2:3], model(x, sigma)[2:3], rtol=1e-5, atol=1e-5)
-    assert image_shape(model) == ((4, 8, 8), 2) and says(Guided(model, 3.0), "sigma_data") == 1.0
+    assert image_shape(model) == ((4, 8, 8), 2)
+    assert says(Guided(model, 3.0), "sigma_data") == 1.0
 
 
 @pytest.mark.parametrize("kind", ["v_prediction", "epsilon"])
