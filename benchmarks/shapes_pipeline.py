@@ -179,7 +179,7 @@ def teacher_loop(run: FitRun, latents: Tensor, tokens: Tensor, null: Tensor) -> 
             x,
             sigma.clamp(low, high),
             noise_like(x, rng),
-            torch.where(hidden, null, tokens[index]),
+            torch.where(hidden, null, told),
         )
 
     return fit(run, draw, denoising_loss)
