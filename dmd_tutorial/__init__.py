@@ -16,6 +16,7 @@ imports only from rooms below it. From the ground up, with their chapters:
     anchor      pairs of noise and the teacher's sample, L2 and LPIPS             ch. 5
     dmd         the heart: weighting, gradient, losses, one iteration             ch. 3, 4, 6
     training    the loops around it: a teacher's, a student's                     ch. 6
+    text_to_image/  latents and prompts, guidance, LoRA, captioned shapes         ch. 12
     edm/        the published teachers, read without running their pickles        ch. 6
     pretrained  networks on disk, the ones that come with the package             ch. 2
     features    what images are compared in                                       ch. 2

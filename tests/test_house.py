@@ -13,7 +13,7 @@ import dmd_tutorial
 
 PACKAGE = Path(dmd_tutorial.__file__).parent
 # The map in the package's docstring, from the ground up.
-FLOORS = re.findall(r"^    ([a-z]+)/? {2,}", dmd_tutorial.__doc__, flags=re.MULTILINE)
+FLOORS = re.findall(r"^    ([a-z_]+)/? {2,}", dmd_tutorial.__doc__, flags=re.MULTILINE)
 FILES = sorted(
     path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem[0] != "_"
 )

@@ -21,17 +21,18 @@ import torch
 from torch import Tensor, nn
 
 from dmd_tutorial import dmd, metrics, pretrained, training
-from dmd_tutorial.anchor import Pairs, fingerprint, make_pairs
+from dmd_tutorial.adapters import Guided
+from dmd_tutorial.anchor import Pairs, fingerprint, identity, make_pairs
 from dmd_tutorial.checks import Checked, CountOrNone, NotFiniteError, NotNegative
 from dmd_tutorial.data import Images, balanced_labels, normal
-from dmd_tutorial.denoisers import device_of, feature_layers, image_shape
+from dmd_tutorial.denoisers import device_of, feature_layers, image_shape, says
 from dmd_tutorial.files import write_json
 from dmd_tutorial.noise import Purpose, stream
 from dmd_tutorial.runs import checkpoints, monitor
 from dmd_tutorial.runs.compute import Compute, Processes, Updater, prepare, split
 from dmd_tutorial.runs.images import save_grid
 from dmd_tutorial.runs.provenance import provenance
-from dmd_tutorial.samplers import one_step, sample
+from dmd_tutorial.samplers import evaluations, heun, one_step, sample
 from dmd_tutorial.survey.score_distillation import Dmd2Settings, Judge
 
 PLAIN = Compute()
@@ -108,6 +109,8 @@ def make_student(
         judge = Judge(copy.deepcopy(training.unguided(teacher))).to(device_of(teacher))
     run = training.DistillationRun(teacher, settings, start, judge)
     made_of = {"teacher": teacher, "start": start, "pairs": pairs, "images": images}
+    if says(teacher, "prompts"):
+        made_of |= {name: identity(teacher)[name] for name in ("guidance", "prompts")}
     images, pairs = _settle(run, compute, images, pairs)
     step = _iteration(settings, teacher, images, compute)
     prepare(run.generator, compute)
@@ -200,7 +203,8 @@ def _drive(
             checkpoints.save_checkpoint(state, made_with | {"seconds": seconds()}, checkpoint)
 
     path = checkpoint.with_suffix("") if checkpoint else None
-    watch = monitor.Watch(stage, settings, path, run.step, control.picture_steps, processes.first)
+    shown = control.picture_steps, processes.first, says(run.average, "around")
+    watch = monitor.Watch(stage, settings, path, run.step, *shown)
     try:
         with closing(watch), signals(Stop()) as stop:
             for metric in loop:
@@ -236,16 +240,16 @@ def _identity(of: Any) -> Any:
 
 def make_pairs_in(
     folder: Path, teacher: nn.Module, count: int, steps: int, seed: int = 0,
-    batch: int = 1_000, minutes: float = math.inf,
+    batch: int = 1_000, minutes: float = math.inf, sampler: Callable = heun,
 ) -> bool:  # fmt: skip
     """Make the pairs that are not there yet, shared by the processes; False if the time was up."""
     processes, started = Processes(), time.monotonic()
     made = make_pairs(
         teacher, folder, count, *image_shape(teacher), steps=steps, seed=seed, batch=batch,
-        share=(processes.rank, processes.count),
+        share=(processes.rank, processes.count), sampler=sampler,
     )  # fmt: skip
     mine = len(processes.mine(count // 1_000)) * 1_000
-    with monitor.counting(teacher, 2 * steps - 1, "pairs", mine) as bar:
+    with monitor.counting(teacher, evaluations(sampler, steps), "pairs", mine) as bar:
         total = 0
         try:
             for total in made:
@@ -267,7 +271,7 @@ def draw(
 ) -> Tensor:
     """A teacher's samples in `steps` Heun steps, or a student's in its own, on the CPU.
 
-    Each process makes its share, and all of them get the whole.
+    Latents are decoded: pictures come back. Each process makes its share, and all get the whole.
     """
     model.eval()
     processes, device = Processes(), device_of(model)
@@ -278,7 +282,16 @@ def draw(
     sampler = one_step if student else partial(sample, steps=steps)
     with monitor.counting(model, 1 if student else 2 * steps - 1, "samples", len(mine)):
         x = sampler(model, z_mine, label_mine, batch=batch)
+    if (around := says(model, "around")) is not None:
+        x = torch.cat([around.pictures(some) for some in x.split(batch)])
     return processes.gather(x.cpu(), len(z))
+
+
+def picture_shape(model: nn.Module) -> tuple[int, int, int]:
+    """The shape of what `draw` gives."""
+    (channels, size, _), _ = image_shape(model)
+    around = says(model, "around")
+    return around.shape(size) if around is not None else (channels, size, size)
 
 
 def noise(
@@ -294,12 +307,12 @@ def measure(
     model: nn.Module, x: Tensor, label: Tensor | None, reference: Tensor, features: str, steps: int
 ) -> dict:
     """What a model's samples are worth beside images or their features; a teacher made `steps`."""
-    minimum = min(10_000, len(x))
+    minimum, guided = min(10_000, len(x)), isinstance(model, Guided)
     result = metrics.evaluate(x, reference, label=label, features=features, minimum=minimum)
     plain = {name: getattr(v, "tolist", lambda v=v: v)() for name, v in result._asdict().items()}
     return {
         "fingerprint": fingerprint(model), "samples": len(x), "shape": list(x.shape[1:]),
-        "evaluations": getattr(model, "evaluations", 2 * steps - 1),
+        "evaluations": getattr(model, "evaluations", (2 * steps - 1) * (1 + guided)),
         "name": result.name, "result": plain, **provenance(),
     }  # fmt: skip
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dmd_tutorial.adapters import FromDiffusers
 from dmd_tutorial.checks import Condition, PerSample, Samples
+from dmd_tutorial.denoisers import device_of
 
 SHAPES_TEXT = Path(__file__).parent.parent / "weights" / "shapes-text"
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -87,10 +88,16 @@ class Surroundings:
         vae = self.pipeline.vae
         return vae.encode(x).latent_dist.mode() * vae.config.scaling_factor
 
+    @torch.no_grad()
     def pictures(self, latents: Samples) -> Samples:
         """Latents as pictures, not clamped."""
-        vae = self.pipeline.vae
+        vae = self.pipeline.vae.to(latents.device)
         return vae.decode(latents / vae.config.scaling_factor).sample
+
+    def shape(self, size: int) -> tuple[int, int, int]:
+        """The shape of pictures behind latents of so many pixels."""
+        size = size * self.pipeline.vae_scale_factor
+        return (self.pipeline.vae.config.out_channels, size, size)
 
 
 class Prompted(nn.Module):
@@ -113,6 +120,7 @@ class Prompted(nn.Module):
         """Change the prompts that labels stand for."""
         self.prompts, self.classes = tuple(prompts), len(prompts)
         told = self.around.embed([*prompts, ""])  # NO_CLASS, -1, is the last
+        told = told.to(device_of(self.denoiser))
         self.register_buffer("embeddings", told, persistent=False)
         return self
 
@@ -120,6 +128,14 @@ class Prompted(nn.Module):
         if label is not None and not label.is_floating_point():
             label = self.embeddings[label.to(self.embeddings.device)]
         return self.denoiser(x, sigma, label)
+
+    def ladder(self, steps: int) -> Float[Tensor, " steps+1"]:
+        """The levels that the pipeline's own scheduler walks; Stable Diffusion's ends above 0."""
+        scheduler = self.around.pipeline.scheduler
+        scheduler.set_timesteps(steps)
+        walked = scheduler.alphas_cumprod[scheduler.timesteps.unique().flip(0).cpu()]  # once each
+        left = torch.cat([walked, torch.as_tensor(scheduler.final_alpha_cumprod)[None]]).double()
+        return ((1 - left) / left).sqrt()
 
     def pipeline(self) -> Any:
         """This U-Net in its surroundings, to sample with or to save as `diffusers` does."""
