@@ -179,7 +179,7 @@ class FromDiffusers(Adapted):
         """The model's answer, without the variance that some have learnt beside it."""
         label = self._told(len(x_t), label, x_t.device)
         name = "encoder_hidden_states" if self.takes_text else "class_labels"
-        given = {} if label is None else {name: label}
+        given = {} if label is None else {name: label.to(x_t) if self.takes_text else label}
         return self.network(x_t, time, **given).sample[:, : self.channels]
 
     def _told(self, count: int, label: Condition | None, device: torch.device) -> Condition | None:
