@@ -22,7 +22,6 @@ imports only from rooms below it. From the ground up, with their chapters:
     features    what images are compared in                                       ch. 2
     metrics     Frechet distance, precision and recall, coverage, floors          ch. 2, 5, 6
     survey/     the other methods on the road to one step                         ch. 8-11
-    text_to_image/  latents, prompts and LoRA, over diffusers and peft            ch. 12
     runs/       at full size: command line, presets, memory, checkpoints, images  ch. 6
     notebook/   what a notebook needs of a book: figures, sliders, exercises      all
 

@@ -223,6 +223,7 @@ class Distill(Prompting):
     # steps of regression on the pairs first, 0 for none; where batch, batch-pairs, distance,
     # weight-decay, clip and seed are not the preset's, they hold for it, too
     warm_start_steps: CountOrNone
+    lora: CountOrNone  # rank of adapters that student and critic are; 0: networks of their own
     out: Path  # folder of the results
     control: OmitArgPrefixes[Control]
     settings: OmitArgPrefixes[DistillSettings]
@@ -245,14 +246,15 @@ class Distill(Prompting):
         if real and says(teacher, "around") is not None:
             raise ValueError("dmd2 reads images, a text teacher works in latents: --method dmd")
         images = load_images(self.data, size, colours) if real else None
-        memory.say(partial(memory.largest, teacher, [warm, settings]), self.compute, self.place)
+        needs = partial(memory.largest, teacher, [warm, settings], lora=self.lora)
+        memory.say(needs, self.compute, self.place)
         check_writable(self.out)
         notes = {
             "command": command, "preset": self.preset, "method": self.method,
             "pairs": len(pairs.z) if pairs else 0, "images": len(images.x) if images else 0,
             "class_names": _made_by(self.teacher).get("class_names", ()),
         }  # fmt: skip
-        how = self.compute, self.control, notes, images
+        how = self.compute, self.control, notes, images, self.lora
         pipeline.make_student_in(self.out, teacher, warm, settings, pairs, start, *how)
 
     @property
@@ -454,7 +456,7 @@ def commands_of(
             sampler=preset.pair_sampler,
         ),
         "distill": made(
-            Distill, method=method, settings=settings,
+            Distill, method=method, settings=settings, lora=preset.lora,
             warm_start_steps=warm_start.steps if warm_start else 0,
         ),
         "sample": made(Sample, count=100, out=folder / "samples"),

@@ -27,6 +27,7 @@ from dmd_tutorial.checks import Checked, CountOrNone, NotFiniteError, NotNegativ
 from dmd_tutorial.data import Images, balanced_labels, normal
 from dmd_tutorial.denoisers import device_of, feature_layers, image_shape, says
 from dmd_tutorial.files import write_json
+from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.noise import Purpose, stream
 from dmd_tutorial.runs import checkpoints, monitor
 from dmd_tutorial.runs.compute import Compute, Processes, Updater, prepare, split
@@ -34,6 +35,7 @@ from dmd_tutorial.runs.images import save_grid
 from dmd_tutorial.runs.provenance import provenance
 from dmd_tutorial.samplers import evaluations, heun, one_step, sample
 from dmd_tutorial.survey.score_distillation import Dmd2Settings, Judge
+from dmd_tutorial.text_to_image.lora import lora_run
 
 PLAIN = Compute()
 
@@ -99,18 +101,27 @@ def make_student(
     teacher: nn.Module, settings: training.DistillSettings, pairs: Pairs | None,
     start: nn.Module | None = None, compute: Compute = PLAIN,
     checkpoint: Path | None = None, control: Control = Control(), images: Images | None = None,
+    lora: int = 0,
 ) -> Trained | None:  # fmt: skip
     """Distil a teacher, from `start` where that is given; None where the time was up.
 
-    The settings are those of a method: DMD's, or DMD2's, which needs images.
+    The settings are those of a method: DMD's, or DMD2's, which needs images. With a rank `lora`
+    student and critic are adapters on a text teacher, and what is made is the student merged.
     """
     judge = None
     if isinstance(settings, Dmd2Settings):
         judge = Judge(copy.deepcopy(training.unguided(teacher))).to(device_of(teacher))
-    run = training.DistillationRun(teacher, settings, start, judge)
-    made_of = {"teacher": teacher, "start": start, "pairs": pairs, "images": images}
+    if lora and (start is not None or judge is not None):
+        raise ValueError("adapters start from the teacher itself: no start, no dmd2 with lora")
+    run = (
+        lora_run(teacher, settings, lora)
+        if lora
+        else training.DistillationRun(teacher, settings, start, judge)
+    )
+    made_of: dict[str, Any] = {"teacher": teacher, "start": start, "pairs": pairs, "images": images}
     if says(teacher, "prompts"):
         made_of |= {name: identity(teacher)[name] for name in ("guidance", "prompts")}
+        made_of["lora"] = lora
     images, pairs = _settle(run, compute, images, pairs)
     step = _iteration(settings, teacher, images, compute)
     prepare(run.generator, compute)
@@ -122,7 +133,12 @@ def make_student(
     iteration = partial(step, updater=updater)
     loop = training.distill(run, *image_shape(teacher), pairs, iteration=iteration)
     stage = "distil" if settings.matching else "warm start"
-    return _drive(stage, run, loop, updater, checkpoint, control, made_of)
+    made = _drive(stage, run, loop, updater, checkpoint, control, made_of)
+    if lora and made is not None:
+        student = made.network
+        whole = OneStepGenerator(student.denoiser.merged(), student.sigma_max)
+        made = made._replace(network=whole)
+    return made
 
 
 def _settle(run: Any, compute: Compute, *sets: Images | Pairs | None) -> list[Any]:
@@ -151,10 +167,13 @@ def make_student_in(
     folder: Path, teacher: nn.Module, warm_start: training.DistillSettings | None,
     settings: training.DistillSettings, pairs: Pairs | None, start: nn.Module | None,
     compute: Compute, control: Control, notes: Mapping[str, Any], images: Images | None = None,
+    lora: int = 0,
 ) -> Trained | None:  # fmt: skip
     """Regression on the pairs, where a warm start is given, then the distillation; both kept."""
     both = {"warm-start": warm_start, "student": settings}
     stages = {name: stage for name, stage in both.items() if stage is not None}
+    if lora and len(stages) > 1:
+        raise ValueError("adapters start from the teacher itself: --warm-start-steps 0")
     for stage in stages.values():  # what either refuses, or must download
         batches = filter(None, (stage.batch, stage.beside))
         split(tuple(map(torch.empty, batches)), compute.accumulation, Processes())
@@ -163,7 +182,7 @@ def make_student_in(
     for name, stage in stages.items():
         beside = images if stage is settings else None
         how = compute, folder / f"{name}.ckpt", control, beside
-        made = make_student(teacher, stage, pairs, start, *how)
+        made = make_student(teacher, stage, pairs, start, *how, lora)
         if made is None:
             break
         keep(folder / name, made, notes)

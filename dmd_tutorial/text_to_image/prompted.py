@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dmd_tutorial.adapters import FromDiffusers
-from dmd_tutorial.checks import Condition, PerSample, Samples
+from dmd_tutorial.checks import Condition, PerSample, Samples, check_label
 from dmd_tutorial.denoisers import device_of
 
 SHAPES_TEXT = Path(__file__).parent.parent / "weights" / "shapes-text"
@@ -108,6 +108,7 @@ class Prompted(nn.Module):
     """
 
     sigma_data = 1.0  # latents are scaled to it
+    embeddings: Tensor  # of the prompts, and of the empty one
 
     def __init__(self, pipeline: Any, prompts: Sequence[str] = ()) -> None:
         super().__init__()
@@ -126,6 +127,7 @@ class Prompted(nn.Module):
 
     def forward(self, x: Samples, sigma: PerSample, label: Condition | None = None) -> Samples:
         if label is not None and not label.is_floating_point():
+            check_label(x, label, self.classes)
             label = self.embeddings[label.to(self.embeddings.device)]
         return self.denoiser(x, sigma, label)
 
