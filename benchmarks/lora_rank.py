@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from dmd_tutorial import dmd
+from dmd_tutorial.data.captioned import shapes
 from dmd_tutorial.denoisers import Denoiser, sigma_range
 from dmd_tutorial.files import write_json
 from dmd_tutorial.mixtures import GaussianMixture
@@ -29,7 +30,6 @@ from dmd_tutorial.noise import add_noise, dmd_sigma, grid_sigma, karras_grid, st
 from dmd_tutorial.runs.provenance import provenance
 from dmd_tutorial.text_to_image.lora import ATTENTION, BLOCKS, LowRank
 from dmd_tutorial.text_to_image.prompted import Prompted, load_pipeline
-from dmd_tutorial.text_to_image.shapes import shapes
 
 PIECES, STD, BATCH = 4, 0.3, 32
 RATES = 4e-4, 2e-3

@@ -21,12 +21,7 @@ from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from dmd_tutorial.adapters import FromDiffusers
-from dmd_tutorial.denoisers import denoising_loss
-from dmd_tutorial.files import write_json
-from dmd_tutorial.noise import lognormal_sigma, noise_like
-from dmd_tutorial.runs.provenance import provenance
-from dmd_tutorial.text_to_image.prompted import Prompted, load_pipeline
-from dmd_tutorial.text_to_image.shapes import (
+from dmd_tutorial.data.captioned import (
     WORDS,
     Reader,
     Scene,
@@ -34,6 +29,11 @@ from dmd_tutorial.text_to_image.shapes import (
     scene_of,
     shapes,
 )  # fmt: skip
+from dmd_tutorial.denoisers import denoising_loss
+from dmd_tutorial.files import write_json
+from dmd_tutorial.noise import lognormal_sigma, noise_like
+from dmd_tutorial.runs.provenance import provenance
+from dmd_tutorial.text_to_image.prompted import Prompted, load_pipeline
 from dmd_tutorial.training import FitRun, FitSettings, TeacherSettings, fit
 
 PICTURES, TOKENS, WIDTH = 60_000, 12, 64

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,15 +18,19 @@ from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
+from dmd_tutorial.adapters import Guided
 from dmd_tutorial.checks import Condition, check_finite, check_same_shape
 from dmd_tutorial.denoisers import device_of, says, sigma_range
 from dmd_tutorial.files import header_of, write_tensors
 from dmd_tutorial.noise import SIGMA_MAX, SIGMA_MIN, source, stream
-from dmd_tutorial.samplers import heun, sample
+from dmd_tutorial.samplers import evaluations, heun, sample
+from dmd_tutorial.samplers.step import Steps
 
 CHUNK = 1000
 # what files say that are older than the saying
-EARLIER = {"sigma_range": [SIGMA_MIN, SIGMA_MAX], "precision": "its own"}
+EARLIER = {
+    "sigma_range": [SIGMA_MIN, SIGMA_MAX], "precision": "its own", "guidance": 1.0, "prompts": None
+}  # fmt: skip
 
 
 class Pairs(NamedTuple):
@@ -54,24 +58,37 @@ def fingerprint(of: nn.Module | Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
+def identity(teacher: nn.Module) -> dict[str, Any]:
+    """What a teacher's pairs, and a distillation, know it by: of its prompts a hash."""
+    guided, prompts = isinstance(teacher, Guided), "\n".join(says(teacher, "prompts", ()))
+    return {
+        "guidance": float(teacher.scale) if guided else 1.0,  # type: ignore[arg-type]
+        "prompts": hashlib.sha256(prompts.encode()).hexdigest()[:16] if prompts else None,
+        "teacher": fingerprint(teacher), "sigma_range": list(sigma_range(teacher)),
+    }  # fmt: skip
+
+
 def make_pairs(
     teacher: nn.Module, folder: str | Path, count: int, shape: tuple[int, ...], classes: int = 0, *,
     steps: int = 18, seed: int = 0, batch: int = CHUNK, share: tuple[int, int] = (0, 1),
+    sampler: Callable[..., Steps] = heun,
 ) -> Iterator[int]:  # fmt: skip
-    """Make pairs with Heun's method, chunk by chunk, skipping the chunks that are there.
+    """Make pairs with a sampler, chunk by chunk, skipping the chunks that are there.
 
     Chunk k depends on the seed and k alone, so a run that stopped, or several at once, make what
     one undisturbed run makes; `share` is (rank, count) of this process among several. Classes are
-    balanced; N steps cost 2N - 1 evaluations; `batch` is a matter of memory. Yields how many pairs
-    this process has made or found. A folder of pairs made otherwise is refused, as are those of
-    before pairs had a stream of noise to themselves. Source: DMD, 3.3.
+    balanced; `batch` is a matter of memory. Levels are those that the teacher's own scheduler walks
+    where it `says` them (`ladder`), otherwise EDM's. Yields how many pairs this process has made or
+    found. A folder of pairs made otherwise is refused, as are those of before pairs had a stream of
+    noise to themselves. Source: DMD, 3.3.
     """
     if count <= 0 or count % CHUNK:
         raise ValueError(f"the number of pairs must be a multiple of {CHUNK}, not {count}")
+    ladder = says(teacher, "ladder")
     made_by = {
-        "teacher": fingerprint(teacher), "sampler": "heun", "steps": steps, "seed": seed,
-        "evaluations": 2 * steps - 1, "noise": "stream of pairs",
-        "sigma_range": list(sigma_range(teacher)),
+        **identity(teacher), "sampler": getattr(sampler, "__name__", str(sampler)), "steps": steps,
+        "seed": seed, "noise": "stream of pairs",
+        "evaluations": evaluations(sampler, steps) * (1 + isinstance(teacher, Guided)),
         "precision": str(says(teacher, "precision") or "its own"),  # of its inside
     }  # fmt: skip
     folder = Path(folder)
@@ -85,7 +102,8 @@ def make_pairs(
             device = device_of(teacher)
             z = torch.randn(CHUNK, *shape, generator=stream("pairs", seed, chunk))
             label = torch.arange(CHUNK, device=device) % classes if classes else None
-            y = sample(teacher, z.to(device), label, steps=steps, sampler=heun, batch=batch)
+            how: dict = {"sampler": sampler, "levels": ladder and ladder(steps), "batch": batch}
+            y = sample(teacher, z.to(device), label, steps=steps, **how)
             tensors = {"z": z, "y": y} | ({} if label is None else {"label": label})
             mine = f"part{os.getpid()}"  # several runs may make the same chunk
             write_tensors(path, tensors, mine, made_by=json.dumps(made_by, sort_keys=True))
@@ -101,9 +119,7 @@ def load_pairs(
     files = sorted(Path(folder).glob("*.safetensors"))[: count and -(-count // CHUNK)]
     if not files:
         raise FileNotFoundError(f"{folder} holds no pairs (*.safetensors)")
-    wanted: dict[str, Any] = {}
-    if teacher is not None:
-        wanted = {"teacher": fingerprint(teacher), "sigma_range": list(sigma_range(teacher))}
+    wanted: dict[str, Any] = {} if teacher is None else identity(teacher)
     parts: dict[str, list[Tensor]] = {}
     for path in files:
         wanted = {"noise": None} | _check_made_by(path, wanted)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch_fidelity.utils import create_feature_extractor
 
 from dmd_tutorial.checks import check_finite
+from dmd_tutorial.data.captioned import load_reader
 from dmd_tutorial.denoisers import exact
 
 CLASSIFIER_FILE = Path(__file__).parent / "weights" / "digits-classifier.safetensors"
@@ -85,8 +86,9 @@ def extract_features(
 ) -> Float[Tensor, "count width"]:
     """Features of images, rounded to 8 bits first; float32, on the CPU.
 
-    `features` is "digits" (64 of them, for 1 x 8 x 8), "inception" (2048, for one or three channels
-    of any size; a RuntimeError if its weights are missing), or a file of a `Classifier`.
+    `features` is "digits" (64 of them, for 1 x 8 x 8), "shapes" (the reader's 128, for 3 x 32 x
+    32), "inception" (2048, for one or three channels of any size; a RuntimeError if its weights are
+    missing), or a file of a `Classifier`.
     """
     if len(x) == 0:
         raise ValueError("there are 0 images")
@@ -99,10 +101,11 @@ def extract_features(
 def _extractor(features: str, device: torch.device) -> Callable[[Tensor], Tensor]:
     if features == "inception":
         return _inception(device)
-    if features != "digits" and not features.endswith(".safetensors"):
-        known = ["digits", "inception", "a classifier's file"]
+    if features not in ("digits", "shapes") and not features.endswith(".safetensors"):
+        known = ["digits", "shapes", "inception", "a classifier's file"]
         raise ValueError(f"features must be one of {known}, not {features!r}")
-    classifier = load_classifier(CLASSIFIER_FILE if features == "digits" else features).to(device)
+    file = CLASSIFIER_FILE if features == "digits" else features
+    classifier = (load_reader() if features == "shapes" else load_classifier(file)).to(device)
     # in float32 without shortcuts, so that they can be repeated
     exactly = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
     return exactly(lambda images: classifier.features(images.float() / 127.5 - 1))

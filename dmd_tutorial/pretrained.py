@@ -30,6 +30,11 @@ from dmd_tutorial.networks import UNet
 NETWORKS: dict[str, type[nn.Module]] = {"UNet": UNet, **EDM_NETWORKS}
 OWN = re.compile(r"[A-Za-z_][\w.]+:[A-Za-z_]\w*")  # package.module:factory
 WEIGHTS = Path(__file__).parent / "weights"
+# models of text by name, and the code that makes them
+TEXT = {
+    "shapes-text": "dmd_tutorial.text_to_image.prompted:shapes_text",
+    "stable-diffusion-v1-5": "dmd_tutorial.text_to_image.prompted:stable_diffusion",
+}
 
 # the shipped networks: name -> SHA-256 of the file
 SHIPPED = {
@@ -52,6 +57,8 @@ def save_denoiser(path: str | Path, model: nn.Module, **made_by: object) -> None
     else:
         header = {"own": says(denoiser, "loaded_from", type(denoiser).__name__)}
     header["sigma_range"] = sigma_range(denoiser)
+    if (prompts := says(denoiser, "prompts")) is not None:
+        header["prompts"] = prompts
     if isinstance(model, OneStepGenerator):
         header["sigma_max"] = model.sigma_max
     if isinstance(model, FewStepGenerator):
@@ -69,8 +76,9 @@ def load_denoiser(path: str | Path, network: nn.Module | None = None) -> nn.Modu
     """
     (header,) = header_of(path, "network", "model")
     tensors = load_file(path)
+    if network is None and (name := header.get("own")) in TEXT:
+        network = _own(name)
     if "own" in header and network is None:
-        name = header["own"]
         raise ValueError(
             f"{path} holds weights for {name}, which is code and not in the file: "
             "give it, --network package.module:factory or load(path, network)"
@@ -78,7 +86,8 @@ def load_denoiser(path: str | Path, network: nn.Module | None = None) -> nn.Modu
     try:
         denoiser: nn.Module
         if "own" in header:
-            denoiser = copy.deepcopy(getattr(network, "denoiser", network))  # type: ignore[assignment]
+            student = isinstance(network, OneStepGenerator)
+            denoiser = copy.deepcopy(network.denoiser if student else network)  # type: ignore[assignment,union-attr]
         elif "edm" in header:  # as files were written before all networks shared one form
             denoiser, tensors = published_denoiser(**header["edm"]), renamed(tensors)
         else:
@@ -87,6 +96,8 @@ def load_denoiser(path: str | Path, network: nn.Module | None = None) -> nn.Modu
         if "own" not in header and "sigma_range" in header:
             denoiser.sigma_range = tuple(header["sigma_range"])  # type: ignore[assignment]
         denoiser.load_state_dict(tensors)
+        if "prompts" in header:
+            says(denoiser, "tell")(header["prompts"])
         model: Any = denoiser
         if "levels" in header:
             model = FewStepGenerator(denoiser, header["levels"], header["last"])
@@ -107,12 +118,12 @@ def made_by(path_or_name: str | Path) -> dict:
 def load(path_or_name: str | Path, network: nn.Module | None = None) -> nn.Module:
     """Load a shipped or published network by name, or any network file by path, frozen.
 
-    Names are those of `SHIPPED` and `PUBLISHED`, or ``package.module:factory``, your own code that
-    makes a denoiser; a path that ends in .pkl goes through `load_edm`. `network` is what a file of
-    weights for your own code is read into. A shipped file that is not the one that was shipped is
-    refused.
+    Names are those of `SHIPPED`, `PUBLISHED` and `TEXT`, or ``package.module:factory``, your own
+    code that makes a denoiser; a path that ends in .pkl goes through `load_edm`. `network` is what
+    a file of weights for your own code is read into. A shipped file that is not the one that was
+    shipped is refused.
     """
-    if OWN.fullmatch(str(path_or_name)):
+    if str(path_or_name) in TEXT or OWN.fullmatch(str(path_or_name)):
         return _own(str(path_or_name))
     if str(path_or_name) in PUBLISHED or str(path_or_name).endswith(".pkl"):
         return load_edm(path_or_name)[0]
@@ -130,7 +141,7 @@ def _own(name: str) -> nn.Module:
     if os.getcwd() not in sys.path:  # as with `python -m`
         sys.path.append(os.getcwd())
     try:
-        make = pkgutil.resolve_name(name)
+        make = pkgutil.resolve_name(TEXT.get(name, name))
     except (ImportError, AttributeError) as error:
         raise ValueError(f"{name} cannot be imported: {error}") from error
     made = make()
@@ -145,6 +156,6 @@ def _path(path_or_name: str | Path) -> Path:
     if str(path_or_name) in SHIPPED:
         return WEIGHTS / f"{path_or_name}.safetensors"
     if not Path(path_or_name).is_file():
-        known = ", ".join([*SHIPPED, *PUBLISHED])
+        known = ", ".join([*SHIPPED, *TEXT, *PUBLISHED])
         raise FileNotFoundError(f"{path_or_name} is no file and no network's name ({known})")
     return Path(path_or_name)

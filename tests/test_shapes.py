@@ -4,7 +4,7 @@ import pytest
 import torch
 from matplotlib.path import Path as Outline
 
-from dmd_tutorial.text_to_image import shapes as s
+from dmd_tutorial.data import captioned as s
 
 
 def rng(seed=0):

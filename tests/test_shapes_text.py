@@ -11,8 +11,8 @@ pytest.importorskip("transformers")
 from diffusers import StableDiffusionPipeline
 
 from benchmarks.shapes_pipeline import of_pipeline, shares
+from dmd_tutorial.data.captioned import captions_of_one, load_reader, scene_of, shapes
 from dmd_tutorial.text_to_image.prompted import SHAPES_TEXT, shapes_text
-from dmd_tutorial.text_to_image.shapes import captions_of_one, scene_of, shapes, load_reader
 
 RECORD = json.loads((SHAPES_TEXT.parents[2] / "book/results/shapes-text.json").read_text())
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

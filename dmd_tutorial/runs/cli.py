@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -23,11 +24,13 @@ import tyro
 from torch import Tensor, nn
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from dmd_tutorial import __version__, pretrained
+from dmd_tutorial import __version__, pretrained, samplers
+from dmd_tutorial.adapters import Guided
 from dmd_tutorial.anchor import Pairs, load_pairs
-from dmd_tutorial.checks import Checked, Count, CountOrNone, Must
+from dmd_tutorial.checks import NO_CLASS, Checked, Count, CountOrNone, Must
 from dmd_tutorial.data import seeded_noise
-from dmd_tutorial.denoisers import image_shape, sigma_range
+from dmd_tutorial.data.captioned import Scene, followed, scene_of
+from dmd_tutorial.denoisers import image_shape, says, sigma_range
 from dmd_tutorial.features import extract_features
 from dmd_tutorial.files import check_writable, plain_json, write_json, write_tensors
 from dmd_tutorial.generators import OneStepGenerator
@@ -119,6 +122,44 @@ class Placed(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prompting(Placed):
+    """What commands share whose model may be one of text."""
+
+    # a text model's prompts, one a line, which become its classes; without it those it knows
+    prompts: Path | None = None
+    # scale of a text teacher's guidance, which multiplies: 1 for none; None for the preset's
+    guidance: float | None = None
+
+    @property
+    def told(self) -> Sequence[str] | None:
+        """The prompts to tell a model."""
+        if self.prompts is None:
+            return None
+        lines = self.prompts.read_text(encoding="utf-8").splitlines()
+        if not (told := [line.strip() for line in lines if line.strip()]):
+            raise ValueError(f"{self.prompts} holds no prompts, one a line is wanted")
+        return told
+
+    def load(self, name: str, student: bool | None = None) -> Any:
+        """A text model is told its prompts, and a teacher guided."""
+        model, told = super().load(name, student), self.told
+        if (tell := says(model, "tell")) is None:
+            if told is not None or self.guidance not in (None, 1):
+                raise ValueError(f"{name} is no text model: it takes no prompts and no guidance")
+            return model
+        if told is not None:
+            tell(told)
+        if not says(model, "prompts"):
+            raise ValueError(f"{name} knows no prompts yet: give them, --prompts FILE")
+        if not isinstance(model, OneStepGenerator):
+            scale = PRESETS[self.preset].guidance if self.guidance is None else self.guidance
+            return model if scale == 1 else Guided(model, scale, NO_CLASS)
+        if self.guidance is not None:
+            raise ValueError(f"{name} is a student, which has its teacher's guidance within")
+        return model
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainTeacher(Placed):
     """Train a teacher on the preset's data, or on your own images."""
 
@@ -148,24 +189,27 @@ class TrainTeacher(Placed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MakePairs(Placed):
+class MakePairs(Prompting):
     """Make pairs (z, y) with the teacher's ODE sampler."""
 
     teacher: str  # a shipped or published name, a file, or package.module:factory
     pairs: Path  # folder of the pairs
     count: Count  # number of pairs, a multiple of 1000
-    steps: Count  # Heun steps per pair; N cost 2N-1 evaluations
+    steps: Count  # per pair; N of heun cost 2N-1 evaluations
+    sampler: Literal["heun", "euler", "ddim", "pndm"]
     seed: int = 0  # seed of the noise
     batch: Count  # made at a time: a matter of memory
 
     def run(self, command: str) -> None:
         teacher = self.load(self.teacher, student=False)
         check_writable(self.pairs)
-        pipeline.make_pairs_in(self.pairs, teacher, self.count, self.steps, self.seed, self.batch)
+        how = self.count, self.steps, self.seed, self.batch
+        sampler = getattr(samplers, self.sampler)
+        pipeline.make_pairs_in(self.pairs, teacher, *how, sampler=sampler)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distill(Placed):
+class Distill(Prompting):
     """Distil a teacher into a student: regression on the pairs, then DMD; or DMD2, on images."""
 
     # dmd: with an anchor on pairs; dmd2: without pairs, with a head on the critic that tells real
@@ -179,6 +223,7 @@ class Distill(Placed):
     # steps of regression on the pairs first, 0 for none; where batch, batch-pairs, distance,
     # weight-decay, clip and seed are not the preset's, they hold for it, too
     warm_start_steps: CountOrNone
+    lora: CountOrNone  # rank of adapters that student and critic are; 0: networks of their own
     out: Path  # folder of the results
     control: OmitArgPrefixes[Control]
     settings: OmitArgPrefixes[DistillSettings]
@@ -187,6 +232,8 @@ class Distill(Placed):
     def run(self, command: str) -> None:
         settings, teacher = self.settings, self.load(self.teacher, student=False)
         start = None if self.start is None else self.load(self.start, student=True)
+        if start is not None and (prompts := says(teacher, "prompts")) and says(start, "tell"):
+            says(start, "tell")(prompts)  # whatever it was told before
         if start is not None and image_shape(start) != image_shape(teacher):
             raise ValueError(f"{self.start} makes other images or classes than {self.teacher}")
         if start is not None and start.sigma_max != sigma_range(teacher)[1]:
@@ -196,15 +243,18 @@ class Distill(Placed):
         pairs = self.load_pairs(teacher) if settings.lambda_reg or warm is not None else None
         (colours, size, _), _ = image_shape(teacher)
         real = isinstance(settings, Dmd2Settings)
+        if real and says(teacher, "around") is not None:
+            raise ValueError("dmd2 reads images, a text teacher works in latents: --method dmd")
         images = load_images(self.data, size, colours) if real else None
-        memory.say(partial(memory.largest, teacher, [warm, settings]), self.compute, self.place)
+        needs = partial(memory.largest, teacher, [warm, settings], lora=self.lora)
+        memory.say(needs, self.compute, self.place)
         check_writable(self.out)
         notes = {
             "command": command, "preset": self.preset, "method": self.method,
             "pairs": len(pairs.z) if pairs else 0, "images": len(images.x) if images else 0,
             "class_names": _made_by(self.teacher).get("class_names", ()),
         }  # fmt: skip
-        how = self.compute, self.control, notes, images
+        how = self.compute, self.control, notes, images, self.lora
         pipeline.make_student_in(self.out, teacher, warm, settings, pairs, start, *how)
 
     @property
@@ -228,6 +278,7 @@ class Distill(Placed):
             values = {
                 "preset": self.preset, "teacher": self.teacher, "network": self.network,
                 "pairs": folder, "count": self.count and -(-self.count // 1000) * 1000,
+                "prompts": self.prompts, "guidance": self.guidance,
             }  # fmt: skip
             given = shlex.join(f"--{name}={value}" for name, value in values.items() if value)
             makes = f"dmd make-pairs {given} makes pairs of this teacher"
@@ -235,7 +286,7 @@ class Distill(Placed):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drawing(Placed):
+class Drawing(Prompting):
     """What draws samples."""
 
     model: Model  # a shipped or published name, a file, or package.module:factory
@@ -258,7 +309,12 @@ class Sample(Drawing):
     seeds: str | None = None
     # class of every sample, its number or its name; None for balanced ones, or drawn
     label: int | str | None = None
+    prompt: str | None = None  # of every sample of a text model
     out: Path  # file to write, its ending is chosen for you
+
+    @property
+    def told(self) -> Sequence[str] | None:
+        return super().told if self.prompt is None else [self.prompt]
 
     def run(self, command: str) -> None:
         model = self.load(self.model)
@@ -270,7 +326,7 @@ class Sample(Drawing):
         if self.label is not None:
             if label is None:
                 raise ValueError(f"{self.model} has no classes, label is {self.label}")
-            names = _made_by(self.model).get("class_names", [])
+            names = says(model, "prompts") or _made_by(self.model).get("class_names", [])
             label = torch.full_like(label, number_of(self.label, names))
         check_writable(self.out.parent)
         x, seconds = self.drawn(model, z, label)
@@ -294,7 +350,9 @@ class Evaluate(Drawing):
 
     def run(self, command: str) -> None:
         model = self.load(self.model)
-        shape, _ = image_shape(model)
+        shape = pipeline.picture_shape(model)
+        prompts = says(model, "prompts") if self.features == "shapes" else None
+        asked = scene_of(prompts) if prompts else None
         if self.size not in (None, shape[1]):
             raise ValueError(f"{self.model} makes images of {shape[1]} pixels, size is {self.size}")
         reference = self.reference(shape) if Processes().first else None  # before hours of drawing
@@ -306,6 +364,8 @@ class Evaluate(Drawing):
         drawn = {"seed": self.seed, "data": self.data, "images_per_second": speed}
         measured = pipeline.measure(model, x, label, reference, self.features, self.steps)
         report = {"model": self.model, **drawn, **measured}
+        if asked is not None:
+            report["followed"] = followed(x, Scene(*(each[label] for each in asked)))
         if self.out:
             write_json(self.out, report)
         print(plain_json(report, indent=1))
@@ -392,10 +452,11 @@ def commands_of(
     return {
         "train-teacher": made(TrainTeacher, size=preset.shape[1], settings=preset.teacher),
         "make-pairs": made(
-            MakePairs, count=preset.pairs, steps=preset.pair_steps, batch=preset.pair_batch
+            MakePairs, count=preset.pairs, steps=preset.pair_steps, batch=preset.pair_batch,
+            sampler=preset.pair_sampler,
         ),
         "distill": made(
-            Distill, method=method, settings=settings,
+            Distill, method=method, settings=settings, lora=preset.lora,
             warm_start_steps=warm_start.steps if warm_start else 0,
         ),
         "sample": made(Sample, count=100, out=folder / "samples"),

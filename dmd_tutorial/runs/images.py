@@ -33,7 +33,9 @@ from torch import Tensor
 from torchvision.utils import save_image
 from tqdm import tqdm
 
-from dmd_tutorial.data import Images, digits
+from dmd_tutorial.data import Images, digits, shapes
+from dmd_tutorial.data.captioned import captions_of_one
+from dmd_tutorial.features import to_8_bit
 from dmd_tutorial.files import replace_file
 from dmd_tutorial.runs.compute import Processes
 
@@ -260,6 +262,7 @@ def _square(image: Image.Image, size: int) -> Image.Image:
 TORCHVISION = {
     "cifar10": "CIFAR10", "cifar100": "CIFAR100", "mnist": "MNIST", "fashion-mnist": "FashionMNIST"
 }  # fmt: skip
+SHAPES = 10_000  # pictures of the data set of shapes
 
 
 def load_images(
@@ -268,25 +271,35 @@ def load_images(
 ) -> Images:  # fmt: skip
     """Images by the name of a data set, or from a folder or zip (see `read_images`).
 
-    A name is "digits" or a key of `TORCHVISION`, which is downloaded into `folder` once. ImageNet
-    at 64 pixels is a path: a folder of class folders, or EDM's zip with its ``dataset.json``.
-    `size` and `channels` are the set's own without them, 32 pixels for a path. Digits are numbers
-    in [-1, 1], all others levels 0 to 255: a quarter of the memory (ImageNet 15.7 GB).
+    A name is "digits", "shapes" (of one object each, its class the caption) or a key of
+    `TORCHVISION`, which is downloaded into `folder` once. ImageNet at 64 pixels is a path: a folder
+    of class folders, or EDM's zip with its ``dataset.json``. `size` and `channels` are the set's
+    own without them, 32 pixels for a path. Digits are numbers in [-1, 1], all others levels 0 to
+    255: a quarter of the memory (ImageNet 15.7 GB).
     """
     if not str(name_or_path):  # not the current folder, whose path it is, too
         raise ValueError("which images? Give a folder, a zip or a name: --data my_images/")
     if name_or_path == "digits":
         return digits()
+    if name_or_path == "shapes":
+        return _shapes()
     if str(name_or_path) in TORCHVISION:
         return _torchvision(str(name_or_path), size, channels, train, Path(folder))
     if not Path(name_or_path).exists():
-        names = ", ".join(["digits", *TORCHVISION])
+        names = ", ".join(["digits", "shapes", *TORCHVISION])
         raise FileNotFoundError(f"{name_or_path} is neither a path nor a data set ({names})")
     read = read_images(name_or_path, size or 32, channels)
     if Processes().first:
         known = sys.stdout.encoding or "utf-8"  # which may lack a class's letters
         print(f"{name_or_path}: {read}".encode(known, "backslashreplace").decode(known))
     return Images(read.x, read.label, read.classes, tuple(read.class_names))
+
+
+def _shapes() -> Images:
+    rng, names = torch.Generator().manual_seed(3), captions_of_one()  # 1 and 2: training's
+    drawn = shapes(SHAPES, rng, two=0)
+    label = torch.tensor([names.index(caption) for caption in drawn.captions])
+    return Images(to_8_bit(drawn.x), label, len(names), tuple(names))
 
 
 def _torchvision(

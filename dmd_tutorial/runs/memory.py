@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from dmd_tutorial.denoisers import EDMDenoiser, device_of, image_shape, sigma_range
 from dmd_tutorial.runs.compute import Compute, Precision, Processes, prepare
-from dmd_tutorial.training import DistillSettings
+from dmd_tutorial.text_to_image.lora import LowRank
+from dmd_tutorial.training import DistillSettings, unguided
 
 GIB = 2**30
 # VGG-16 to its last of five layers, at 224 x 224: 13.6 million values of convolutions and as many
@@ -32,8 +33,9 @@ class Estimate(dict[str, int]):
 
 
 def distillation_memory(
-    teacher: nn.Module, batch: int, batch_pairs: int, compute: Compute, *, lpips: bool = False
-) -> Estimate:
+    teacher: nn.Module, batch: int, batch_pairs: int, compute: Compute, *, lpips: bool = False,
+    lora: int = 0,
+) -> Estimate:  # fmt: skip
     """What a distillation needs; with `lpips` the anchor's distance is VGG's, at 224 pixels.
 
     Weights, gradients and AdamW's two averages are counted. Activations are measured: the networks
@@ -43,7 +45,8 @@ def distillation_memory(
     frozen = copy.deepcopy(teacher).to("meta")
     prepare(frozen, replace(compute, compile=False), frozen=True)
     weights = sum(p.numel() * p.element_size() for p in frozen.parameters())
-    trained = [*_trained("generator", teacher), *_trained("critic", teacher)[:2]]
+    student = LowRank(unguided(teacher), lora) if lora else teacher
+    trained = [*_trained("generator", student), *_trained("critic", student)[:2]]
     # the critic's part, of fewer images, comes after the generator's is freed
     items = [("teacher: weights", weights), *trained,
              _activations(teacher, batch + batch_pairs, compute)]  # fmt: skip
@@ -53,13 +56,15 @@ def distillation_memory(
     return Estimate(items)
 
 
-def largest(teacher: nn.Module, stages: list[DistillSettings | None], compute: Compute) -> Estimate:
+def largest(
+    teacher: nn.Module, stages: list[DistillSettings | None], compute: Compute, lora: int = 0
+) -> Estimate:
     """What that stage of a distillation needs which needs most."""
     estimates = []
     for stage in filter(None, stages):
         batches = stage.batch * stage.matching, stage.beside
         lpips = stage.distance == "lpips" and stage.lambda_reg > 0
-        estimates.append(distillation_memory(teacher, *batches, compute, lpips=lpips))
+        estimates.append(distillation_memory(teacher, *batches, compute, lpips=lpips, lora=lora))
     return max(estimates, key=lambda estimate: estimate.total)
 
 

@@ -74,10 +74,10 @@ class Watch:
 
     def __init__(
         self, stage: str, settings: FitSettings | DistillSettings, path: Path | None, step: int,
-        picture_steps: int, first: bool,
+        picture_steps: int, first: bool, around: Any = None,
     ) -> None:  # fmt: skip
-        self.path, self.picture_steps, self.first = path, picture_steps, first
-        self.signs, self.batch = Signs(settings.clip), settings.batch
+        self.path, self.picture_steps, self.first, self.around = path, picture_steps, first, around
+        self.signs, self.batch = Signs(settings.clip, math.inf if around else 1.0), settings.batch
         self.times: deque[float] = deque(maxlen=WINDOW)
         self.log = Log(path.with_suffix(".jsonl"), step) if first and path else None
         if self.log is not None and step < settings.steps:
@@ -112,7 +112,8 @@ class Watch:
             )  # fmt: skip
         due = self.picture_steps and metric.step % self.picture_steps == 0
         if self.path and due and record is not None and record.denoised_real is not None:
-            picture(record, self.path.with_name(f"{self.path.name}-watch.png"))
+            beside = self.path.with_name(f"{self.path.name}-watch.png")
+            picture(record, beside, around=self.around)
 
 
 class Log:
@@ -169,8 +170,8 @@ class Signs:
     digits reach a third of them, half of the level's.
     """
 
-    def __init__(self, clip: float) -> None:
-        self.clip, self.seen = clip, 0
+    def __init__(self, clip: float, most: float = 1.0) -> None:
+        self.clip, self.most, self.seen = clip, most, 0  # latents may differ by more than images
         self.start: dict[str, float] = {}
         self.recent: dict[str, deque[float]] = {}
         self.said: set[str] = set()
@@ -193,7 +194,7 @@ class Signs:
         return fresh
 
     def _judge_start(self, now: dict[str, float]) -> dict[str, str]:
-        if self.seen != FIRST or now["spread"] <= 1:  # no values in [-1, 1] have more
+        if self.seen != FIRST or now["spread"] <= self.most:  # no values in [-1, 1] have more
             return {}
         return {"level":
             f"The first samples differ by {now['spread']:.1f}, images in [-1, 1] by 1 at most: "
@@ -231,10 +232,14 @@ class Signs:
         return {name: text for name, (there, text) in signs.items() if there}
 
 
-def picture(record: Record, path: str | Path, columns: int = 8) -> None:
-    """Draw G, D_real and D_fake of an iteration, one below the other, sorted by noise level."""
+def picture(record: Record, path: str | Path, columns: int = 8, around: Any = None) -> None:
+    """Draw G, D_real and D_fake of an iteration, one below the other, sorted by noise level.
+
+    `around` is what decodes latents.
+    """
     if record.sigma is None or record.denoised_real is None or record.denoised_fake is None:
         raise ValueError("the iteration compared no scores: there is nothing beside G to draw")
     order = record.sigma[:columns].argsort()
     rows = [t[:columns][order] for t in (record.x, record.denoised_real, record.denoised_fake)]
-    save_grid(torch.cat(rows), path, columns=len(order))
+    x = torch.cat(rows)
+    save_grid(around.pictures(x) if around else x, path, columns=len(order))

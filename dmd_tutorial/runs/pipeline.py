@@ -21,18 +21,21 @@ import torch
 from torch import Tensor, nn
 
 from dmd_tutorial import dmd, metrics, pretrained, training
-from dmd_tutorial.anchor import Pairs, fingerprint, make_pairs
+from dmd_tutorial.adapters import Guided
+from dmd_tutorial.anchor import Pairs, fingerprint, identity, make_pairs
 from dmd_tutorial.checks import Checked, CountOrNone, NotFiniteError, NotNegative
 from dmd_tutorial.data import Images, balanced_labels, normal
-from dmd_tutorial.denoisers import device_of, feature_layers, image_shape
+from dmd_tutorial.denoisers import device_of, feature_layers, image_shape, says
 from dmd_tutorial.files import write_json
+from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.noise import Purpose, stream
 from dmd_tutorial.runs import checkpoints, monitor
 from dmd_tutorial.runs.compute import Compute, Processes, Updater, prepare, split
 from dmd_tutorial.runs.images import save_grid
 from dmd_tutorial.runs.provenance import provenance
-from dmd_tutorial.samplers import one_step, sample
+from dmd_tutorial.samplers import evaluations, heun, one_step, sample
 from dmd_tutorial.survey.score_distillation import Dmd2Settings, Judge
+from dmd_tutorial.text_to_image.lora import lora_run
 
 PLAIN = Compute()
 
@@ -98,16 +101,27 @@ def make_student(
     teacher: nn.Module, settings: training.DistillSettings, pairs: Pairs | None,
     start: nn.Module | None = None, compute: Compute = PLAIN,
     checkpoint: Path | None = None, control: Control = Control(), images: Images | None = None,
+    lora: int = 0,
 ) -> Trained | None:  # fmt: skip
     """Distil a teacher, from `start` where that is given; None where the time was up.
 
-    The settings are those of a method: DMD's, or DMD2's, which needs images.
+    The settings are those of a method: DMD's, or DMD2's, which needs images. With a rank `lora`
+    student and critic are adapters on a text teacher, and what is made is the student merged.
     """
     judge = None
     if isinstance(settings, Dmd2Settings):
         judge = Judge(copy.deepcopy(training.unguided(teacher))).to(device_of(teacher))
-    run = training.DistillationRun(teacher, settings, start, judge)
-    made_of = {"teacher": teacher, "start": start, "pairs": pairs, "images": images}
+    if lora and (start is not None or judge is not None):
+        raise ValueError("adapters start from the teacher itself: no start, no dmd2 with lora")
+    run = (
+        lora_run(teacher, settings, lora)
+        if lora
+        else training.DistillationRun(teacher, settings, start, judge)
+    )
+    made_of: dict[str, Any] = {"teacher": teacher, "start": start, "pairs": pairs, "images": images}
+    if says(teacher, "prompts"):
+        made_of |= {name: identity(teacher)[name] for name in ("guidance", "prompts")}
+        made_of["lora"] = lora
     images, pairs = _settle(run, compute, images, pairs)
     step = _iteration(settings, teacher, images, compute)
     prepare(run.generator, compute)
@@ -119,7 +133,12 @@ def make_student(
     iteration = partial(step, updater=updater)
     loop = training.distill(run, *image_shape(teacher), pairs, iteration=iteration)
     stage = "distil" if settings.matching else "warm start"
-    return _drive(stage, run, loop, updater, checkpoint, control, made_of)
+    made = _drive(stage, run, loop, updater, checkpoint, control, made_of)
+    if lora and made is not None:
+        student = made.network
+        whole = OneStepGenerator(student.denoiser.merged(), student.sigma_max)
+        made = made._replace(network=whole)
+    return made
 
 
 def _settle(run: Any, compute: Compute, *sets: Images | Pairs | None) -> list[Any]:
@@ -148,10 +167,13 @@ def make_student_in(
     folder: Path, teacher: nn.Module, warm_start: training.DistillSettings | None,
     settings: training.DistillSettings, pairs: Pairs | None, start: nn.Module | None,
     compute: Compute, control: Control, notes: Mapping[str, Any], images: Images | None = None,
+    lora: int = 0,
 ) -> Trained | None:  # fmt: skip
     """Regression on the pairs, where a warm start is given, then the distillation; both kept."""
     both = {"warm-start": warm_start, "student": settings}
     stages = {name: stage for name, stage in both.items() if stage is not None}
+    if lora and len(stages) > 1:
+        raise ValueError("adapters start from the teacher itself: --warm-start-steps 0")
     for stage in stages.values():  # what either refuses, or must download
         batches = filter(None, (stage.batch, stage.beside))
         split(tuple(map(torch.empty, batches)), compute.accumulation, Processes())
@@ -160,7 +182,7 @@ def make_student_in(
     for name, stage in stages.items():
         beside = images if stage is settings else None
         how = compute, folder / f"{name}.ckpt", control, beside
-        made = make_student(teacher, stage, pairs, start, *how)
+        made = make_student(teacher, stage, pairs, start, *how, lora)
         if made is None:
             break
         keep(folder / name, made, notes)
@@ -200,7 +222,8 @@ def _drive(
             checkpoints.save_checkpoint(state, made_with | {"seconds": seconds()}, checkpoint)
 
     path = checkpoint.with_suffix("") if checkpoint else None
-    watch = monitor.Watch(stage, settings, path, run.step, control.picture_steps, processes.first)
+    shown = control.picture_steps, processes.first, says(run.average, "around")
+    watch = monitor.Watch(stage, settings, path, run.step, *shown)
     try:
         with closing(watch), signals(Stop()) as stop:
             for metric in loop:
@@ -236,16 +259,16 @@ def _identity(of: Any) -> Any:
 
 def make_pairs_in(
     folder: Path, teacher: nn.Module, count: int, steps: int, seed: int = 0,
-    batch: int = 1_000, minutes: float = math.inf,
+    batch: int = 1_000, minutes: float = math.inf, sampler: Callable = heun,
 ) -> bool:  # fmt: skip
     """Make the pairs that are not there yet, shared by the processes; False if the time was up."""
     processes, started = Processes(), time.monotonic()
     made = make_pairs(
         teacher, folder, count, *image_shape(teacher), steps=steps, seed=seed, batch=batch,
-        share=(processes.rank, processes.count),
+        share=(processes.rank, processes.count), sampler=sampler,
     )  # fmt: skip
     mine = len(processes.mine(count // 1_000)) * 1_000
-    with monitor.counting(teacher, 2 * steps - 1, "pairs", mine) as bar:
+    with monitor.counting(teacher, evaluations(sampler, steps), "pairs", mine) as bar:
         total = 0
         try:
             for total in made:
@@ -267,7 +290,7 @@ def draw(
 ) -> Tensor:
     """A teacher's samples in `steps` Heun steps, or a student's in its own, on the CPU.
 
-    Each process makes its share, and all of them get the whole.
+    Latents are decoded: pictures come back. Each process makes its share, and all get the whole.
     """
     model.eval()
     processes, device = Processes(), device_of(model)
@@ -278,7 +301,16 @@ def draw(
     sampler = one_step if student else partial(sample, steps=steps)
     with monitor.counting(model, 1 if student else 2 * steps - 1, "samples", len(mine)):
         x = sampler(model, z_mine, label_mine, batch=batch)
+    if (around := says(model, "around")) is not None:
+        x = torch.cat([around.pictures(some) for some in x.split(batch)])
     return processes.gather(x.cpu(), len(z))
+
+
+def picture_shape(model: nn.Module) -> tuple[int, int, int]:
+    """The shape of what `draw` gives."""
+    (channels, size, _), _ = image_shape(model)
+    around = says(model, "around")
+    return around.shape(size) if around is not None else (channels, size, size)
 
 
 def noise(
@@ -294,12 +326,12 @@ def measure(
     model: nn.Module, x: Tensor, label: Tensor | None, reference: Tensor, features: str, steps: int
 ) -> dict:
     """What a model's samples are worth beside images or their features; a teacher made `steps`."""
-    minimum = min(10_000, len(x))
+    minimum, guided = min(10_000, len(x)), isinstance(model, Guided)
     result = metrics.evaluate(x, reference, label=label, features=features, minimum=minimum)
     plain = {name: getattr(v, "tolist", lambda v=v: v)() for name, v in result._asdict().items()}
     return {
         "fingerprint": fingerprint(model), "samples": len(x), "shape": list(x.shape[1:]),
-        "evaluations": getattr(model, "evaluations", 2 * steps - 1),
+        "evaluations": getattr(model, "evaluations", (2 * steps - 1) * (1 + guided)),
         "name": result.name, "result": plain, **provenance(),
     }  # fmt: skip
 

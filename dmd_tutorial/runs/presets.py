@@ -24,13 +24,16 @@ class Preset:
     data: str  # name of the data set, see `images.load_images`
     shape: tuple[int, int, int]  # of one image, (channels, height, width)
     classes: int  # 0 for none
-    features: str = "digits"  # in which samples are compared with the data; or inception
+    features: str = "digits"  # in which samples are compared with the data; shapes, or inception
     published: str = ""  # name of the published teacher; empty where it is trained here
     network: str = "UNet"  # of a teacher that is trained here: this book's, or one of `edm`
     network_options: dict = field(default_factory=dict)  # beyond shape and classes
     teacher: TeacherSettings = field(default_factory=TeacherSettings)
     pairs: int = 10_000  # pairs (z, y) of the anchor
-    pair_steps: int = 18  # Heun steps behind each pair; N cost 2N - 1 evaluations
+    pair_steps: int = 18  # steps behind each pair; N of Heun cost 2N - 1 evaluations
+    pair_sampler: str = "heun"  # one of `samplers`
+    guidance: float = 1.0  # scale of a text teacher's guidance, which multiplies
+    lora: int = 0  # rank of the adapters that student and critic are; 0: networks of their own
     pair_batch: int = 1_000  # pairs made at a time: a matter of memory
     warm_start: DistillSettings | None = None  # regression on the pairs, before the distillation
     distill: DistillSettings = field(default_factory=DistillSettings)
@@ -55,7 +58,7 @@ class Preset:
         rows = {
             "data": f"{self.data or 'your own images'}, {self.shape}, {self.classes} classes",
             "teacher": self.published or trained,
-            "pairs": f"{self.pairs:,}, {self.pair_steps} Heun steps each",
+            "pairs": f"{self.pairs:,}, {self.pair_steps} {self.pair_sampler.title()} steps each",
             "warm start": warm
             and f"{warm.steps:,} steps of {warm.batch_pairs} pairs, rate {warm.learning_rate:g}",
             "distil": f"{to.steps:,} steps of {to.batch}, {to.batch_pairs} pairs, rates {rates}",
@@ -213,9 +216,41 @@ OWN_IMAGES = Preset(
     ),
 )  # fmt: skip
 
+# --- text to image -------------------------------------------------------------------------------
+
+# Captioned shapes: all of it in latents, the anchor, too.
+SHAPES_TEXT = Preset(
+    cost="about an hour on one core: counted, not measured",
+    data="shapes", shape=(3, 32, 32), classes=32, features="shapes", published="shapes-text",
+    pairs=6_000, pair_steps=50, pair_sampler="pndm", pair_batch=500, guidance=3.0,
+    warm_start=replace(
+        REGRESSION, steps=3_000, learning_rate=5e-4, warm_up=200, decay=0.9, ema=0.999
+    ),
+    distill=DistillSettings(steps=1_000, learning_rate=2e-5, critic_learning_rate=2e-4),
+)  # fmt: skip
+
+# The paper's Stable Diffusion on one GPU instead of 72: adapters instead of networks, and DMD2's
+# rule, five critic steps without pairs. With --lambda-reg 0.25 and pairs it is the paper's.
+# Counted: its U-Net has 859.5 M parameters, a forward pass of a latent takes 0.80 TFLOP (multiply
+# and add are two), a backward pass through frozen weights as much. Memory 37 GiB: weights 3.2,
+# the teacher in bf16 1.6, adapters with all they need 2.3, activations of 8 latents at a time 29.8
+# (--accumulation 16: 14.9).
+SD15_LORA = Preset(
+    cost="3 to 6 hours on one large GPU, 976 TFLOP an iteration: counted, not measured",
+    data="", shape=(3, 512, 512), classes=0, features="inception",
+    published="stable-diffusion-v1-5", guidance=3.0, lora=64,
+    pairs=10_000, pair_steps=50, pair_sampler="pndm", pair_batch=16,
+    distill=replace(
+        PAPER, steps=2_000, batch=64, batch_pairs=64, learning_rate=1e-5,
+        critic_learning_rate=1e-5, lambda_reg=0.0, distance="l2", critic_steps=5, ema=0.999,
+    ),
+    compute=Compute(mixed_precision="bf16", frozen="bf16", accumulation=8),
+)  # fmt: skip
+
 PRESETS = {
     "digits": DIGITS, "demo": DEMO,
     "cifar10-cond": CIFAR10_COND, "cifar10-uncond": CIFAR10_UNCOND, "imagenet64": IMAGENET64,
     "cifar10-t4": CIFAR10_T4, "cifar10-small": CIFAR10_SMALL,
     "cifar10-small-t4": CIFAR10_SMALL_T4, "own-images": OWN_IMAGES,
+    "shapes-text": SHAPES_TEXT, "sd15-lora": SD15_LORA,
 }  # fmt: skip

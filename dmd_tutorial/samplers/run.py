@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dmd_tutorial.checks import Condition, Samples
-from dmd_tutorial.denoisers import Denoiser, sigma_range
+from dmd_tutorial.denoisers import Denoiser, sigma_range, zero_score
 from dmd_tutorial.noise import sampling_levels
 from dmd_tutorial.samplers.classical import heun
 from dmd_tutorial.samplers.step import Ladder, Steps
@@ -30,6 +30,12 @@ def sample(
         walk = sampler(denoiser, z_part, levels, label_part)
         finished.append(deque(walk, maxlen=1).pop().x.to(z.dtype))  # earlier states are let go
     return torch.cat(finished)
+
+
+def evaluations(sampler: Callable[..., Steps], steps: int) -> int:
+    """How often a sampler asks the denoiser in so many steps: it is run, on one number."""
+    walk = sampler(zero_score, torch.zeros(1, 1), sampling_levels(steps))
+    return deque(walk, maxlen=1).pop().evaluations
 
 
 @torch.no_grad()

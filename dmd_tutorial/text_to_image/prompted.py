@@ -15,7 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dmd_tutorial.adapters import FromDiffusers
-from dmd_tutorial.checks import Condition, PerSample, Samples
+from dmd_tutorial.checks import Condition, PerSample, Samples, check_label
+from dmd_tutorial.data.captioned import captions_of_one
+from dmd_tutorial.denoisers import device_of
 
 SHAPES_TEXT = Path(__file__).parent.parent / "weights" / "shapes-text"
 STABLE_DIFFUSION = "stable-diffusion-v1-5/stable-diffusion-v1-5"
@@ -88,9 +90,14 @@ class Surroundings:
         return vae.encode(x).latent_dist.mode() * vae.config.scaling_factor
 
     def pictures(self, latents: Samples) -> Samples:
-        """Latents as pictures, not clamped."""
-        vae = self.pipeline.vae
+        """Latents as pictures, not clamped; an anchor may look through it."""
+        vae = self.pipeline.vae.to(latents.device)
         return vae.decode(latents / vae.config.scaling_factor).sample
+
+    def shape(self, size: int) -> tuple[int, int, int]:
+        """The shape of pictures behind latents of so many pixels."""
+        size = size * self.pipeline.vae_scale_factor
+        return (self.pipeline.vae.config.out_channels, size, size)
 
 
 class Prompted(nn.Module):
@@ -101,7 +108,7 @@ class Prompted(nn.Module):
     """
 
     sigma_data = 1.0  # latents are scaled to it
-    embeddings: Tensor
+    embeddings: Tensor  # of the prompts, and of the empty one
 
     def __init__(self, pipeline: Any, prompts: Sequence[str] = ()) -> None:
         super().__init__()
@@ -114,13 +121,23 @@ class Prompted(nn.Module):
         """Change the prompts that labels stand for."""
         self.prompts, self.classes = tuple(prompts), len(prompts)
         told = self.around.embed([*prompts, ""])  # NO_CLASS, -1, is the last
+        told = told.to(device_of(self.denoiser))
         self.register_buffer("embeddings", told, persistent=False)
         return self
 
     def forward(self, x: Samples, sigma: PerSample, label: Condition | None = None) -> Samples:
         if label is not None and not label.is_floating_point():
-            label = self.embeddings[label]
+            check_label(x, label, self.classes)
+            label = self.embeddings[label.to(self.embeddings.device)]
         return self.denoiser(x, sigma, label)
+
+    def ladder(self, steps: int) -> Float[Tensor, " steps+1"]:
+        """The levels that the pipeline's own scheduler walks; Stable Diffusion's ends above 0."""
+        scheduler = self.around.pipeline.scheduler
+        scheduler.set_timesteps(steps)
+        walked = scheduler.alphas_cumprod[scheduler.timesteps.unique().flip(0).cpu()]  # once each
+        left = torch.cat([walked, torch.as_tensor(scheduler.final_alpha_cumprod)[None]]).double()
+        return ((1 - left) / left).sqrt()
 
     def pipeline(self) -> Any:
         """This U-Net in its surroundings, to sample with or to save as `diffusers` does."""
@@ -130,8 +147,6 @@ class Prompted(nn.Module):
 
 def shapes_text() -> Prompted:
     """The shipped model of captioned shapes, told every caption of one object."""
-    from dmd_tutorial.text_to_image.shapes import captions_of_one
-
     return Prompted(load_pipeline(), captions_of_one())
 
 

@@ -7,15 +7,18 @@ read off it, "does it follow its prompt?" is a number.
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
+from safetensors.torch import load_file
 from torch import Generator, Tensor, nn
 from torch.nn import functional
 
 from dmd_tutorial.noise import source
 
+READER_FILE = Path(__file__).parent.parent / "weights" / "shapes-reader.safetensors"
 SIZE = 32  # pixels
 KINDS, COLOURS, SIZES = (
     ("circle", "square", "triangle", "star"), ("red", "green", "blue", "yellow"),
@@ -222,3 +225,16 @@ class Reader(nn.Module):
 def captions_of_one() -> list[str]:
     """All 32 captions of a single object."""
     return [f"a {s} {c} {k}" for s in SIZES for c in COLOURS for k in KINDS]
+
+
+def load_reader() -> Reader:
+    """The reader that comes with the package: in evaluation mode, frozen."""
+    reader = Reader()
+    reader.load_state_dict(load_file(READER_FILE))
+    return reader.requires_grad_(False).eval()
+
+
+def followed(x: Tensor, asked: Scene) -> dict[str, float]:
+    """Shares of pictures that show what was asked for, attribute by attribute, by the reader."""
+    agrees = load_reader().read(x.clamp(-1, 1)).agrees(asked)
+    return {name: right.float().mean().item() for name, right in agrees.items()}

@@ -1,4 +1,4 @@
-"""Data: points on a plane, handwritten digits; labels and noise by seed."""
+"""Data: points on a plane, handwritten digits, captioned shapes; labels and noise by seed."""
 
 import math
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from torch import Generator, Tensor
 
 from dmd_tutorial.checks import Samples
+from dmd_tutorial.data.captioned import Captioned, shapes
 from dmd_tutorial.mixtures import GaussianMixture
 from dmd_tutorial.noise import source
 
