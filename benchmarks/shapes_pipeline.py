@@ -39,7 +39,7 @@ from dmd_tutorial.training import FitRun, FitSettings, TeacherSettings, fit
 PICTURES, TOKENS, WIDTH = 60_000, 12, 64
 READER = FitSettings(steps=4_000, batch=64, learning_rate=2e-3, ema=0.995)
 TEACHER = TeacherSettings(
-    steps=7_000, batch=128, learning_rate=1.2e-3, warm_up=300, ema=0.9995,
+    steps=5_000, batch=128, learning_rate=1.2e-3, warm_up=300, ema=0.9995,
     log_mean=-0.4, log_std=1.3,  # EDM's, for data of standard deviation 1
     no_label=0.12,
 )  # fmt: skip
