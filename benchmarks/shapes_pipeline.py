@@ -30,14 +30,13 @@ from dmd_tutorial.data.captioned import (
     shapes,
 )  # fmt: skip
 from dmd_tutorial.denoisers import denoising_loss
-from dmd_tutorial.files import write_json
+from dmd_tutorial.files import write_json, write_tensors
 from dmd_tutorial.noise import lognormal_sigma, noise_like
 from dmd_tutorial.runs.provenance import provenance
 from dmd_tutorial.text_to_image.prompted import Prompted, load_pipeline
-from dmd_tutorial.training import FitRun, FitSettings, TeacherSettings, fit
+from dmd_tutorial.training import FitRun, TeacherSettings, fit
 
 PICTURES, TOKENS, WIDTH = 60_000, 12, 64
-READER = FitSettings(steps=4_000, batch=64, learning_rate=2e-3, ema=0.995)
 TEACHER = TeacherSettings(
     steps=5_000, batch=128, learning_rate=1.2e-3, warm_up=300, ema=0.9995,
     log_mean=-0.4, log_std=1.3,  # EDM's, for data of standard deviation 1
@@ -124,20 +123,26 @@ def floats(x: Tensor) -> Tensor:
     return x.float() / 127.5 - 1
 
 
-def train_reader(x: Tensor, scene: Scene) -> Reader:
+def train_reader(x: Tensor, scene: Scene, steps: int = 7_000) -> Reader:
     """A little noise on its pictures, so that it reads what is not perfect, too."""
     torch.manual_seed(0)
-    run = FitRun(Reader(), READER)
-
-    def draw(rng: torch.Generator) -> tuple:
-        index = torch.randint(len(x), (READER.batch,), generator=rng)
-        strength = 0.06 * torch.rand(READER.batch, 1, 1, 1, generator=rng)
+    reader = Reader()
+    optimizer = torch.optim.AdamW(reader.parameters(), 2e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    for _ in range(steps):
+        index = torch.randint(len(x), (64,))
         clean = floats(x[index])
-        return clean + strength * noise_like(clean, rng), *(part[index] for part in scene)
+        seen = clean + 0.06 * torch.rand(64, 1, 1, 1) * torch.randn_like(clean)
+        descend(optimizer, reader.loss(seen, Scene(*(part[index] for part in scene))))
+        schedule.step()
+    return reader
 
-    for _ in fit(run, draw, lambda reader, pictures, *scene: reader.loss(pictures, Scene(*scene))):
-        pass
-    return run.average  # type: ignore[return-value]
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
+    optimizer.step()
 
 
 def train_autoencoder(x: Tensor, reader: Reader, steps: int = 5_200) -> AutoencoderKL:
@@ -158,10 +163,7 @@ def train_autoencoder(x: Tensor, reader: Reader, steps: int = 5_200) -> Autoenco
         loss = functional.l1_loss(again, clean) + 0.3 * functional.mse_loss(again, clean)
         loss = loss + 1e-5 * latent.kl().mean()
         loss = loss + likeness(reader, again, clean, (1, 3))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        descend(optimizer, loss)
         schedule.step()
     return model
 
@@ -179,9 +181,7 @@ def polish_decoder(model: AutoencoderKL, x: Tensor, reader: Reader, steps: int =
             noise = torch.rand(len(clean), 1, 1, 1) * latent.std * torch.randn_like(latent.mean)
         again = model.decode(latent.mean + noise).sample
         loss = functional.l1_loss(again, clean) + likeness(reader, again, clean, (1, 3, 5))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        descend(optimizer, loss)
         schedule.step()
 
 
@@ -274,6 +274,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("book/results/shapes-text.json"))
+    parser.add_argument("--count", type=int, default=960, help="of pictures a scale")
+    parser.add_argument("--note", default="", help="what the record is to say of this run")
     arguments = parser.parse_args()
     work = arguments.work
     work.mkdir(parents=True, exist_ok=True)
@@ -310,11 +312,12 @@ def main() -> None:
         if metric.step % 200 == 0:
             print(f"{metric.step} {loss:.4f} {time.monotonic() - started:.0f} s", flush=True)
             torch.save(run.state_dict(), checkpoint)
-    save_pipeline(work / "pipeline", vae, run.average, scaling)
-    how = {"reader": asdict(READER), "teacher": asdict(TEACHER), "pictures": PICTURES}
-    write_json(
-        arguments.out, measured(work / "pipeline", reader) | {"settings": how, **provenance()}
-    )
+    save_pipeline(work / "shapes-text", vae, run.average, scaling)
+    halved = {name: weight.half() for name, weight in reader.state_dict().items()}
+    write_tensors(work / "shapes-reader.safetensors", halved)
+    report = measured(work / "shapes-text", reader, arguments.count)
+    how = {"teacher": asdict(TEACHER), "pictures": PICTURES, "note": arguments.note}
+    write_json(arguments.out, report | {"settings": how, **provenance()})
 
 
 if __name__ == "__main__":
