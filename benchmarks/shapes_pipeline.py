@@ -2,14 +2,15 @@
 
     python -m benchmarks.shapes_pipeline --work DIR
 
-Pictures, reader, autoencoder, teacher; each stage is kept in DIR and done once, the teacher goes on
-where it was stopped. At the end the pipeline is saved as `diffusers` does, in 16 bits but for the
-text encoder, which `transformers` would otherwise leave in 16 bits when it is loaded.
+Pictures, reader, autoencoder, teacher, measures. Each stage is kept in DIR and done once, the
+teacher goes on where it was stopped. The pipeline is saved as `diffusers` does, in 16 bits but for
+the text encoder, which `transformers` would leave in 16 bits when it is loaded.
 """
 
 import argparse
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -21,14 +22,24 @@ from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
 
 from dmd_tutorial.adapters import FromDiffusers
 from dmd_tutorial.denoisers import denoising_loss
+from dmd_tutorial.files import write_json
 from dmd_tutorial.noise import lognormal_sigma, noise_like
-from dmd_tutorial.text_to_image.shapes import WORDS, Reader, Scene, shapes
+from dmd_tutorial.runs.provenance import provenance
+from dmd_tutorial.text_to_image.prompted import Prompted, load_pipeline
+from dmd_tutorial.text_to_image.shapes import (
+    WORDS,
+    Reader,
+    Scene,
+    captions_of_one,
+    scene_of,
+    shapes,
+)  # fmt: skip
 from dmd_tutorial.training import FitRun, FitSettings, TeacherSettings, fit
 
 PICTURES, TOKENS, WIDTH = 60_000, 12, 64
 READER = FitSettings(steps=4_000, batch=64, learning_rate=2e-3, ema=0.995)
 TEACHER = TeacherSettings(
-    steps=12_000, batch=128, learning_rate=2e-3, warm_up=300, ema=0.9995,
+    steps=7_000, batch=128, learning_rate=1.2e-3, warm_up=300, ema=0.9995,
     log_mean=-0.4, log_std=1.3,  # EDM's, for data of standard deviation 1
     no_label=0.12,
 )  # fmt: skip
@@ -135,7 +146,7 @@ def train_autoencoder(x: Tensor, reader: Reader, steps: int = 5_200) -> Autoenco
     What the decoder has learnt to overlook, of a latent's noise, a teacher need not get right.
     """
     torch.manual_seed(0)
-    model, reader = autoencoder(), reader.requires_grad_(False)
+    model = autoencoder()
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, 3e-3, total_steps=steps, pct_start=0.1
@@ -146,17 +157,42 @@ def train_autoencoder(x: Tensor, reader: Reader, steps: int = 5_200) -> Autoenco
         again = model.decode(latent.sample()).sample
         loss = functional.l1_loss(again, clean) + 0.3 * functional.mse_loss(again, clean)
         loss = loss + 1e-5 * latent.kl().mean()
-        ours, theirs = again, clean
-        for number, layer in enumerate(reader.features[:4]):
-            ours, theirs = layer(ours), layer(theirs)
-            if number in (1, 3):
-                loss = loss + 0.1 * functional.mse_loss(ours, theirs) / theirs.square().mean()
+        loss = loss + likeness(reader, again, clean, (1, 3))
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
     return model
+
+
+def polish_decoder(model: AutoencoderKL, x: Tensor, reader: Reader, steps: int = 3_000) -> None:
+    """Train the decoder on while the encoder, and so every latent, stays as it is."""
+    torch.manual_seed(1)
+    decoder = [*model.decoder.parameters(), *model.post_quant_conv.parameters()]
+    optimizer = torch.optim.AdamW(decoder, 2e-3, betas=(0.9, 0.98))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    for _ in range(steps):
+        clean = floats(x[torch.randint(len(x), (32,))])
+        with torch.no_grad():
+            latent = model.encode(clean).latent_dist
+            noise = torch.rand(len(clean), 1, 1, 1) * latent.std * torch.randn_like(latent.mean)
+        again = model.decode(latent.mean + noise).sample
+        loss = functional.l1_loss(again, clean) + likeness(reader, again, clean, (1, 3, 5))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+
+
+def likeness(reader: Reader, x: Tensor, y: Tensor, layers: tuple[int, ...]) -> Tensor:
+    """How far apart the reader's first features are, each in units of its own size."""
+    total = x.new_zeros(())
+    for number, layer in enumerate(reader.features[: max(layers) + 1]):
+        x, y = layer(x), layer(y)
+        if number in layers:
+            total = total + 0.1 * functional.mse_loss(x, y) / y.square().mean()
+    return total
 
 
 @torch.no_grad()
@@ -172,14 +208,14 @@ def teacher_loop(run: FitRun, latents: Tensor, tokens: Tensor, null: Tensor) -> 
 
     def draw(rng: torch.Generator) -> tuple:
         index = torch.randint(len(latents), (TEACHER.batch,), generator=rng)
-        x = latents[index]
+        x, told = latents[index], tokens[index]
         sigma = lognormal_sigma(len(x), TEACHER.log_mean, TEACHER.log_std, rng)
         hidden = torch.rand(len(x), 1, generator=rng) < TEACHER.no_label
         return (
             x,
             sigma.clamp(low, high),
             noise_like(x, rng),
-            torch.where(hidden, null, tokens[index]),
+            torch.where(hidden, null, told),
         )
 
     return fit(run, draw, denoising_loss)
@@ -195,11 +231,51 @@ def save_pipeline(folder: Path, vae: AutoencoderKL, told: Captioned, scaling: fl
     pipeline.save_pretrained(folder)
 
 
+def shares(read: Scene, asked: Scene) -> dict[str, float]:
+    """How often each attribute is right, and all of them."""
+    return {name: same.double().mean().item() for name, same in asked.agrees(read).items()}
+
+
+def of_pipeline(pipeline: StableDiffusionPipeline, prompts: list[str], scale: float) -> Tensor:
+    """Pictures in 50 steps of the pipeline's own sampler, from seed 4."""
+    rng, parts = torch.Generator().manual_seed(4), []
+    for k in range(0, len(prompts), 96):
+        asked = {"guidance_scale": scale, "generator": rng, "output_type": "pt"}
+        parts.append(pipeline(prompts[k : k + 96], 50, **asked).images)
+    return 2 * torch.cat(parts) - 1
+
+
+@torch.no_grad()
+def measured(folder: Path, reader: Reader, count: int = 960) -> dict:
+    """What reader, decoder and teacher are worth on pictures that no training has seen."""
+    pipeline = load_pipeline(folder)
+    model = Prompted(pipeline, captions_of_one())
+    fresh = {name: shapes(2_000, torch.Generator().manual_seed(3), two) for name, two in
+             (("one object", 0.0), ("two objects", 1.0))}  # fmt: skip
+    report: dict = {"reader": {}, "reconstructed": {}, "teacher": {}}
+    for name, drawn in fresh.items():
+        again = model.around.pictures(model.around.latents(drawn.x)).clamp(-1, 1)
+        report["reader"][name] = shares(reader.read(drawn.x), drawn.scene)
+        report["reconstructed"][name] = shares(reader.read(again), drawn.scene)
+        report["reconstructed"][name]["mean |error|"] = (again - drawn.x).abs().mean().item()
+    prompts = [model.prompts[k % model.classes] for k in range(count)]
+    two = fresh["two objects"].captions[: count // 2]
+    runs = ("one object", prompts, (1, 2, 3, 5, 8)), ("two objects", two, (3,))
+    for name, asked, scales in runs:
+        for scale in scales:
+            x = of_pipeline(pipeline, asked, scale)
+            found = shares(reader.read(x), scene_of(asked)) | {"pictures": len(x)}
+            report["teacher"][f"{name}, scale {scale}"] = found
+            print(name, scale, found, flush=True)
+    return report
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=TEACHER.steps)
-    work = parser.parse_args().work
+    parser.add_argument("--out", type=Path, default=Path("book/results/shapes-text.json"))
+    arguments = parser.parse_args()
+    work = arguments.work
     work.mkdir(parents=True, exist_ok=True)
     torch.set_flush_denormal(True)
 
@@ -212,7 +288,14 @@ def main() -> None:
     x, scene, captions = once("pictures.pt", pictures)
     scene, reader, vae = Scene(*scene), Reader(), autoencoder()
     reader.load_state_dict(once("reader.pt", lambda: train_reader(x, scene).state_dict()))
+    reader.requires_grad_(False)
     vae.load_state_dict(once("vae.pt", lambda: train_autoencoder(x, reader).state_dict()))
+
+    def polished() -> dict:
+        polish_decoder(vae, x, reader)
+        return vae.state_dict()
+
+    vae.load_state_dict(once("polished.pt", polished))
     latents, scaling = once("latents.pt", lambda: latents_of(vae, x))
     told = {"padding": "max_length", "return_tensors": "pt"}
     tokens, null = tokenizer()(captions, **told).input_ids, tokenizer()([""], **told).input_ids
@@ -228,6 +311,10 @@ def main() -> None:
             print(f"{metric.step} {loss:.4f} {time.monotonic() - started:.0f} s", flush=True)
             torch.save(run.state_dict(), checkpoint)
     save_pipeline(work / "pipeline", vae, run.average, scaling)
+    how = {"reader": asdict(READER), "teacher": asdict(TEACHER), "pictures": PICTURES}
+    write_json(
+        arguments.out, measured(work / "pipeline", reader) | {"settings": how, **provenance()}
+    )
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import matplotlib
 import pytest
 import torch
 
-from dmd_tutorial import dmd, mixtures, noise, samplers
+from dmd_tutorial import adapters, dmd, mixtures, noise, samplers
 
 PAGE = book_source.read_notebook(book_source.BOOK / "errata.ipynb")
 CODE = [book_source.source(cell) for cell in PAGE["cells"] if cell["cell_type"] == "code"]
@@ -109,6 +109,11 @@ def downhill(mixture, x, sigma=0.0, label=None):
     return -SCORE(mixture, x, sigma, label)
 
 
+def added(guided, x, sigma, label):
+    under, without = (guided.denoiser(x, sigma, each) for each in (label, None))
+    return under + guided.scale * (under - without)
+
+
 MATCHING_GRADIENT = dmd.matching_gradient
 ADD_NOISE = noise.add_noise
 SCORE = mixtures.GaussianMixture.score
@@ -130,6 +135,7 @@ SCORE = mixtures.GaussianMixture.score
         (36, samplers, "heun", samplers.euler),
         (37, mixtures.GaussianMixture, "score", of_the_clean_density),
         (42, mixtures.GaussianMixture, "score", of_the_clean_density),
+        (43, adapters.Guided, "forward", added),
     ],
 )
 def test_a_check_notices_the_mistake_in_the_package(

@@ -286,6 +286,10 @@ def test_a_run_that_was_saved_goes_on_to_the_same_bits(tmp_path):
     student = pretrained.load(path, OneStepGenerator(LowRank(teacher(), 2)))
     assert same(student, bits(again.average))
     assert near(student(X, LABEL), again.average(X, LABEL))  # convolutions in another layout
+    second = lora_run(again.teacher, SETTINGS, rank=2, start=again.average)  # the next stage
+    assert same(second.generator, bits(again.average))
+    assert torch.equal(second.critic(X, SIGMA, LABEL), again.teacher(X, SIGMA, LABEL))
+    assert held(second) == held(again)
     with pytest.raises(ValueError, match="does not fit"):
         pretrained.load(path, OneStepGenerator(LowRank(teacher(), 3)))
 

@@ -155,7 +155,10 @@ def discrete(scheduler, stride):
     products = [scheduler.alphas_cumprod[t] for t in scheduler.timesteps]
     last = scheduler.timesteps[-1] - stride
     products.append(scheduler.alphas_cumprod[last] if last >= 0 else torch.ones(()))
-    alpha_bar = torch.stack(products).double()
+    return levels_and_alphas(torch.stack(products).double())
+
+
+def levels_and_alphas(alpha_bar):
     return ((1 - alpha_bar) / alpha_bar).sqrt(), alpha_bar.sqrt()
 
 
@@ -212,3 +215,30 @@ def test_ddpm_levels():
     levels, _ = discrete(scheduler, 1)
     assert torch.allclose(samplers.ddpm_levels(), levels, rtol=1e-4)  # theirs are in float32
     assert torch.equal(samplers.ddpm_levels(50), samplers.ddpm_levels()[::20])
+
+
+# Stable Diffusion's own, which never reaches level 0: it ends at the schedule's first.
+STABLE_DIFFUSION = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+}
+
+
+@pytest.mark.parametrize("steps", [2, 5, 50])
+def test_pndm_as_stable_diffusion_runs_it(steps):
+    scheduler = exact(diffusers.PNDMScheduler(**STABLE_DIFFUSION))
+    scheduler.set_timesteps(steps)
+    walked = torch.cat([scheduler.timesteps[:1], scheduler.timesteps[2:], torch.zeros(1).long()])
+    levels, alphas = levels_and_alphas(scheduler.alphas_cumprod[walked])
+    asked = [0, 1, *range(1, steps)]  # the second level twice: ahead of it, and arrived
+    reached = [1, *range(1, steps + 1)]
+    x, theirs = alphas[0] * levels[0] * Z, []
+    for t, at, to in zip(scheduler.timesteps, asked, reached, strict=True):
+        x = scheduler.step(noise_estimate(x / alphas[at], levels[at]), int(t), x).prev_sample
+        theirs.append(x / alphas[to])
+    assert_close(ours(samplers.pndm, levels), theirs[1:])
+    assert list(samplers.pndm(model, Z, levels))[-1].evaluations == len(theirs) == steps + 1

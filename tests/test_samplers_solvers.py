@@ -28,6 +28,7 @@ DETERMINISTIC = {
     "dpm 3": (partial(samplers.dpm_solver, order=3), 3),
     "deis 2": (partial(samplers.deis, order=2), 2),
     "deis 3": (samplers.deis, 3),
+    "pndm": (samplers.pndm, 2),
     "unipc 1": (partial(samplers.unipc, order=1), 2),
     "unipc 2": (samplers.unipc, 3),
     "unipc 3": (partial(samplers.unipc, order=3), 4),
@@ -80,7 +81,7 @@ def test_one_evaluation_a_step_and_a_record_each(name):
     sampler = DETERMINISTIC[name][0] if name in DETERMINISTIC else RANDOM[name]
     levels = sampling_levels(6)
     records = list(sampler(MIXTURE, Z.float(), levels))
-    evaluations = 11 if name == "heun" else 6
+    evaluations = {"heun": 11, "pndm": 7}.get(name, 6)
     assert [r.index for r in records] == list(range(6))
     assert [r.sigma for r in records] == levels[1:].tolist()
     assert records[-1].evaluations == evaluations

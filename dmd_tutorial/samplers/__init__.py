@@ -16,6 +16,6 @@ from dmd_tutorial.samplers.ancestral import ancestral, ddim, ddim_noise, ddpm_le
 from dmd_tutorial.samplers.classical import euler, heun, heun_step, rk45, stochastic
 from dmd_tutorial.samplers.diffusion import VE, VP, Process, probability_flow, reverse_sde
 from dmd_tutorial.samplers.langevin import annealed_langevin, langevin
-from dmd_tutorial.samplers.multistep import deis, dpm_solver, polynomial_weights, unipc
+from dmd_tutorial.samplers.multistep import deis, dpm_solver, pndm, polynomial_weights, unipc
 from dmd_tutorial.samplers.run import evaluations, one_step, sample
 from dmd_tutorial.samplers.step import Step

@@ -7,12 +7,14 @@ distance h in s, its solution is
 
 and only D is unknown. DPM-Solver++ lays a polynomial through the answers so far, at no cost in
 evaluations. DEIS lays it through the noise estimates instead, and UniPC corrects each step with
-the answer that the next step needs anyway.
+the answer that the next step needs anyway. PNDM is older: Adams and Bashforth's means of noise
+estimates, as if all steps were of one length.
 """
 
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -121,6 +123,33 @@ def deis(
             x = denoised
         else:  # dsigma = -sigma exp(-u) du
             x = x - sigma * _integral(history[: orders[index]], sigma, sigma_next, rate=-1.0)
+        yield Step(index, x, denoised, sigma_next, counted.calls)
+
+
+# Weights of the noise estimates so far, newest first, for steps of one length (Adams, Bashforth).
+ADAMS = ((1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+
+
+@torch.no_grad()
+def pndm(denoiser: Denoiser, z: Samples, levels: Ladder, label: Condition | None = None) -> Steps:
+    """PNDM without Runge-Kutta steps (PLMS), as Stable Diffusion runs it: N + 1 evaluations.
+
+    It is of order 2. The first step is Heun's. Steps count as equally long, which they are in time:
+    levels should be evenly spaced in a schedule's steps, as `ddpm_levels`.
+    Source: Liu et al. 2022 (PNDM), Eq. 9 and 12, divided by the root of alpha.
+    """
+    counted = Counted(denoiser, label, z.dtype)
+    x = start(z, levels)
+    history: list[Tensor] = []
+    for index, (sigma, sigma_next) in enumerate(pairwise(levels.tolist())):
+        denoised, noise = counted.slope(x, sigma)
+        history = [noise, *history[:3]]
+        weights = ADAMS[len(history) - 1]
+        mean: Any = sum(w * each for w, each in zip(weights, history, strict=True))
+        if index == 0 and sigma_next > 0:
+            denoised, ahead = counted.slope(x + (sigma_next - sigma) * noise, sigma_next)
+            mean = (noise + ahead) / 2
+        x = x + (sigma_next - sigma) * mean
         yield Step(index, x, denoised, sigma_next, counted.calls)
 
 

@@ -95,8 +95,13 @@ def _unet(denoiser: nn.Module) -> Any:
 
 
 def lora_run(
-    teacher: nn.Module, settings: DistillSettings, rank: int, layers: Sequence[str] = BLOCKS
-) -> DistillationRun:
-    """A distillation whose student, average and critic are adapters on the teacher's weights."""
-    start = LowRank(unguided(teacher), rank, layers, settings.seed)
-    return DistillationRun(teacher, settings, OneStepGenerator(start), start)
+    teacher: nn.Module, settings: DistillSettings, rank: int, layers: Sequence[str] = BLOCKS,
+    start: nn.Module | None = None,
+) -> DistillationRun:  # fmt: skip
+    """A distillation whose student, average and critic are adapters on the teacher's weights.
+
+    `start` is an earlier run's student, such as the regression's. To hold the weights in 16 bits,
+    cast the teacher before.
+    """
+    fresh = LowRank(unguided(teacher), rank, layers, settings.seed)
+    return DistillationRun(teacher, settings, start or OneStepGenerator(fresh), fresh)

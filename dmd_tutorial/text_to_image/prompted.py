@@ -34,7 +34,7 @@ def load_pipeline(name: str | Path = SHAPES_TEXT) -> Any:
             f"text to image needs packages of its own ({error}): pip install 'dmd-tutorial[text]'"
         ) from error
     try:
-        pipeline = DiffusionPipeline.from_pretrained(name, safety_checker=None)
+        pipeline = DiffusionPipeline.from_pretrained(str(name), safety_checker=None)
     except (OSError, ValueError) as error:
         raise RuntimeError(
             f"{name} is no pipeline on this machine, nor to be downloaded: get it on one with a "
@@ -128,7 +128,7 @@ class Prompted(nn.Module):
     def forward(self, x: Samples, sigma: PerSample, label: Condition | None = None) -> Samples:
         if label is not None and not label.is_floating_point():
             check_label(x, label, self.classes)
-            label = self.embeddings[label.to(self.embeddings.device)]
+            label = self.embeddings[label]
         return self.denoiser(x, sigma, label)
 
     def ladder(self, steps: int) -> Float[Tensor, " steps+1"]:

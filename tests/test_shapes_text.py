@@ -1,0 +1,59 @@
+"""The shipped text-to-image model: what its record says of it, and what it does here."""
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+from diffusers import StableDiffusionPipeline
+
+from benchmarks.shapes_pipeline import of_pipeline, shares
+from dmd_tutorial.text_to_image.prompted import SHAPES_TEXT, shapes_text
+from dmd_tutorial.text_to_image.shapes import captions_of_one, scene_of, shapes, load_reader
+
+RECORD = json.loads((SHAPES_TEXT.parents[2] / "book/results/shapes-text.json").read_text())
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+
+
+def fresh(count, two):
+    return shapes(count, torch.Generator().manual_seed(11), two)
+
+
+def test_it_is_small_and_runs_no_code():
+    files = [path for path in SHAPES_TEXT.parent.glob("shapes*/**/*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 6_000_000
+    assert {path.suffix for path in files} == {".json", ".safetensors"}
+
+
+def test_the_reader_reads():
+    """Recorded on 2,000 pictures of either kind; a standard error here is below .005."""
+    for name, two in (("one object", 0.0), ("two objects", 1.0)):
+        drawn = fresh(500, two)
+        found = shares(load_reader().read(drawn.x), drawn.scene)
+        assert found["all"] > RECORD["reader"][name]["all"] - 0.015
+    assert RECORD["reader"]["one object"]["all"] > 0.99
+
+
+def test_reconstructions_are_read_nearly_as_well_as_pictures():
+    model, drawn = shapes_text(), fresh(500, 0.0)
+    with torch.no_grad():
+        again = model.around.pictures(model.around.latents(drawn.x)).clamp(-1, 1)
+    found = shares(load_reader().read(again), drawn.scene)
+    assert found["all"] > RECORD["reader"]["one object"]["all"] - 0.015
+    assert (again - drawn.x).abs().mean() < 0.02
+
+
+def test_stable_diffusions_pipeline_reads_it_and_draws_what_it_is_told():
+    """50 guided steps, 64 pictures: two standard errors of a share of .95 are .055."""
+    pipeline = StableDiffusionPipeline.from_pretrained(SHAPES_TEXT, safety_checker=None)
+    pipeline.set_progress_bar_config(disable=True)
+    prompts = 2 * captions_of_one()
+    found = shares(load_reader().read(of_pipeline(pipeline, prompts, 3.0)), scene_of(prompts))
+    recorded = RECORD["teacher"]["one object, scale 3"]
+    assert found["colour"] > 0.98
+    assert found["all"] > recorded["all"] - 0.09
+    unguided = RECORD["teacher"]["one object, scale 1"]
+    assert unguided["all"] < recorded["all"]  # what guidance is for
