@@ -277,10 +277,11 @@ def test_adapters_on_the_teacher_make_a_student_of_its_own(folder, capsys):
     command = ["distill", "--teacher", "shapes-text", "--prompts", str(folder / "prompts.txt"),
                "--lora", "2", "--lambda-reg", "0", "--steps", "2", "--batch", "4",
                "--out", str(folder / "lora")]  # fmt: skip
-    pairs = ["--pairs", str(folder / "pairs")]
-    assert main([*command, *pairs, "--warm-start-steps", "3"]) == 2
+    start = ["--start", str(folder / "student.safetensors")]
+    assert main([*command, *start]) == 2
     assert "adapters start from the teacher itself" in capsys.readouterr().err
-    command += ["--warm-start-steps", "0", "--mixed-precision", "bf16", "--frozen", "bf16"]
+    command += ["--pairs", str(folder / "pairs"), "--warm-start-steps", "2", "--batch-pairs", "4"]
+    command += ["--mixed-precision", "bf16", "--frozen", "bf16"]
     assert main(command) == 0
     file = folder / "lora" / "student.safetensors"
     assert load_file(file).keys() == load_file(folder / "student.safetensors").keys()
@@ -292,6 +293,10 @@ def test_adapters_on_the_teacher_make_a_student_of_its_own(folder, capsys):
         )
     }
     assert 0 < max(moved.values()) < 1e-2
+    student, warm = (
+        load_file(folder / "lora" / f"{name}.safetensors") for name in ("student", "warm-start")
+    )
+    assert any(not torch.equal(student[name], warm[name]) for name in warm)
     assert moved["denoiser.network.conv_norm_out.weight"] == 0  # no adapter stands there
 
 

@@ -35,7 +35,7 @@ from dmd_tutorial.runs.images import save_grid
 from dmd_tutorial.runs.provenance import provenance
 from dmd_tutorial.samplers import evaluations, heun, one_step, sample
 from dmd_tutorial.survey.score_distillation import Dmd2Settings, Judge
-from dmd_tutorial.text_to_image.lora import lora_run
+from dmd_tutorial.text_to_image.lora import LowRank, lora_run
 
 PLAIN = Compute()
 
@@ -106,18 +106,17 @@ def make_student(
     """Distil a teacher, from `start` where that is given; None where the time was up.
 
     The settings are those of a method: DMD's, or DMD2's, which needs images. With a rank `lora`
-    student and critic are adapters on a text teacher, and what is made is the student merged.
+    student and critic are adapters on a text teacher, which `keep` merges.
     """
     judge = None
     if isinstance(settings, Dmd2Settings):
         judge = Judge(copy.deepcopy(training.unguided(teacher))).to(device_of(teacher))
-    if lora and (start is not None or judge is not None):
-        raise ValueError("adapters start from the teacher itself: no start, no dmd2 with lora")
-    run = (
-        lora_run(teacher, settings, lora)
-        if lora
-        else training.DistillationRun(teacher, settings, start, judge)
-    )
+    if lora and start is not None and not isinstance(start.denoiser, LowRank):
+        raise ValueError("adapters start from the teacher itself: no start with lora")
+    if lora:
+        run = lora_run(teacher, settings, lora, start=start)
+    else:
+        run = training.DistillationRun(teacher, settings, start, judge)
     made_of: dict[str, Any] = {"teacher": teacher, "start": start, "pairs": pairs, "images": images}
     if says(teacher, "prompts"):
         made_of |= {name: identity(teacher)[name] for name in ("guidance", "prompts")}
@@ -133,12 +132,7 @@ def make_student(
     iteration = partial(step, updater=updater)
     loop = training.distill(run, *image_shape(teacher), pairs, iteration=iteration)
     stage = "distil" if settings.matching else "warm start"
-    made = _drive(stage, run, loop, updater, checkpoint, control, made_of)
-    if lora and made is not None:
-        student = made.network
-        whole = OneStepGenerator(student.denoiser.merged(), student.sigma_max)
-        made = made._replace(network=whole)
-    return made
+    return _drive(stage, run, loop, updater, checkpoint, control, made_of)
 
 
 def _settle(run: Any, compute: Compute, *sets: Images | Pairs | None) -> list[Any]:
@@ -172,8 +166,6 @@ def make_student_in(
     """Regression on the pairs, where a warm start is given, then the distillation; both kept."""
     both = {"warm-start": warm_start, "student": settings}
     stages = {name: stage for name, stage in both.items() if stage is not None}
-    if lora and len(stages) > 1:
-        raise ValueError("adapters start from the teacher itself: --warm-start-steps 0")
     for stage in stages.values():  # what either refuses, or must download
         batches = filter(None, (stage.batch, stage.beside))
         split(tuple(map(torch.empty, batches)), compute.accumulation, Processes())
@@ -339,6 +331,8 @@ def measure(
 def keep(path: Path, trained: Trained, notes: Mapping[str, Any], half: bool = False) -> None:
     """Write a network (`half`: in 16 bits), what it was made with, and a hundred samples."""
     model = trained.network
+    if isinstance(model, OneStepGenerator) and isinstance(model.denoiser, LowRank):
+        model = OneStepGenerator(model.denoiser.merged(), model.sigma_max)
     z, label = noise(model, 100, "pictures")
     x = draw(model, z, label, steps=18, batch=100)
     if not Processes().first:
