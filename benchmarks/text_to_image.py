@@ -6,8 +6,11 @@ Every seed has pairs, draws and evaluation noise of its own; two sets of evaluat
 student tell the spread of the measure from that of training. Rows that are in the file are not
 made again; with --minutes the program stops between two steps, and ends with status 3 where there
 is more to do. `benchmarks/text_students.py` says how students are trained, and
-`benchmarks/prompt_measures.py` what is measured. An evaluation takes about 1.2 ms of a core: three
-hours for all students of a seed, 50 minutes for the teacher's rows of 3,200 pictures each.
+`benchmarks/prompt_measures.py` what is measured.
+
+An evaluation takes about 1.2 ms of a core: three hours for all students of a seed, 50 minutes for
+the teacher's rows of 3,200 pictures each. Several may run at once, with other seeds and files, once
+the teacher's rows are there; a last run then measures, for one file, all that is kept in --work.
 """
 
 import argparse
