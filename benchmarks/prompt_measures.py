@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from dmd_tutorial import metrics
+from dmd_tutorial.data.captioned import Scene, draw, scene_of
 from dmd_tutorial.features import to_8_bit
-from dmd_tutorial.text_to_image.shapes import Scene, draw, scene_of
 
 
 class Drawn(NamedTuple):

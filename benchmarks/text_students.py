@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from benchmarks import plan
@@ -34,6 +33,7 @@ from dmd_tutorial.survey.consistency import (
     pseudo_huber,
 )
 from dmd_tutorial.survey.score_distillation import Dmd2Settings, Judge
+from dmd_tutorial.text_to_image.lora import LowRank
 from dmd_tutorial.text_to_image.prompted import Prompted
 from dmd_tutorial.training import (
     DistillationRun,
@@ -44,7 +44,7 @@ from dmd_tutorial.training import (
     fit,
 )
 
-SAMPLER = getattr(samplers, "pndm", samplers.ddim)  # the pipeline's own
+SAMPLER = samplers.pndm  # the pipeline's own
 SCALE = 3.0  # of guidance, in the pairs and in the teacher's score; the critic has none
 CHUNK = 320  # pictures sampled at a time, ten of each prompt
 
@@ -131,7 +131,7 @@ def settings_of(name: str, sizes: Sizes, seed: int = 0) -> Any:
 
 def per_picture(sizes: Sizes, scale: float = SCALE) -> int:
     """Network evaluations for one of the teacher's pictures."""
-    return (sizes.steps + (SAMPLER.__name__ == "pndm")) * (1 if scale == 1 else 2)
+    return samplers.evaluations(SAMPLER, sizes.steps) * (1 if scale == 1 else 2)
 
 
 def costs(sizes: Sizes) -> dict[str, int]:
@@ -139,22 +139,6 @@ def costs(sizes: Sizes) -> dict[str, int]:
     each = {name: settings_of(name, sizes) for name in METHODS}
     trainings = {name: some.steps * evaluations(some) for name, some in each.items()}
     return {"pairs": sizes.pairs * per_picture(sizes), **trainings}
-
-
-def ladder(model: Prompted, steps: int) -> Float[Tensor, " steps+1"]:
-    """The levels of a pipeline's own scheduler: down to that of its first time, not to 0."""
-    scheduler = deepcopy(model.around.pipeline.scheduler)
-    scheduler.set_timesteps(steps)
-    times = scheduler.timesteps.unique().flip(0).tolist()
-    squared = scheduler.alphas_cumprod.double()[[*times, 0]]
-    return ((1 - squared) / squared).sqrt()
-
-
-def adapters_on(model: Prompted, rank: int, seed: int) -> nn.Module:
-    """Low-rank adapters on the teacher's own weights, as a network to train."""
-    from dmd_tutorial.text_to_image.lora import LowRank
-
-    return LowRank(model, rank, seed=seed)
 
 
 def consistency(
@@ -198,7 +182,7 @@ class Workshop:
         self.model = model.requires_grad_(False).eval().to(memory_format=torch.channels_last)
         self.work, self.sizes, self.over = work, sizes, over
         self.shape, self.classes = image_shape(model)
-        self.teacher, self.levels = Guided(model, SCALE), ladder(model, sizes.steps)
+        self.teacher, self.levels = Guided(model, SCALE), model.ladder(sizes.steps)
         self.made_by = {
             "pipeline": fingerprint(model), "sampler": SAMPLER.__name__, "scale": SCALE,
             "sizes": asdict(replace(sizes, pictures=0)),  # their number may be raised later
@@ -279,7 +263,7 @@ class Workshop:
     def student(self, name: str, seed: int, trained: bool = True) -> Any:
         """A student at its end, or before it is trained: the teacher's weights."""
         rank = METHODS[name].rank
-        start = OneStepGenerator(adapters_on(self.model, rank, seed) if rank else self.model)
+        start = OneStepGenerator(LowRank(self.model, rank, seed=seed) if rank else self.model)
         return pretrained.load_denoiser(self.file(name, seed), start) if trained else start
 
     def begin(self, name: str, seed: int) -> tuple[Any, Iterator]:
@@ -291,7 +275,7 @@ class Workshop:
             return consistency(self.teacher, student, settings, self.data(seed))
         critic, iteration = None, dmd.iteration
         if method.rank:
-            critic = adapters_on(self.model, method.rank, seed)
+            critic = LowRank(self.model, method.rank, seed=seed)
         if isinstance(settings, Dmd2Settings):
             critic = Judge(deepcopy(self.model))
             iteration = settings.step(self.data(seed), self.shape, self.classes)

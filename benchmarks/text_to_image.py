@@ -39,11 +39,11 @@ from benchmarks.text_students import (
 )
 from dmd_tutorial import samplers
 from dmd_tutorial.anchor import fingerprint
+from dmd_tutorial.data.captioned import Reader, captions_of_one
 from dmd_tutorial.files import write_json
 from dmd_tutorial.generators import OneStepGenerator
 from dmd_tutorial.runs.provenance import provenance
 from dmd_tutorial.text_to_image.prompted import Prompted, load_pipeline
-from dmd_tutorial.text_to_image.shapes import Reader, captions_of_one
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0, 8.0)  # of the teacher
 NOISES, REFERENCE = (0, 1), 2  # numbers of the teacher's evaluation noise, and of drawn pictures

@@ -2,8 +2,6 @@
 
 import json
 from collections import Counter
-from importlib.util import find_spec
-from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
@@ -11,16 +9,14 @@ import torch
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
+pytest.importorskip("peft")
 
 from benchmarks import shapes_pipeline, text_to_image  # noqa: E402
 from benchmarks.prompt_measures import Drawn, Gauge, drawn, spread  # noqa: E402
-from benchmarks.text_students import METHODS, QUICK, SAMPLER, Workshop, costs  # noqa: E402
+from benchmarks.text_students import METHODS, QUICK, Workshop, costs  # noqa: E402
 from dmd_tutorial.data import balanced_labels  # noqa: E402
+from dmd_tutorial.data.captioned import Reader, captions_of_one, scene_of  # noqa: E402
 from dmd_tutorial.text_to_image.prompted import Prompted, load_pipeline  # noqa: E402
-from dmd_tutorial.text_to_image.shapes import Reader, captions_of_one, scene_of  # noqa: E402
-
-LORA = find_spec("peft") and find_spec("dmd_tutorial.text_to_image.lora")
-TRAINABLE = [name for name, method in METHODS.items() if LORA or not method.rank]
 
 
 class Files(NamedTuple):
@@ -112,7 +108,7 @@ def test_seeds_share_no_noise(shop):
     assert shop.pairs(0).y.equal(shop.pairs(0).y)
 
 
-@pytest.mark.parametrize("name", TRAINABLE)
+@pytest.mark.parametrize("name", METHODS)
 def test_costs_are_those_of_a_real_training(shop, name):
     """Every call of a U-Net counts its latents, three times where a gradient is wanted."""
     if start := METHODS[name].start:
@@ -177,14 +173,6 @@ def test_spread_of_training_and_of_the_measure():
     assert found == {"mean": 4, "of_trainings": pytest.approx(8**0.5), "of_measure": 2**0.5}
 
 
-def test_the_ladder_is_the_pipelines(shop):
-    levels = shop.levels.tolist()
-    assert len(levels) == QUICK.steps + 1
-    assert all(high > low for high, low in pairwise(levels))
-    assert levels[-1] == pytest.approx(shop.model.denoiser.sigma_range[0])
-
-
-@pytest.mark.skipif(SAMPLER.__name__ != "pndm", reason="the sampler is another one")
 def test_the_teacher_makes_what_the_pipeline_makes(shop):
     pipeline = shop.model.pipeline()
     pipeline.set_progress_bar_config(disable=True)
