@@ -44,7 +44,9 @@ from dmd_tutorial.training import (
     fit,
 )
 
-SAMPLER = samplers.pndm  # the pipeline's own
+# The pipeline's own, but for one thing: with a prediction of v `diffusers` averages v, the paper
+# and we the noise.
+SAMPLER = samplers.pndm
 SCALE = 3.0  # of guidance, in the pairs and in the teacher's score; the critic has none
 CHUNK = 320  # pictures sampled at a time, ten of each prompt
 
