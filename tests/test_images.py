@@ -174,7 +174,8 @@ def test_other_files_are_counted_and_named_sets_are_known(tmp_path, capsys):
     assert "2 images, no classes, 1 other files left alone" in capsys.readouterr().out
     assert images.take(torch.tensor([1, 0])).shape == (2, 3, 8, 8)
     assert images.take(torch.tensor([0]))[0, 0, 0, 0] == pytest.approx(10 / 127.5 - 1)
-    with pytest.raises(FileNotFoundError, match=r"neither a path nor a data set \(digits, cifar10"):
+    named = r"neither a path nor a data set \(digits, shapes, cifar10"
+    with pytest.raises(FileNotFoundError, match=named):
         load_images("cifar1", 8)
     (tmp_path / "x.zip").write_text("")
     with pytest.raises(ValueError, match="neither a folder nor a zip"):
