@@ -56,8 +56,8 @@ def test_a_file_says_how_it_was_made(tmp_path):
         made_by = json.loads(file.metadata()["made_by"])
     assert made_by == {"teacher": fingerprint(teacher()), "sampler": "heun", "steps": 3,
                        "evaluations": 5, "seed": 5, "noise": "stream of pairs",
-                       "sigma_range": [0.002, 80.0], "precision": "its own", "guidance": 1.0, "prompts": None,
-                       "chunk": 2}  # fmt: skip
+                       "sigma_range": [0.002, 80.0], "precision": "its own", "guidance": 1.0,
+                       "prompts": None, "chunk": 2}  # fmt: skip
 
 
 def test_pairs_of_before_they_said_their_precision_go_on(tmp_path):
