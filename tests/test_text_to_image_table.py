@@ -70,7 +70,7 @@ def test_stopped_and_continued_gives_the_same_rows(files, tmp_path):
     def over() -> bool:
         nonlocal calls
         calls += 1
-        return calls % 17 == 0
+        return calls in (5, 19, 23)  # a teacher's row, within a training, at the end of another
 
     while not parts:
         try:
@@ -79,8 +79,7 @@ def test_stopped_and_continued_gives_the_same_rows(files, tmp_path):
             kept = (tmp_path / "parts").rglob("*.ckpt")
             stopped_within.append((stop.code, [path.stem for path in kept]))
     assert {code for code, _ in stopped_within} == {3}
-    assert len(stopped_within) > 1
-    assert any(kept for _, kept in stopped_within)  # at least once within a training
+    assert [kept for _, kept in stopped_within] == [[], ["regression"], ["DMD"]]
     assert measured(parts) == measured(whole)
     students = [row for row in whole["rows"] if row["seed"] is not None]
     assert [(row["row"], row["seed"]) for row in students] == [
@@ -108,7 +107,7 @@ def test_seeds_share_no_noise(shop):
     assert shop.pairs(0).y.equal(shop.pairs(0).y)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", [name for name in METHODS if "regression on" not in name])
 def test_costs_are_those_of_a_real_training(shop, name):
     """Every call of a U-Net counts its latents, three times where a gradient is wanted."""
     if start := METHODS[name].start:
