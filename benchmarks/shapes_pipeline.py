@@ -26,6 +26,7 @@ from dmd_tutorial.data.captioned import (
     Reader,
     Scene,
     captions_of_one,
+    followed,
     scene_of,
     shapes,
 )  # fmt: skip
@@ -231,11 +232,6 @@ def save_pipeline(folder: Path, vae: AutoencoderKL, told: Captioned, scaling: fl
     pipeline.save_pretrained(folder)
 
 
-def shares(read: Scene, asked: Scene) -> dict[str, float]:
-    """How often each attribute is right, and all of them."""
-    return {name: same.double().mean().item() for name, same in asked.agrees(read).items()}
-
-
 def of_pipeline(pipeline: StableDiffusionPipeline, prompts: list[str], scale: float) -> Tensor:
     """Pictures in 50 steps of the pipeline's own sampler, from seed 4."""
     rng, parts = torch.Generator().manual_seed(4), []
@@ -255,8 +251,8 @@ def measured(folder: Path, reader: Reader, count: int = 960) -> dict:
     report: dict = {"reader": {}, "reconstructed": {}, "teacher": {}}
     for name, drawn in fresh.items():
         again = model.around.pictures(model.around.latents(drawn.x)).clamp(-1, 1)
-        report["reader"][name] = shares(reader.read(drawn.x), drawn.scene)
-        report["reconstructed"][name] = shares(reader.read(again), drawn.scene)
+        report["reader"][name] = followed(drawn.x, drawn.scene, reader)
+        report["reconstructed"][name] = followed(again, drawn.scene, reader)
         report["reconstructed"][name]["mean |error|"] = (again - drawn.x).abs().mean().item()
     prompts = [model.prompts[k % model.classes] for k in range(count)]
     two = fresh["two objects"].captions[: count // 2]
@@ -264,7 +260,7 @@ def measured(folder: Path, reader: Reader, count: int = 960) -> dict:
     for name, asked, scales in runs:
         for scale in scales:
             x = of_pipeline(pipeline, asked, scale)
-            found = shares(reader.read(x), scene_of(asked)) | {"pictures": len(x)}
+            found = followed(x, scene_of(asked), reader) | {"pictures": len(x)}
             report["teacher"][f"{name}, scale {scale}"] = found
             print(name, scale, found, flush=True)
     return report

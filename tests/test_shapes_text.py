@@ -10,8 +10,8 @@ pytest.importorskip("transformers")
 
 from diffusers import StableDiffusionPipeline
 
-from benchmarks.shapes_pipeline import of_pipeline, shares
-from dmd_tutorial.data.captioned import captions_of_one, load_reader, scene_of, shapes
+from benchmarks.shapes_pipeline import of_pipeline
+from dmd_tutorial.data.captioned import captions_of_one, followed, scene_of, shapes
 from dmd_tutorial.text_to_image.prompted import SHAPES_TEXT, shapes_text
 
 RECORD = json.loads((SHAPES_TEXT.parents[2] / "book/results/shapes-text.json").read_text())
@@ -32,7 +32,7 @@ def test_the_reader_reads():
     """Recorded on 2,000 pictures of either kind; a standard error here is below .005."""
     for name, two in (("one object", 0.0), ("two objects", 1.0)):
         drawn = fresh(500, two)
-        found = shares(load_reader().read(drawn.x), drawn.scene)
+        found = followed(drawn.x, drawn.scene)
         assert found["all"] > RECORD["reader"][name]["all"] - 0.015
     assert RECORD["reader"]["one object"]["all"] > 0.99
 
@@ -41,7 +41,7 @@ def test_reconstructions_are_read_nearly_as_well_as_pictures():
     model, drawn = shapes_text(), fresh(500, 0.0)
     with torch.no_grad():
         again = model.around.pictures(model.around.latents(drawn.x)).clamp(-1, 1)
-    found = shares(load_reader().read(again), drawn.scene)
+    found = followed(again, drawn.scene)
     assert found["all"] > RECORD["reader"]["one object"]["all"] - 0.015
     assert (again - drawn.x).abs().mean() < 0.02
 
@@ -51,7 +51,7 @@ def test_stable_diffusions_pipeline_reads_it_and_draws_what_it_is_told():
     pipeline = StableDiffusionPipeline.from_pretrained(SHAPES_TEXT, safety_checker=None)
     pipeline.set_progress_bar_config(disable=True)
     prompts = 2 * captions_of_one()
-    found = shares(load_reader().read(of_pipeline(pipeline, prompts, 3.0)), scene_of(prompts))
+    found = followed(of_pipeline(pipeline, prompts, 3.0), scene_of(prompts))
     recorded = RECORD["teacher"]["one object, scale 3"]
     assert found["colour"] > 0.98
     assert found["all"] > recorded["all"] - 0.09

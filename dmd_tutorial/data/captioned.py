@@ -234,7 +234,7 @@ def load_reader() -> Reader:
     return reader.requires_grad_(False).eval()
 
 
-def followed(x: Tensor, asked: Scene) -> dict[str, float]:
+def followed(x: Tensor, asked: Scene, reader: Reader | None = None) -> dict[str, float]:
     """Shares of pictures that show what was asked for, attribute by attribute, by the reader."""
-    agrees = load_reader().read(x.clamp(-1, 1)).agrees(asked)
-    return {name: right.float().mean().item() for name, right in agrees.items()}
+    agrees = asked.agrees((reader or load_reader()).read(x.clamp(-1, 1)))
+    return {name: right.double().mean().item() for name, right in agrees.items()}
