@@ -26,7 +26,7 @@ from dmd_tutorial.training import DistillationRun, DistillSettings
 CROSS = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 NETWORKS = {
     "small": {
-        "sample_size": 8, "block_out_channels": (56, 64), "layers_per_block": 1,
+        "sample_size": 8, "block_out_channels": (48, 64), "layers_per_block": 1,
         "cross_attention_dim": 64, "attention_head_dim": 4, "norm_num_groups": 8,
         "down_block_types": ("DownBlock2D", CROSS[0]), "up_block_types": (CROSS[1], "UpBlock2D"),
     },
