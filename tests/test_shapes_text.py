@@ -11,7 +11,9 @@ pytest.importorskip("transformers")
 from diffusers import StableDiffusionPipeline
 
 from benchmarks.shapes_pipeline import of_pipeline
+from dmd_tutorial.adapters import Guided
 from dmd_tutorial.data.captioned import captions_of_one, followed, scene_of, shapes
+from dmd_tutorial.samplers import pndm, sample
 from dmd_tutorial.text_to_image.prompted import SHAPES_TEXT, shapes_text
 
 RECORD = json.loads((SHAPES_TEXT.parents[2] / "book/results/shapes-text.json").read_text())
@@ -57,3 +59,25 @@ def test_stable_diffusions_pipeline_reads_it_and_draws_what_it_is_told():
     assert found["all"] > recorded["all"] - 0.09
     unguided = RECORD["teacher"]["one object, scale 1"]
     assert unguided["all"] < recorded["all"]  # what guidance is for
+
+
+def test_pairs_are_nearly_what_the_pipelines_own_sampler_makes():
+    """Nearly: where a model predicts v, diffusers' PNDM averages v; the paper and we, noise."""
+    model = shapes_text().requires_grad_(False)
+    pipeline, levels = model.pipeline(), model.ladder(50)
+    pipeline.set_progress_bar_config(disable=True)
+    z, label = (
+        torch.randn(16, 4, 8, 8, generator=torch.Generator().manual_seed(5)),
+        torch.arange(16),
+    )
+    first, last = ((1 + level**2).rsqrt().float() for level in (levels[0], levels[-1]))
+    asked = {"latents": first * levels[0].float() * z, "output_type": "latent"}
+    prompts = [model.prompts[k] for k in label]
+    theirs = pipeline(prompts, 50, guidance_scale=3.0, **asked).images / last
+
+    def apart(scale):
+        ours = sample(Guided(model, scale), z, label, sampler=pndm, levels=levels)
+        return ((ours - theirs).square().mean() / theirs.square().mean()).sqrt()
+
+    assert apart(3.0) < 0.025
+    assert apart(2.0) > 0.05  # the scale that adds, taken for the one that multiplies

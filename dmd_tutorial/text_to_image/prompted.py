@@ -30,16 +30,21 @@ def load_pipeline(name: str | Path = SHAPES_TEXT) -> Any:
     """
     try:
         from diffusers import DiffusionPipeline
+        from diffusers.utils import logging as of_pipelines
+        from transformers.utils import logging as of_weights
     except ImportError as error:
         raise RuntimeError(
             f"text to image needs packages of its own ({error}): pip install 'dmd-tutorial[text]'"
         ) from error
+    if Path(name).is_dir():  # a download shows how far it is
+        of_pipelines.disable_progress_bar()
+        of_weights.disable_progress_bar()
     try:
         pipeline = DiffusionPipeline.from_pretrained(str(name), safety_checker=None)
     except (OSError, ValueError) as error:
         raise RuntimeError(
-            f"{name} is no pipeline on this machine, nor to be downloaded: get it on one with a "
-            f"network ({str(error).splitlines()[0]})"
+            f"{name} is no pipeline on this machine, and could not be downloaded: "
+            "get it on a machine with a network, or give a folder"
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
