@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor
 
 from dmd_tutorial import metrics
-from dmd_tutorial.data.captioned import Scene, draw, scene_of
+from dmd_tutorial.data.captioned import Scene, draw, followed, scene_of
 from dmd_tutorial.features import to_8_bit
 
 
@@ -64,9 +64,8 @@ class Gauge:
     def measure(self, pictures: Drawn) -> dict:
         x, label = self.rounded(pictures.x), pictures.label
         asked = Scene(*(part[label] for part in self.asked))
-        follows = asked.agrees(self.reader.read(x))
         found = self.features(x)
-        row: dict = {"follows": {k: same.double().mean().item() for k, same in follows.items()}}
+        row: dict = {"follows": followed(x, asked, self.reader)}
         for name, reference in self.references.items():
             precision, recall = metrics.precision_recall(found, reference)
             distance = metrics.frechet(found, reference)

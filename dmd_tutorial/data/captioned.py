@@ -83,15 +83,12 @@ def captions_of(scene: Scene, rng: Generator | None = None) -> list[str]:
     names = {value: word for word, value in RELATIONS.items()}
     captions = []
     for row, how in enumerate(scene.arrangement.tolist()):
-        first, second = (
-            f"a {SIZES[scene.size[row, k]]} {COLOURS[scene.colour[row, k]]}"
-            f" {KINDS[scene.kind[row, k]]}"
-            for k in ((1, 0) if turned[row] else (0, 1))
-        )
-        if not how:
-            captions.append(second if turned[row] else first)
-        else:
-            captions.append(f"{first} {names[how, turned[row]]} {second}")
+        objects = [
+            f"a {SIZES[size]} {COLOURS[colour]} {KINDS[kind]}"
+            for kind, colour, size in zip(*(part[row] for part in scene[1:]), strict=True)
+        ]
+        first, second = objects[::-1] if turned[row] else objects
+        captions.append(f"{first} {names[how, turned[row]]} {second}" if how else objects[0])
     return captions
 
 
@@ -139,10 +136,8 @@ def draw(scene: Scene, rng: Generator | None = None) -> Float[Tensor, "count 3 3
         apart = uniform(-0.5, 0.5, 2) + torch.tensor([-8.0, 8.0])
         along = place[..., 2 - how]
         place[..., 2 - how] = torch.where((scene.arrangement == how)[:, None], apart, along)
-    turn, tint = (
-        uniform(-0.35, 0.35, 2),
-        torch.tensor(_TINT)[scene.colour] + uniform(-0.1, 0.1, 2, 3),
-    )
+    turn = uniform(-0.35, 0.35, 2)
+    tint = torch.tensor(_TINT)[scene.colour] + uniform(-0.1, 0.1, 2, 3)
     slope = uniform(-0.3, 0.3, 2) / SIZE
     centred = grid - SIZE / 2
     shade = uniform(-0.3, 0.4, 1, 1) + torch.einsum("na,ahw->nhw", slope, centred)
